@@ -1,0 +1,1 @@
+"""The `tessera` command: thin verbs over the core and the runtime."""

@@ -1,0 +1,1 @@
+"""Ensembles: how the members' answers become one."""

@@ -1,0 +1,1 @@
+"""Devices: MIG tables with their sources, geometry legality, device classes."""

@@ -1,0 +1,1 @@
+"""Performance: measured latency profiles and the batch-queue model that predicts latency under load."""

@@ -1,0 +1,1 @@
+"""Planning: cluster facts and demands in, placements or typed refusals out."""

@@ -1,0 +1,1 @@
+"""Discrete-event simulation of the queues that the planner reasons about."""

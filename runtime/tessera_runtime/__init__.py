@@ -1,0 +1,1 @@
+"""The per-node runtime: agent, supervisor, dispatcher, workers, and the front ends they serve through."""
