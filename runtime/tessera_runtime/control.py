@@ -1,0 +1,134 @@
+"""The agent's conversation with the server: one JSON document a line, over a Unix socket.
+
+The server answers every request with one line. The agent may hang up and come back at any time; the server
+keeps running what it was told last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import msgspec
+
+from tessera_runtime.target import ProfileReport, ProfileRequest, ServerReport, ServerTarget
+
+MAX_LINE = 16 << 20
+"""Bytes of one message: a target of several thousand instances."""
+
+
+class Apply(msgspec.Struct, frozen=True, tag=True):
+    target: ServerTarget
+
+
+class Report(msgspec.Struct, frozen=True, tag=True):
+    """Ask for a ServerReport."""
+
+
+class Profile(msgspec.Struct, frozen=True, tag=True):
+    request: ProfileRequest
+
+
+class Applied(msgspec.Struct, frozen=True, tag=True): ...
+
+
+class Reported(msgspec.Struct, frozen=True, tag=True):
+    report: ServerReport
+
+
+class Profiled(msgspec.Struct, frozen=True, tag=True):
+    report: ProfileReport
+
+
+class Refused(msgspec.Struct, frozen=True, tag=True):
+    reason: str
+
+
+Request = Apply | Report | Profile
+Answer = Applied | Reported | Profiled | Refused
+
+_encode = msgspec.json.Encoder().encode
+_decode_request = msgspec.json.Decoder(Request).decode
+_decode_answer = msgspec.json.Decoder(Answer).decode
+
+T = TypeVar("T")
+
+Handler = Callable[[Request], Awaitable[Answer]]
+
+
+class ControlError(Exception):
+    """The server refused a request, or cannot be reached."""
+
+
+async def serve_control(handler: Handler, listener_fd: int) -> asyncio.Server:
+    """Answer on the listening socket ``listener_fd``, which the supervisor owns and keeps."""
+
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while line := await reader.readline():
+                try:
+                    answer = await handler(_decode_request(line))
+                except msgspec.MsgspecError as error:
+                    answer = Refused(f"not a control message: {error}")
+                writer.write(_encode(answer) + b"\n")
+                await writer.drain()
+        except (OSError, ValueError, asyncio.CancelledError):
+            pass  # the agent went away, sent an endless line, or the server ends: nothing is half done
+        finally:
+            writer.close()
+
+    listener = socket.socket(fileno=listener_fd)
+    return await asyncio.start_unix_server(converse, sock=listener, limit=MAX_LINE)
+
+
+class ControlClient:
+    """The agent's side. One request at a time."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._lock = asyncio.Lock()
+        self._stream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def apply(self, target: ServerTarget) -> None:
+        await self._ask(Apply(target), Applied, 30.0)
+
+    async def report(self) -> ServerReport:
+        return (await self._ask(Report(), Reported, 30.0)).report
+
+    async def profile(self, request: ProfileRequest, timeout_s: float) -> ProfileReport:
+        return (await self._ask(Profile(request), Profiled, timeout_s)).report
+
+    async def close(self) -> None:
+        if self._stream is not None:
+            self._stream[1].close()
+            self._stream = None
+
+    async def _ask(self, request: Request, expected: type[T], timeout_s: float) -> T:
+        async with self._lock:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    line = await self._exchange(_encode(request) + b"\n")
+            except (OSError, ValueError, TimeoutError) as error:
+                await self.close()
+                raise ControlError(f"the server does not answer: {error or 'time-out'}") from error
+        if not line:
+            await self.close()
+            raise ControlError("the server hung up")
+        answer = _decode_answer(line)
+        if isinstance(answer, Refused):
+            raise ControlError(answer.reason)
+        if not isinstance(answer, expected):
+            raise ControlError(
+                f"found the answer {type(answer).__name__}, expected {expected.__name__}"
+            )
+        return answer
+
+    async def _exchange(self, line: bytes) -> bytes:
+        if self._stream is None:
+            self._stream = await asyncio.open_unix_connection(self._path, limit=MAX_LINE)
+        reader, writer = self._stream
+        writer.write(line)
+        await writer.drain()
+        return await reader.readline()

@@ -1,0 +1,1 @@
+"""Device inventory: processor cores and NVIDIA GPUs."""

@@ -1,0 +1,1 @@
+"""The dispatcher: arenas, queues, batches, ensembles."""

@@ -1,0 +1,242 @@
+"""Keeping instances running: start, load, warm, attach; when the process dies, again, with growing pauses.
+
+On a CPU every instance has a process of its own: Python's lock would make instances of small models take
+turns, and forking one costs milliseconds and a few megabytes. On a GPU the instances of one namespace share
+a process per device, because without MPS several processes only take turns on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from tessera_runtime.dispatch.member import Lane, Member
+from tessera_runtime.dispatch.service import Service
+from tessera_runtime.dispatch.waiting import eventually
+from tessera_runtime.dispatch.workers import (
+    LoadFailed,
+    OpenedLane,
+    Place,
+    Worker,
+    WorkerLost,
+    WorkerPool,
+)
+from tessera_runtime.target import DeviceTarget, MemberTarget, ServiceTarget
+from tessera_runtime.worker import messages as m
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE_S = 0.05
+MOST_PAUSE_S = 10.0
+"""Restarts are immediate at first, since a lone crash should cost little, and rare when they do not help."""
+
+HEALTHY_S = 30.0
+"""An instance that ran for so long starts with a short pause again."""
+
+DRAIN_TIMEOUT_S = 60.0
+"""Most that finishing accepted work may delay the end of an instance."""
+
+
+def place_of(device: DeviceTarget) -> Place:
+    return Place(
+        device.id, device.kind, device.cores, device.threads, device.memory_mib, device.environment
+    )
+
+
+def load_message(member: MemberTarget, service: ServiceTarget) -> m.Load:
+    return m.Load(
+        model=f"{service.name}/{member.name}@{member.digest}",
+        path=member.path,
+        format=member.format,
+        allow_code=member.allow_code,
+        inputs=tuple(m.Tensor(t.name, t.datatype, t.row_shape) for t in service.inputs),
+        outputs=tuple(m.Tensor(t.name, t.datatype, t.row_shape) for t in service.outputs),
+    )
+
+
+def warm_batches(largest: int) -> tuple[int, ...]:
+    """Powers of two up to ``largest``, and ``largest``: what is warmed, and what a profile measures."""
+    sizes = {largest}
+    size = 1
+    while size < largest:
+        sizes.add(size)
+        size *= 2
+    return tuple(sorted(sizes))
+
+
+def warm_shapes(service: ServiceTarget) -> dict[str, tuple[int, ...]]:
+    """A concrete row shape for every declared input of variable shape: its largest bucket, or ones."""
+    return {
+        tensor.name: tensor.buckets[-1]
+        if tensor.buckets
+        else tuple(1 if size == -1 else size for size in tensor.row_shape)
+        for tensor in service.inputs
+        if -1 in tensor.row_shape
+    }
+
+
+class Workers:
+    """Who uses which worker process."""
+
+    def __init__(self, pool: WorkerPool) -> None:
+        self.living: dict[int, Worker] = {}
+        """By incarnation."""
+        self._pool = pool
+        self._shared: dict[tuple[str, str], Worker] = {}
+        """Of each GPU and namespace."""
+        self._models: Counter[tuple[int, str]] = Counter()
+        """Instances by (incarnation, model)."""
+        self._starting = asyncio.Lock()
+
+    async def acquire(self, device: DeviceTarget, namespace: str, model: str) -> Worker:
+        """A worker on ``device`` for one instance of ``model``. Raises WorkerLost."""
+        if device.kind == "cpu":
+            worker = await self._start(device)
+        else:
+            async with self._starting:
+                shared = self._shared.get((device.id, namespace))
+                worker = (
+                    shared if shared is not None and shared.alive else await self._start(device)
+                )
+                self._shared[device.id, namespace] = worker
+        self._models[worker.incarnation, model] += 1
+        return worker
+
+    def release(self, worker: Worker, model: str) -> None:
+        """One instance less: the last of a model unloads it, the last of a process ends it."""
+        self._models[worker.incarnation, model] -= 1
+        if self._models[worker.incarnation, model]:
+            return
+        del self._models[worker.incarnation, model]
+        if any(incarnation == worker.incarnation for incarnation, _ in self._models):
+            worker.unload(model)
+            return
+        self._shared = {key: shared for key, shared in self._shared.items() if shared is not worker}
+        worker.kill()
+
+    async def _start(self, device: DeviceTarget) -> Worker:
+        worker = await self._pool.start(place_of(device))
+        self.living[worker.incarnation] = worker
+        worker.lost.add_done_callback(lambda _: self.living.pop(worker.incarnation, None))
+        return worker
+
+
+class Instance:
+    """One wanted instance of a member, from its first start to its end."""
+
+    def __init__(
+        self,
+        service: Service,
+        index: int,
+        device: DeviceTarget,
+        workers: Workers,
+        hang_timeout_s: float,
+        on_loaded: Callable[[Service, int, m.Loaded], None],
+        on_ready: Callable[[Service], None],
+    ) -> None:
+        self.device = device
+        self.lane: Lane | None = None
+        self.problem = ""
+        self.memory_mib = 0.0
+        self._service = service
+        self._index = index
+        self._workers = workers
+        self._hang_timeout_s = hang_timeout_s
+        self._on_loaded = on_loaded
+        self._on_ready = on_ready
+        self._stopping = False
+        self._task = asyncio.create_task(
+            self._keep_running(), name=f"instance {service.name}[{index}]"
+        )
+
+    @property
+    def ready(self) -> bool:
+        return self.lane is not None
+
+    async def stop(self, drain: bool) -> None:
+        """End the instance: after the work it holds, if ``drain``."""
+        self._stopping = True
+        lane = self.lane
+        if lane is not None and drain:
+            member = self._member
+            # Where nobody else could serve what waits, it goes first.
+            await eventually(lambda: member.lanes != [lane] or not member.queue, DRAIN_TIMEOUT_S)
+            member.detach(lane)
+            if not await eventually(lambda: not lane.batch, DRAIN_TIMEOUT_S):
+                log.warning("%s: a batch outlasted the drain", self._service.name)
+        self._task.cancel()
+        try:
+            await self._task
+        except asyncio.CancelledError:
+            pass
+
+    @property
+    def _member(self) -> Member:
+        return self._service.members[self._index]
+
+    async def _keep_running(self) -> None:
+        failures = 0
+        while not self._stopping:
+            started = time.monotonic()
+            try:
+                await self._run_once()
+            except WorkerLost as error:
+                self.problem = str(error)
+            except LoadFailed as error:
+                self.problem = str(error)
+                log.error("%s/%s: %s", self._service.name, self._member.name, error)
+            failures = 0 if time.monotonic() - started > HEALTHY_S else failures + 1
+            await asyncio.sleep(
+                min(MOST_PAUSE_S, FIRST_PAUSE_S * 2 ** (failures - 1)) if failures else 0
+            )
+
+    async def _run_once(self) -> None:
+        """From the fork to the end of the process, or to the cancellation of this task."""
+        target = self._service.target
+        wanted = target.members[self._index]
+        load = load_message(wanted, target)
+        worker = await self._workers.acquire(self.device, target.name.partition(".")[0], load.model)
+        lane: Lane | None = None
+        try:
+            loaded = await worker.load(load)
+            self.memory_mib = loaded.memory_mib
+            largest = min(wanted.max_batch, loaded.max_rows or wanted.max_batch)
+            opened = await worker.open_lane(
+                loaded.model, warm_batches(largest), warm_shapes(target)
+            )
+            lane = self._attach(opened, loaded)
+            await asyncio.shield(worker.lost)
+            self._member.statistics.restarts += 1
+            log.warning("worker %d of %s ended", worker.incarnation, self._service.name)
+        finally:
+            self.lane = None
+            if lane is not None:
+                lane.close()
+                self._member.detach(lane)
+            self._workers.release(worker, load.model)
+            if lane is not None and lane.batch:
+                # Its process may still be running: what it held is given out again only once it is gone.
+                await _uninterrupted(worker.lost)
+                self._member.lane_lost(lane)
+
+    def _attach(self, opened: OpenedLane, loaded: m.Loaded) -> Lane:
+        self._on_loaded(self._service, self._index, loaded)
+        lane = Lane(self._member, opened, self._hang_timeout_s)
+        self.lane = lane
+        self.problem = ""
+        if not self._stopping:
+            self._member.attach(lane)
+        self._on_ready(self._service)
+        return lane
+
+
+async def _uninterrupted(future: asyncio.Future[None]) -> None:
+    """Wait for ``future`` whatever happens to this task; a cancellation meanwhile is for the caller to notice."""
+    while not future.done():
+        try:
+            await asyncio.shield(future)
+        except asyncio.CancelledError:
+            continue

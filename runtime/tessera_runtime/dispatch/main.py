@@ -1,0 +1,123 @@
+"""The dispatcher process: front ends, dispatcher, control socket, metrics."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import signal
+import socket
+import sys
+
+import uvloop
+
+from tessera_runtime import control, logs
+from tessera_runtime.dispatch.arena import InputArena
+from tessera_runtime.dispatch.dispatcher import Dispatcher
+from tessera_runtime.dispatch.metrics import start_metrics
+from tessera_runtime.dispatch.profiler import profile
+from tessera_runtime.dispatch.workers import LoadFailed, WorkerLost, WorkerPool
+from tessera_runtime.errors import ServeError
+from tessera_runtime.protocol.grpc_server import start_grpc
+from tessera_runtime.protocol.http_server import start_http
+from tessera_runtime.protocol.limits import GrpcLimits, HttpLimits
+from tessera_runtime.protocol.listen import PortTaken
+
+log = logging.getLogger(__name__)
+
+EX_CONFIG = 78
+"""sysexits.h: the supervisor does not start the dispatcher again, since it would fail the same way."""
+
+PROFILE_TIMEOUT_S = 900.0
+
+MIB = 1 << 20
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the process; the supervisor fills them in."""
+    arguments = argparse.ArgumentParser(prog="tessera-dispatcher")
+    arguments.add_argument("--http-fd", type=int, required=True)
+    arguments.add_argument("--control-fd", type=int, required=True)
+    arguments.add_argument("--zygote", required=True, metavar="PATH")
+    arguments.add_argument("--host", default="127.0.0.1")
+    arguments.add_argument("--grpc", type=int, default=8001)
+    arguments.add_argument("--metrics", type=int, default=8002)
+    arguments.add_argument("--arena-mib", type=int, default=256)
+    arguments.add_argument("--max-request-mib", type=int, default=64)
+    arguments.add_argument("--hang-timeout", type=float, default=10.0, metavar="SECONDS")
+    arguments.add_argument("--drain-timeout", type=float, default=30.0, metavar="SECONDS")
+    arguments.add_argument("--plain-names", action="store_true")
+    arguments.add_argument("--log-level", default="info")
+    return arguments
+
+
+def main() -> None:
+    """Entry point of ``python -m tessera_runtime.dispatch.main``."""
+    arguments = parser().parse_args()
+    logs.configure("dispatcher", arguments.log_level)
+    try:
+        uvloop.run(serve(arguments))
+    except PortTaken as error:
+        log.error("%s", error)
+        sys.exit(EX_CONFIG)
+
+
+async def serve(arguments: argparse.Namespace) -> None:
+    """Serve until SIGTERM, then drain. Raises PortTaken."""
+    largest = arguments.max_request_mib * MIB
+    arena = InputArena(arguments.arena_mib * MIB, largest)
+    pool = WorkerPool(arguments.zygote, arena)
+    dispatcher = Dispatcher(
+        arena, pool, hang_timeout_s=arguments.hang_timeout, plain_names=arguments.plain_names
+    )
+    pool.on_exit = lambda incarnation, status: log.warning(
+        "worker %d exited with status %d", incarnation, status
+    )
+
+    async def answer(request: control.Request) -> control.Answer:
+        match request:
+            case control.Apply(target):
+                try:
+                    dispatcher.apply(target)
+                except KeyError as error:
+                    return control.Refused(f"an instance names the unknown device {error}")
+                return control.Applied()
+            case control.Report():
+                return control.Reported(dispatcher.report())
+            case control.Profile(wanted):
+                try:
+                    async with asyncio.timeout(PROFILE_TIMEOUT_S):
+                        return control.Profiled(await profile(pool, arena, wanted))
+                except (LoadFailed, WorkerLost, ServeError) as error:
+                    return control.Refused(str(error))
+                except TimeoutError:
+                    return control.Refused(f"measuring took over {PROFILE_TIMEOUT_S:.0f} s")
+
+    http = await start_http(
+        dispatcher,
+        socket.socket(fileno=arguments.http_fd),
+        limits=HttpLimits(max_body=largest),
+    )
+    grpc = await start_grpc(
+        dispatcher, arguments.host, arguments.grpc, GrpcLimits(max_message=largest)
+    )
+    metrics = start_metrics(dispatcher, arguments.host, arguments.metrics)
+    controls = await control.serve_control(answer, arguments.control_fd)
+    log.info("serving", extra={"http": http.port, "grpc": grpc.port, "metrics": metrics.port})
+    stopping = asyncio.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, stopping.set)
+    await stopping.wait()
+    log.info("draining")
+    controls.close()
+    dispatcher.stop_advertising()
+    timeout_s = arguments.drain_timeout
+    await asyncio.gather(http.drain(timeout_s), grpc.drain(timeout_s))
+    await dispatcher.drain(timeout_s)
+    await dispatcher.close()
+    pool.close()
+    metrics.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,290 @@
+"""One member of a service: its queue, and the instances that empty it.
+
+The rhythm: an instance is free → take a batch from the queue → send its descriptors → when the answer
+arrives, first send the next batch, then hand out the answers, so that the instance never waits for the
+dispatcher's own work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+import numpy as np
+
+from tessera_core.batching.policy import EdfQueue
+from tessera_runtime.datatypes import DATATYPES, decode_bytes
+from tessera_runtime.dispatch.request import Outputs, Work
+from tessera_runtime.dispatch.statistics import MemberStatistics
+from tessera_runtime.dispatch.workers import OpenedLane
+from tessera_runtime.errors import ModelFailed, ServeError, Unavailable
+from tessera_runtime.memory import UntrustedMemory, map_readonly
+from tessera_runtime.target import ServiceTime
+from tessera_runtime.worker import messages as m
+
+log = logging.getLogger(__name__)
+
+QUEUE_BATCHES = 64
+"""The queue holds this many full batches: far more than any deadline lets wait, so it bounds memory only."""
+
+HANG_FACTOR = 20.0
+"""A batch is hung after this many times its expected time, and never before the configured time-out."""
+
+MOST_KILLS = 2
+"""A request that two processes did not survive is not given a third."""
+
+
+class Outcome(Protocol):
+    """What becomes of work; implemented by the service."""
+
+    def answered(self, work: Work, outputs: Outputs) -> None: ...
+
+    def failed(self, work: Work, error: ServeError) -> None: ...
+
+    def late(self, work: Work) -> None:
+        """Dropped from the queue: it could not have finished in time."""
+        ...
+
+
+class Lane:
+    """One instance, and the batch it is running."""
+
+    def __init__(self, member: Member, opened: OpenedLane, hang_timeout_s: float) -> None:
+        self.worker = opened.worker
+        self.batch: tuple[Work, ...] = ()
+        """What it is running; empty while it is free."""
+        self._member = member
+        self._sock = opened.sock
+        self._region = opened.region
+        self._batch_id = 0
+        self._hang_timeout_s = hang_timeout_s
+        self._watchdog: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self._sock.setblocking(False)
+        self._loop.add_reader(self._sock.fileno(), self._on_packet)
+
+    def send(self, batch: tuple[Work, ...], inputs: tuple[m.Input, ...], expected_s: float) -> None:
+        """Run ``batch``. A worker that is gone is noticed by its pidfd, not here."""
+        self._batch_id += 1
+        self.batch = batch
+        limit = max(self._hang_timeout_s, HANG_FACTOR * expected_s)
+        self._watchdog = self._loop.call_later(limit, self._hung, limit)
+        run = m.Run(self._batch_id, tuple(work.request.rows for work in batch), inputs)
+        try:
+            m.send(self._sock, run)
+        except OSError as error:
+            log.warning("worker %d takes no batch: %s", self.worker.incarnation, error)
+            self.worker.kill()
+
+    def settle(self) -> tuple[Work, ...]:
+        """The batch is over, one way or the other; its work is the caller's."""
+        batch, self.batch = self.batch, ()
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+            self._watchdog = None
+        return batch
+
+    def close(self) -> None:
+        """Stop listening; the worker sees the end of the conversation and frees the instance."""
+        if self._sock.fileno() >= 0:
+            self._loop.remove_reader(self._sock.fileno())
+            self._sock.close()
+
+    def _on_packet(self) -> None:
+        fds: list[int] = []
+        try:
+            data, fds = m.receive(self._sock)
+            if not data:
+                self._loop.remove_reader(self._sock.fileno())
+                self.worker.kill()
+                return
+            message = m.decode_from_lane(data)
+            if message.incarnation != self.worker.incarnation:
+                raise msgspec.ValidationError(f"incarnation {message.incarnation}")
+            match message:
+                case m.Region():
+                    self._region = memoryview(map_readonly(fds.pop(), message.region_size))
+                case m.Ran() if message.batch == self._batch_id:
+                    self._member.ran(self, message, self._take(message.outputs))
+                case m.Failed() if message.batch == self._batch_id:
+                    self._member.batch_failed(self, message.reason)
+                case _:
+                    raise msgspec.ValidationError(f"batch {message.batch}")
+        except BlockingIOError:
+            return
+        except (OSError, ValueError, IndexError, KeyError, UntrustedMemory) as error:
+            # msgspec's errors are ValueErrors. A worker that breaks the protocol is not listened to again.
+            log.error("worker %d broke the protocol: %s", self.worker.incarnation, error)
+            self._loop.remove_reader(self._sock.fileno())
+            self.worker.kill()
+
+    def _take(self, outputs: Sequence[m.Output]) -> dict[str, np.ndarray]:
+        """Copy the answers out of the region, which the next batch will overwrite."""
+        taken: dict[str, np.ndarray] = {}
+        for output in outputs:
+            data = self._region[output.offset : output.offset + output.nbytes]
+            if output.datatype == "BYTES":
+                count = int(np.prod(output.shape))
+                taken[output.name] = decode_bytes(data, count).reshape(output.shape)
+            else:
+                values = np.frombuffer(data, DATATYPES[output.datatype]).reshape(output.shape)
+                taken[output.name] = values.copy()
+        return taken
+
+    def _hung(self, limit: float) -> None:
+        log.error(
+            "worker %d has been running one batch for %.1f s: killed",
+            self.worker.incarnation,
+            limit,
+        )
+        self.worker.kill()
+
+
+class Member:
+    """The queue of one member and the instances that serve it."""
+
+    def __init__(
+        self,
+        name: str,
+        cap: int,
+        max_batch: int,
+        service_time: ServiceTime | None,
+        outcome: Outcome,
+    ) -> None:
+        self.name = name
+        self.cap = cap
+        self.service_time = service_time
+        self.statistics = MemberStatistics()
+        self.lanes: list[Lane] = []
+        self.queue: EdfQueue[Work] = EdfQueue(limit=QUEUE_BATCHES * max_batch)
+        self.input_names: tuple[tuple[int, str], ...] = ()
+        """For each input of the model: position among the service's inputs, and the model's name for it."""
+        self._free: list[Lane] = []
+        self._outcome = outcome
+
+    def expected_s(self, rows: int) -> float:
+        """How long a batch of ``rows`` should take; 0 when nothing is known."""
+        return self.service_time.seconds(rows) if self.service_time is not None else 0.0
+
+    def push(self, work: Work) -> bool:
+        """Queue work. False when the queue is full. Starts nothing: see :meth:`pump`."""
+        request = work.request
+        shape = work if work.alone else request.shape
+        work.entry = self.queue.push(work, request.deadline, request.rows, shape)
+        return work.entry is not None
+
+    def withdraw(self, work: Work) -> bool:
+        """Take work back out of the queue; False when it is running or done."""
+        return work.entry is not None and self.queue.withdraw(work.entry)
+
+    def pump(self) -> None:
+        """Give every free instance a batch, while there is work."""
+        while self._free and self.queue.rows:
+            now = time.monotonic()
+            taken = self.queue.take(now, self.cap, self.expected_s)
+            if taken.batch:
+                # The instance that finished last has the warmest caches.
+                lane = self._free.pop()
+                observe = self.statistics.queue.observe
+                for work in taken.batch:
+                    work.request.retain()
+                    observe(now - work.queued)
+                descriptors = _descriptors(taken.batch, self.input_names)
+                lane.send(taken.batch, descriptors, self.expected_s(taken.rows))
+            for work in taken.dropped:
+                self._outcome.late(work)
+
+    def attach(self, lane: Lane) -> None:
+        """A warm instance joins."""
+        self.lanes.append(lane)
+        self._free.append(lane)
+        self.pump()
+
+    def detach(self, lane: Lane) -> None:
+        """No new batch for this instance; the one it runs is finished first."""
+        if lane in self.lanes:
+            self.lanes.remove(lane)
+        if lane in self._free:
+            self._free.remove(lane)
+
+    def lane_lost(self, lane: Lane) -> None:
+        """The instance's process is gone: what it ran is decided anew, one by one."""
+        self.detach(lane)
+        for work in lane.settle():
+            work.request.release()
+            work.kills += 1
+            if work.kills < MOST_KILLS:
+                self._retry_alone(work, Unavailable(f"member {self.name}: its instance ended"))
+            else:
+                refusal = (
+                    f"member {self.name}: {work.kills} instances ended while running this request"
+                )
+                self._outcome.failed(work, ModelFailed(refusal))
+        self.pump()
+
+    def ran(self, lane: Lane, ran: m.Ran, outputs: dict[str, np.ndarray]) -> None:
+        """A batch came back. Called by the lane, with the answers already out of its region."""
+        batch = self._next(lane)
+        self.statistics.batch(
+            sum(work.request.rows for work in batch), ran.gather_ns, ran.infer_ns, ran.output_ns
+        )
+        first = 0
+        for work in batch:
+            last = first + work.request.rows
+            answer = {name: array[first:last] for name, array in outputs.items()}
+            work.request.release()
+            self._outcome.answered(work, answer)
+            first = last
+
+    def batch_failed(self, lane: Lane, reason: str) -> None:
+        """The model raised: the instance is fine, the batch is not."""
+        batch = self._next(lane)
+        self.statistics.failed_batches += 1
+        error = ModelFailed(f"member {self.name}: {reason}")
+        for work in batch:
+            work.request.release()
+            if len(batch) == 1:
+                self._outcome.failed(work, error)
+            else:
+                # One request may be to blame: its batch mates must not fail with it.
+                self._retry_alone(work, error)
+        self.pump()
+
+    def _retry_alone(self, work: Work, error: ServeError) -> None:
+        work.alone = True
+        in_time = time.monotonic() < work.request.deadline
+        if work.request.answered or not in_time or not self.push(work):
+            self._outcome.failed(work, error)
+
+    def _next(self, lane: Lane) -> tuple[Work, ...]:
+        batch = lane.settle()
+        if lane in self.lanes:
+            self._free.append(lane)
+            self.pump()
+        return batch
+
+
+def _descriptors(batch: Sequence[Work], names: Sequence[tuple[int, str]]) -> tuple[m.Input, ...]:
+    """Where the inputs of ``batch`` lie. All requests of a batch have the same (padded) row shapes.
+
+    ``names``: for each input of the model, the position of the service's input and the model's own name.
+    """
+    inputs: list[m.Input] = []
+    for position, name in names:
+        row_shape = batch[0].request.row_shapes[position]
+        tensors = [work.request.inputs[position] for work in batch]
+        exact = [tensor.shape[1:] for tensor in tensors]
+        inputs.append(
+            m.Input(
+                name,
+                row_shape,
+                tuple([tensor.slot.offset + tensor.start for tensor in tensors]),
+                tuple([tensor.nbytes for tensor in tensors]),
+                () if all(shape == row_shape for shape in exact) else tuple(exact),
+            )
+        )
+    return tuple(inputs)

@@ -1,0 +1,107 @@
+"""The dispatcher's state as the agent and the protocol's statistics extension want it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tessera_runtime.dataplane import BatchStat, DurationStat, ModelStatistics
+from tessera_runtime.dispatch.service import Service
+from tessera_runtime.target import MemberReport, ServerReport, ServiceReport, WorkerReport
+
+if TYPE_CHECKING:
+    from tessera_runtime.dispatch.dispatcher import Dispatcher
+
+
+def server_report(dispatcher: Dispatcher, now: float) -> ServerReport:
+    """Everything the agent reports upwards."""
+    return ServerReport(
+        epoch=dispatcher.target.epoch,
+        ready=dispatcher.ready(),
+        services=tuple(
+            _service_report(dispatcher, service) for service in dispatcher.serving.values()
+        ),
+        workers=tuple(
+            WorkerReport(worker.incarnation, worker.pid, worker.place.device)
+            for worker in dispatcher.workers.living.values()
+        ),
+        arena_used=dispatcher.arena.in_use,
+        arena_size=dispatcher.arena.size,
+        monotonic_s=now,
+    )
+
+
+def _service_report(dispatcher: Dispatcher, service: Service) -> ServiceReport:
+    statistics = service.statistics
+    instances = dispatcher.instances.get(service, {})
+    members: list[MemberReport] = []
+    for index, member in enumerate(service.members):
+        own = [instance for key, instance in instances.items() if key[0] == index]
+        target = service.target.members[index]
+        members.append(
+            MemberReport(
+                name=member.name,
+                digest=target.digest,
+                wanted=sum(place.count for place in target.instances),
+                ready=len(member.lanes),
+                cap=member.cap,
+                queued_rows=member.queue.rows,
+                batches=member.statistics.batches,
+                rows=member.statistics.rows,
+                memory_mib=sum(instance.memory_mib for instance in own),
+                device=",".join(sorted({instance.device.id for instance in own})),
+                restarts=member.statistics.restarts,
+                problem=next((i.problem for i in own if i.problem and not i.ready), ""),
+            )
+        )
+    starting = dispatcher.starting.get(service.name)
+    return ServiceReport(
+        name=service.name,
+        version=service.version,
+        ready=service.ready,
+        slo_ms=service.target.slo_ms,
+        good=statistics.good,
+        total=statistics.total,
+        arrivals_rows=statistics.rows,
+        codes={str(code): count for code, count in sorted(statistics.codes.items())},
+        latency_buckets=tuple(statistics.latency.counts),
+        members=tuple(members),
+        problem=service.problem or (starting.problem if starting is not None else ""),
+    )
+
+
+def model_statistics(service: Service) -> ModelStatistics:
+    """Counters of the statistics extension. Compute times are the slowest member's share of an ensemble:
+    members run side by side, and their sum would be longer than the request took.
+    """
+    statistics = service.statistics
+    busiest = max(service.members, key=lambda member: member.statistics.inference.total_s)
+    sizes = busiest.statistics.by_size
+    batches = sum(times.batches for times in sizes.values())
+    queue = busiest.statistics.queue
+    failed = sum(n for code, n in statistics.codes.items() if code != 200)
+    return ModelStatistics(
+        name=service.name,
+        version=service.version,
+        last_inference_ms=int(statistics.last_answer * 1e3),
+        inference_count=statistics.answered_rows,
+        execution_count=batches,
+        success=_duration(statistics.codes[200], statistics.latency.total_s),
+        fail=_duration(failed, statistics.failed_s),
+        queue=_duration(queue.count, queue.total_s),
+        compute_input=DurationStat(batches, sum(t.gather_ns for t in sizes.values())),
+        compute_infer=DurationStat(batches, sum(t.infer_ns for t in sizes.values())),
+        compute_output=DurationStat(batches, sum(t.output_ns for t in sizes.values())),
+        batches=tuple(
+            BatchStat(
+                size,
+                DurationStat(times.batches, times.gather_ns),
+                DurationStat(times.batches, times.infer_ns),
+                DurationStat(times.batches, times.output_ns),
+            )
+            for size, times in sorted(sizes.items())
+        ),
+    )
+
+
+def _duration(count: int, seconds: float) -> DurationStat:
+    return DurationStat(count, int(seconds * 1e9))

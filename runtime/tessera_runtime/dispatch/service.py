@@ -1,0 +1,283 @@
+"""One version of a served ensemble: fans a request out to its members and makes one answer of theirs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from tessera_core.api.modelservice import Combine
+from tessera_core.ensemble.combine import combine
+from tessera_core.ensemble.metadata import CombinedOutput, CombineError
+from tessera_core.ensemble.quorum import Answer, Fail, MemberState, Wait, decide
+from tessera_runtime.dataplane import (
+    Done,
+    InferCall,
+    InferReply,
+    ModelMetadata,
+    OutputTensor,
+    Parameter,
+)
+from tessera_runtime.dispatch.deadlines import Deadlines
+from tessera_runtime.dispatch.member import Member
+from tessera_runtime.dispatch.request import Outputs, Request, Work
+from tessera_runtime.dispatch.statistics import ServiceStatistics
+from tessera_runtime.dispatch.validation import Buckets, check
+from tessera_runtime.errors import (
+    DeadlineExceeded,
+    ModelFailed,
+    Overloaded,
+    ServeError,
+    Unavailable,
+    status_of,
+)
+from tessera_runtime.target import ServiceTarget
+
+
+class Service:
+    """Members, their combination, and the requests that wait for it."""
+
+    def __init__(self, target: ServiceTarget, deadlines: Deadlines) -> None:
+        self.target = target
+        self.statistics = ServiceStatistics()
+        self.members = tuple(
+            Member(member.name, member.cap, member.max_batch, member.service_time, self)
+            for member in target.members
+        )
+        self.metadata: ModelMetadata | None = None
+        """Known once every member has been loaded by some worker."""
+        self.in_flight = 0
+        """Requests that wait for an answer."""
+        self.problem = ""
+        """Why the service cannot become ready, in words for the user."""
+        self._deadlines = deadlines
+        self._buckets: Buckets = ()
+        self._published: tuple[CombinedOutput, ...] = ()
+        self._slo_s = target.slo_ms / 1e3
+        self._required = frozenset(member.name for member in target.members if member.required)
+
+    @property
+    def name(self) -> str:
+        return self.target.name
+
+    @property
+    def version(self) -> str:
+        return self.target.version
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request could be answered now: every required member has an instance."""
+        return self.metadata is not None and all(
+            member.lanes or member.name not in self._required for member in self.members
+        )
+
+    def publish(
+        self, metadata: ModelMetadata, outputs: tuple[CombinedOutput, ...], buckets: Buckets
+    ) -> None:
+        """Set what clients may ask; called once the members' signatures are known and fit together."""
+        self.metadata = metadata
+        self._published = outputs
+        self._buckets = buckets
+
+    def retarget(self, target: ServiceTarget) -> None:
+        """Take over settings that need no other models: caps, service times, the SLO."""
+        self.target = target
+        self._slo_s = target.slo_ms / 1e3
+        for member, wanted in zip(self.members, target.members, strict=True):
+            member.cap = wanted.cap
+            member.service_time = wanted.service_time
+
+    def submit(self, call: InferCall, done: Done) -> Request:
+        """Queue ``call`` at every member. Raises a ServeError; the call's slots are the service's from here."""
+        arrived = time.monotonic()
+        try:
+            if self.metadata is None:
+                raise Unavailable(f"model {self.name} is still being loaded")
+            shape = check(call, self.metadata, self._buckets)
+        except ServeError as error:
+            for slot in call.slots:
+                slot.release()
+            self.statistics.refused(status_of(error).http, 0.0)
+            raise
+        explicit = call.timeout_s is not None
+        deadline = arrived + (call.timeout_s if call.timeout_s is not None else self._slo_s)
+        request = Request(call, done, self, shape, arrived, deadline, explicit)
+        self.in_flight += 1
+        self.statistics.rows += request.rows
+        self._enqueue(request)
+        if request.failure is not None:
+            raise request.failure
+        request.submitting = False
+        self._deadlines.add(request)
+        return request
+
+    def abandon(self, request: Request) -> None:
+        """The client went away: forget what has not started."""
+        self._close(request)
+        self.statistics.refused(499, time.monotonic() - request.arrived)
+
+    def expire(self, request: Request, now: float) -> None:
+        """The deadline of ``request`` has come."""
+        withdrawn = [work for work in request.works if work.member.withdraw(work)]
+        if request.explicit or self.target.on_timeout == "Partial":
+            self._decide(request, now)
+        else:
+            for work in withdrawn:
+                self.late(work)
+
+    # Outcome: what the members report
+
+    def answered(self, work: Work, outputs: Outputs) -> None:
+        request = work.request
+        if request.answered:
+            return
+        request.answers[work.index] = outputs
+        if len(request.answers) == len(self.members):
+            self._decide(request, time.monotonic())
+
+    def failed(self, work: Work, error: ServeError) -> None:
+        request = work.request
+        if request.answered:
+            return
+        request.answers[work.index] = error
+        self._decide(request, time.monotonic())
+
+    def late(self, work: Work) -> None:
+        member = work.member
+        if work.kills:
+            reason: ServeError = Unavailable(
+                f"member {member.name}: its instance ended and no time was left to try another"
+            )
+        elif not member.lanes:
+            reason = Unavailable(f"member {member.name}: no instance is ready")
+        else:
+            reason = Overloaded(
+                f"member {member.name}: {member.queue.rows} rows are waiting, the answer would be late"
+            )
+        self.failed(work, reason)
+
+    def _enqueue(self, request: Request) -> None:
+        for index, member in enumerate(self.members):
+            work = Work(request, member, index)
+            request.works.append(work)
+            if not member.push(work):
+                self.failed(
+                    work,
+                    Overloaded(
+                        f"member {member.name}: the queue is full ({member.queue.limit} rows)"
+                    ),
+                )
+                if request.answered:
+                    return
+        # Only now: a member that starts at once must not be able to decide over a half-queued request.
+        for member in self.members:
+            member.pump()
+
+    def _decide(self, request: Request, now: float) -> None:
+        if len(self.members) == 1:
+            only = request.answers.get(0)
+            if isinstance(only, ServeError):
+                self._fail(request, only)
+            elif only is None:
+                self._fail(request, DeadlineExceeded(_too_late(request, now)))
+            else:
+                self._answer(request, self.members)
+            return
+        answers = request.answers
+        states = {
+            member.name: _state(answers.get(index)) for index, member in enumerate(self.members)
+        }
+        decision = decide(
+            states,
+            now,
+            # A deadline of the SLO's ends nothing that is already running, unless partial answers are wanted.
+            request.deadline
+            if request.explicit or self.target.on_timeout == "Partial"
+            else now + 1.0,
+            self._required,
+            self.target.min_members,
+            self.target.on_timeout,
+        )
+        match decision:
+            case Wait():
+                return
+            case Answer(names):
+                self._answer(request, [member for member in self.members if member.name in names])
+            case Fail():
+                errors = [answer for answer in answers.values() if isinstance(answer, ServeError)]
+                self._fail(
+                    request, errors[0] if errors else DeadlineExceeded(_too_late(request, now))
+                )
+
+    def _answer(self, request: Request, members: Sequence[Member]) -> None:
+        try:
+            reply = self._reply(request, members)
+        except CombineError as error:
+            self._fail(request, ModelFailed(f"the members' answers do not fit together: {error}"))
+            return
+        now = time.monotonic()
+        took = now - request.arrived
+        self.statistics.answered(took, request.rows, took <= self._slo_s)
+        if len(members) < len(self.members):
+            self.statistics.partial += 1
+        self._close(request)
+        request.done(reply)
+
+    def _fail(self, request: Request, error: ServeError) -> None:
+        self.statistics.refused(status_of(error).http, time.monotonic() - request.arrived)
+        self._close(request)
+        if request.submitting:
+            request.failure = error
+        else:
+            request.done(error)
+
+    def _close(self, request: Request) -> None:
+        request.answered = True
+        self.in_flight -= 1
+        for work in request.works:
+            work.member.withdraw(work)
+        request.works.clear()  # breaks the cycle, so that the collector has nothing to find
+        request.answers.clear()
+        request.release()
+
+    def _reply(self, request: Request, members: Sequence[Member]) -> InferReply:
+        assert self.metadata is not None
+        started = time.perf_counter()
+        answers = {member.name: request.answers[self.members.index(member)] for member in members}
+        wanted = request.call.outputs
+        outputs: list[OutputTensor] = []
+        for published in self._published:
+            tensor = published.tensor
+            if wanted and tensor.name not in wanted:
+                continue
+            sources = [(name, output) for name, output in published.sources if name in answers]
+            arrays = [answers[name][output] for name, output in sources]  # type: ignore[index]
+            if len(published.sources) == 1:
+                if not arrays:
+                    continue  # the answer of a member that is missing from a partial answer
+                array = arrays[0]
+            else:
+                names = [name for name, _ in sources]
+                array = combine(self.target.combine, arrays, self._weights(names), members=names)
+            outputs.append(OutputTensor(tensor.name, tensor.datatype.value, array))
+        parameters: dict[str, Parameter] = {}
+        if len(self.members) > 1:
+            self.statistics.combine.observe(time.perf_counter() - started)
+            parameters["members_answered"] = ",".join(answers)
+            parameters["partial"] = len(members) < len(self.members)
+        return InferReply(self.name, self.version, request.call.id, tuple(outputs), parameters)
+
+    def _weights(self, names: Sequence[str]) -> list[float] | None:
+        if self.target.combine not in (Combine.WEIGHTED_MEAN, Combine.WEIGHTED_VOTE):
+            return None
+        weights = {member.name: member.weight for member in self.target.members}
+        return [weights[name] for name in names]
+
+
+def _state(answer: object) -> MemberState:
+    if answer is None:
+        return MemberState.PENDING
+    return MemberState.FAILED if isinstance(answer, Exception) else MemberState.ANSWERED
+
+
+def _too_late(request: Request, now: float) -> str:
+    return f"no answer within {1e3 * (request.deadline - request.arrived):.0f} ms"

@@ -1,0 +1,92 @@
+"""Whether a call fits what the service takes: names, datatypes, shapes, element counts, rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from tessera_runtime.dataplane import InferCall, InputTensor, ModelMetadata, TensorSpec
+from tessera_runtime.datatypes import DATATYPES
+from tessera_runtime.dispatch.request import Shape
+from tessera_runtime.errors import InvalidRequest, NotFound
+
+Buckets = Sequence[Sequence[tuple[int, ...]]]
+"""For each input, the row shapes that variable rows are padded up to."""
+
+
+def check(call: InferCall, metadata: ModelMetadata, buckets: Buckets) -> Shape:
+    """What the batcher needs to know of ``call``. Raises InvalidRequest, NotFound for an unknown output."""
+    given = {tensor.name: tensor for tensor in call.inputs}
+    if len(given) != len(call.inputs):
+        raise InvalidRequest("inputs: the same name is given twice")
+    if len(given) != len(metadata.inputs) or any(i.name not in given for i in metadata.inputs):
+        wanted = [spec.name for spec in metadata.inputs]
+        raise InvalidRequest(
+            f"inputs: found {sorted(given)}, model {metadata.name} takes exactly {wanted}"
+        )
+    inputs = tuple([given[spec.name] for spec in metadata.inputs])
+    rows = inputs[0].shape[0] if inputs[0].shape else 0
+    if not 1 <= rows <= metadata.max_rows:
+        raise InvalidRequest(
+            f"inputs.{inputs[0].name}.shape: found {list(inputs[0].shape)}, the first dimension is the "
+            f"number of rows, 1 to {metadata.max_rows}"
+        )
+    variable = False
+    row_shapes: list[tuple[int, ...]] = []
+    for tensor, spec, sizes in zip(inputs, metadata.inputs, buckets, strict=True):
+        _check_tensor(tensor, spec, rows)
+        row_shape = tensor.shape[1:]
+        if -1 in spec.shape[1:]:
+            variable = True
+            row_shape = _bucket(tensor, row_shape, sizes)
+        row_shapes.append(row_shape)
+    if call.outputs:
+        known = {spec.name for spec in metadata.outputs}
+        for name in call.outputs:
+            if name not in known:
+                raise NotFound(f"outputs: {name!r} is not one of {sorted(known)}")
+    key = tuple(row_shapes) if variable else None
+    return Shape(inputs, rows, tuple(row_shapes), key)
+
+
+def _check_tensor(tensor: InputTensor, spec: TensorSpec, rows: int) -> None:
+    if tensor.datatype != spec.datatype:
+        raise InvalidRequest(
+            f"inputs.{tensor.name}.datatype: found {tensor.datatype}, expected {spec.datatype}"
+        )
+    shape = tensor.shape
+    fits = len(shape) == len(spec.shape) and all(
+        size == wanted or (wanted == -1 and size >= 0)
+        for size, wanted in zip(shape, spec.shape, strict=True)
+    )
+    if not fits:
+        raise InvalidRequest(
+            f"inputs.{tensor.name}.shape: found {list(shape)}, expected {list(spec.shape)} (-1 is any size)"
+        )
+    if shape[0] != rows:
+        raise InvalidRequest(
+            f"inputs.{tensor.name}.shape: found {shape[0]} rows, the other inputs have {rows}"
+        )
+    if tensor.datatype != "BYTES":
+        needed = math.prod(shape) * DATATYPES[tensor.datatype].itemsize
+        if tensor.nbytes != needed:
+            raise InvalidRequest(
+                f"inputs.{tensor.name}: found {tensor.nbytes} bytes of data, shape {list(shape)} of "
+                f"{tensor.datatype} takes {needed}"
+            )
+
+
+def _bucket(
+    tensor: InputTensor, row_shape: tuple[int, ...], buckets: Sequence[tuple[int, ...]]
+) -> tuple[int, ...]:
+    if not buckets:
+        return row_shape
+    if tensor.datatype == "BYTES":
+        return row_shape  # padding text with empty strings would change its meaning
+    for bucket in buckets:
+        if all(size <= limit for size, limit in zip(row_shape, bucket, strict=True)):
+            return bucket
+    raise InvalidRequest(
+        f"inputs.{tensor.name}.shape: found rows of {list(row_shape)}, the largest padding bucket is "
+        f"{list(buckets[-1])}"
+    )

@@ -1,0 +1,291 @@
+"""Worker processes as the dispatcher sees them.
+
+A worker is asked for through the zygote, talked to over its control socket, and known to be gone only when
+its pidfd says so: a closed socket can also mean a process that is stopped or stuck and may still write.
+Each process has an *incarnation* number that is never used again, so nothing it left behind can be taken
+for the work of its successor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgspec
+
+from tessera_runtime.dispatch.arena import InputArena
+from tessera_runtime.memory import UntrustedMemory, map_readonly
+from tessera_runtime.worker import messages as m
+
+log = logging.getLogger(__name__)
+
+CONNECT_ATTEMPTS = 100
+CONNECT_DELAY_S = 0.1
+"""The zygote's socket exists from the start, but a zygote that imports torch cold takes seconds to accept."""
+
+FORK_TIMEOUT_S = 60.0
+"""Most a fork may take: it includes the zygote's imports when it has just been started."""
+
+
+class WorkerLost(Exception):
+    """The process ended, or did not start."""
+
+
+class LoadFailed(Exception):
+    """The worker is fine, the model is not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a worker runs."""
+
+    device: str
+    kind: str
+    """``cpu`` or ``cuda``."""
+    cores: tuple[int, ...] = ()
+    threads: int = 1
+    memory_mib: int = 0
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class OpenedLane:
+    """What the dispatcher holds of an instance that is warm."""
+
+    worker: Worker
+    sock: socket.socket
+    region: memoryview
+    warm_ms: tuple[float, ...]
+
+
+class Worker:
+    """One worker process."""
+
+    def __init__(
+        self, incarnation: int, pid: int, pidfd: int, control: socket.socket, place: Place
+    ) -> None:
+        self.incarnation = incarnation
+        self.pid = pid
+        self.place = place
+        self.alive = True
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when the process is known gone."""
+        self._pidfd = pidfd
+        self._control = control
+        self._loads: dict[str, asyncio.Future[m.Loaded]] = {}
+        self._lanes: dict[int, asyncio.Future[tuple[memoryview, tuple[float, ...]]]] = {}
+        self._next_lane = 0
+        control.setblocking(False)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(control.fileno(), self._on_message)
+        loop.add_reader(pidfd, self._on_exit)
+
+    async def load(self, request: m.Load) -> m.Loaded:
+        """Load a model, once however often it is asked for. Raises LoadFailed, WorkerLost."""
+        if request.model not in self._loads:
+            self._loads[request.model] = asyncio.get_running_loop().create_future()
+            self._send(request)
+        return await asyncio.shield(self._loads[request.model])
+
+    def unload(self, model: str) -> None:
+        """Forget a model whose lanes are closed."""
+        if self.alive and self._loads.pop(model, None) is not None:
+            self._send(m.Unload(model))
+
+    async def open_lane(
+        self, model: str, batches: tuple[int, ...], row_shapes: dict[str, tuple[int, ...]]
+    ) -> OpenedLane:
+        """Open and warm an instance of a loaded model. Raises LoadFailed, WorkerLost."""
+        lane, self._next_lane = self._next_lane, self._next_lane + 1
+        ours, theirs = m.pair()
+        opened = self._lanes[lane] = asyncio.get_running_loop().create_future()
+        try:
+            with theirs:
+                self._send(m.OpenLane(lane, model, batches, row_shapes), (theirs.fileno(),))
+            region, warm_ms = await opened
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            self._lanes.pop(lane, None)
+        return OpenedLane(self, ours, region, warm_ms)
+
+    def kill(self) -> None:
+        """End the process now. Its exit is reported by :attr:`lost` like any other."""
+        if self.alive:
+            try:
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+    def _send(self, message: m.Message, fds: tuple[int, ...] = ()) -> None:
+        try:
+            m.send(self._control, message, fds)
+        except OSError as error:
+            raise WorkerLost(f"worker {self.incarnation} is gone: {error.strerror}") from error
+
+    def _on_message(self) -> None:
+        fds: list[int] = []
+        try:
+            data, fds = m.receive(self._control)
+            if data:
+                self._handle(m.decode_from_worker(data), fds)
+                return
+        except BlockingIOError:
+            return
+        except (OSError, msgspec.MsgspecError, UntrustedMemory, IndexError) as error:
+            log.error("worker %d sent something unusable: %s", self.incarnation, error)
+            for fd in fds:
+                _close_quietly(fd)
+        # End of file or nonsense: either way this process is of no more use, and must not linger.
+        asyncio.get_running_loop().remove_reader(self._control.fileno())
+        self.kill()
+
+    def _handle(self, message: m.FromWorker, fds: list[int]) -> None:
+        match message:
+            case m.Loaded():
+                _settle(self._loads.get(message.model), message)
+            case m.LoadFailed(model, reason):
+                future = self._loads.pop(model, None)
+                if future is not None and not future.done():
+                    future.set_exception(LoadFailed(reason))
+            case m.LaneOpen(lane, size, warm_ms):
+                region = memoryview(map_readonly(fds.pop(), size))
+                _settle(self._lanes.get(lane), (region, warm_ms))
+            case m.LaneFailed(lane, reason):
+                opening = self._lanes.get(lane)
+                if opening is not None and not opening.done():
+                    opening.set_exception(LoadFailed(reason))
+
+    def _on_exit(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._pidfd)
+        loop.remove_reader(self._control.fileno())
+        os.close(self._pidfd)
+        self._control.close()
+        self.alive = False
+        gone = WorkerLost(f"worker {self.incarnation} (pid {self.pid}) ended")
+        waiting: list[asyncio.Future[Any]] = [*self._loads.values(), *self._lanes.values()]
+        for future in waiting:
+            if not future.done():
+                future.set_exception(gone)
+                future.exception()  # nobody may be waiting any more; that is no error
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+
+class WorkerPool:
+    """Starts workers through the zygote."""
+
+    def __init__(self, zygote_path: str, arena: InputArena) -> None:
+        self._path = zygote_path
+        self._arena = arena
+        self._zygote: socket.socket | None = None
+        self._connecting = asyncio.Lock()
+        self._forks: dict[int, asyncio.Future[tuple[int, int]]] = {}
+        self._next_incarnation = 1
+        self.on_exit: Callable[[int, int], None] = lambda incarnation, status: None
+        """Called with (incarnation, exit status) as the zygote reports it; negative is a signal."""
+
+    async def start(self, place: Place) -> Worker:
+        """A new worker at ``place``. Raises WorkerLost."""
+        zygote = await self._connected()
+        incarnation, self._next_incarnation = self._next_incarnation, self._next_incarnation + 1
+        ours, theirs = m.pair()
+        forked = self._forks[incarnation] = asyncio.get_running_loop().create_future()
+        fork = m.Fork(
+            incarnation,
+            self._arena.size,
+            place.kind,
+            place.cores,
+            place.threads,
+            place.memory_mib,
+            place.environment,
+        )
+        try:
+            with theirs:
+                m.send(zygote, fork, (theirs.fileno(), self._arena.fd))
+            async with asyncio.timeout(FORK_TIMEOUT_S):
+                pid, pidfd = await forked
+        except (OSError, TimeoutError) as error:
+            ours.close()
+            raise WorkerLost(f"the zygote could not fork: {error}") from error
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            self._forks.pop(incarnation, None)
+        return Worker(incarnation, pid, pidfd, ours, place)
+
+    def close(self) -> None:
+        """Hang up: the zygote then kills what it forked."""
+        if self._zygote is not None:
+            asyncio.get_running_loop().remove_reader(self._zygote.fileno())
+            self._zygote.close()
+            self._zygote = None
+
+    async def _connected(self) -> socket.socket:
+        async with self._connecting:
+            if self._zygote is None:
+                self._zygote = await self._connect()
+                asyncio.get_running_loop().add_reader(self._zygote.fileno(), self._on_message)
+            return self._zygote
+
+    async def _connect(self) -> socket.socket:
+        for _ in range(CONNECT_ATTEMPTS):
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+            try:
+                sock.connect(self._path)
+            except OSError:
+                sock.close()
+                await asyncio.sleep(CONNECT_DELAY_S)
+                continue
+            sock.setblocking(False)
+            return sock
+        raise WorkerLost(f"no zygote answers at {self._path}")
+
+    def _on_message(self) -> None:
+        assert self._zygote is not None
+        try:
+            data, fds = m.receive(self._zygote)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, fds = b"", []
+        if not data:
+            log.warning("the zygote is gone; its workers end with it")
+            self.close()
+            for future in self._forks.values():
+                if not future.done():
+                    future.set_exception(WorkerLost("the zygote ended"))
+            return
+        match m.decode_from_zygote(data):
+            case m.Forked(incarnation, pid):
+                forked = self._forks.get(incarnation)
+                if forked is None or forked.done():
+                    os.close(fds[0])  # given up meanwhile: its control socket is closed, so it ends
+                else:
+                    forked.set_result((pid, fds[0]))
+            case m.Exited(incarnation, status):
+                self.on_exit(incarnation, status)
+
+
+T = TypeVar("T")
+
+
+def _settle(future: asyncio.Future[T] | None, value: T) -> None:
+    if future is not None and not future.done():
+        future.set_result(value)
+
+
+def _close_quietly(fd: int) -> None:
+    try:
+        os.close(fd)
+    except OSError:
+        pass

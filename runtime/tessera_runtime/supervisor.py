@@ -1,0 +1,251 @@
+"""The supervisor: starts the zygote and the dispatcher, and starts again whichever ends.
+
+It is process 1 of the server container, so it reaps what nobody else reaps, and it does as little as
+possible, so that it has no reason to die itself. It owns the listening sockets: while the dispatcher is
+being restarted, connections wait in their queues instead of being refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tessera_runtime import logs
+from tessera_runtime.protocol.listen import PortTaken, listen_on
+
+log = logging.getLogger(__name__)
+
+EX_CONFIG = 78
+"""sysexits.h: a child that ends with it would fail the same way again."""
+
+FIRST_PAUSE_S = 0.1
+MOST_PAUSE_S = 5.0
+HEALTHY_S = 30.0
+"""A child that ran for so long is restarted with a short pause again."""
+
+STOP_GRACE_S = 10.0
+"""Beyond the dispatcher's own drain time-out, before it is killed."""
+
+
+@dataclass(slots=True)
+class Child:
+    """One process to keep running."""
+
+    name: str
+    command: Sequence[str]
+    fds: tuple[int, ...]
+    environment: dict[str, str]
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    start_at: float = 0.0
+    """Monotonic seconds before which it is not started again."""
+    failures: int = 0
+
+    def start(self, now: float) -> None:
+        self.process = subprocess.Popen(self.command, pass_fds=self.fds, env=self.environment)
+        self.started = now
+        log.info("started %s", self.name, extra={"pid": self.process.pid})
+
+    def ended(self, status: int, now: float) -> None:
+        """Note the end of the process and when it may start again."""
+        self.process = None
+        self.failures = 0 if now - self.started > HEALTHY_S else self.failures + 1
+        pause = min(MOST_PAUSE_S, FIRST_PAUSE_S * 2 ** (self.failures - 1)) if self.failures else 0
+        self.start_at = now + pause
+        log.error("%s ended with status %d, again in %.1f s", self.name, status, pause)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """How the server of one node is run."""
+
+    run_dir: Path
+    """For the sockets; private to the server and its agent."""
+    host: str = "127.0.0.1"
+    http: int = 8000
+    grpc: int = 8001
+    metrics: int = 8002
+    preload: tuple[str, ...] = ("torch", "onnxruntime")
+    """Modules that the zygote imports, where they are installed."""
+    dispatcher: tuple[str, ...] = ()
+    """Further options of the dispatcher process."""
+    log_level: str = "info"
+    drain_timeout_s: float = 30.0
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def control_path(run_dir: Path) -> Path:
+    """Where the server listens for its agent."""
+    return run_dir / "control.sock"
+
+
+class Supervisor:
+    """Made ready by :meth:`prepare`, which takes the ports; :meth:`run` returns the exit status."""
+
+    def __init__(self, options: ServerOptions) -> None:
+        self._options = options
+        self._children: list[Child] = []
+        self._sockets: list[socket.socket] = []
+        self._stopping = False
+
+    def prepare(self) -> None:
+        """Take the HTTP port and the local sockets. Raises PortTaken."""
+        options = self._options
+        options.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        http = listen_on(options.host, options.http)
+        zygote_path = options.run_dir / "zygote.sock"
+        zygote = _listen_unix(zygote_path, socket.SOCK_SEQPACKET)
+        control = _listen_unix(control_path(options.run_dir), socket.SOCK_STREAM)
+        self._sockets = [http, zygote, control]
+        environment = os.environ | options.environment
+        self._children = [
+            Child(
+                "zygote",
+                _command(
+                    "tessera_runtime.worker.zygote",
+                    {"listen-fd": zygote.fileno(), "preload": ",".join(options.preload)},
+                ),
+                (zygote.fileno(),),
+                # A pool of BLAS threads in the zygote would not survive its forks.
+                environment | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            ),
+            Child(
+                "dispatcher",
+                _command(
+                    "tessera_runtime.dispatch.main",
+                    {
+                        "http-fd": http.fileno(),
+                        "control-fd": control.fileno(),
+                        "zygote": zygote_path,
+                        "host": options.host,
+                        "grpc": options.grpc,
+                        "metrics": options.metrics,
+                        "drain-timeout": options.drain_timeout_s,
+                        "log-level": options.log_level,
+                    },
+                    options.dispatcher,
+                ),
+                (http.fileno(), control.fileno()),
+                environment,
+            ),
+        ]
+
+    def run(self) -> int:
+        """Keep the children running until SIGTERM or SIGINT. Returns the exit status."""
+        wanted = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
+        signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
+        status = 0
+        try:
+            while not self._stopping:
+                now = time.monotonic()
+                for child in self._children:
+                    if child.process is None and child.start_at <= now:
+                        signal.pthread_sigmask(signal.SIG_UNBLOCK, wanted)
+                        child.start(now)  # a child would inherit the blocked signals
+                        signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
+                waits = [c.start_at - now for c in self._children if c.process is None]
+                received = signal.sigtimedwait(wanted, max(0.0, min(waits, default=3600.0)))
+                if received is not None and received.si_signo != signal.SIGCHLD:
+                    self._stopping = True
+                status = self._reap() or status
+        finally:
+            self._stop()
+        return status
+
+    def _reap(self) -> int:
+        """Collect every process that ended; EX_CONFIG when one of ours says that it cannot work."""
+        while True:
+            try:
+                pid, raw = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return 0
+            if pid == 0:
+                return 0
+            for child in self._children:
+                if child.process is not None and child.process.pid == pid:
+                    status = os.waitstatus_to_exitcode(raw)
+                    child.process.returncode = status
+                    child.ended(status, time.monotonic())
+                    if status == EX_CONFIG:
+                        self._stopping = True
+                        return EX_CONFIG
+
+    def _stop(self) -> None:
+        """The dispatcher drains first; the zygote and its workers are of no use without it."""
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+        grace = self._options.drain_timeout_s + STOP_GRACE_S
+        for child in reversed(self._children):
+            if child.process is None:
+                continue
+            child.process.terminate()
+            try:
+                child.process.wait(grace)
+            except subprocess.TimeoutExpired:
+                log.error("%s did not end in %.0f s: killed", child.name, grace)
+                child.process.kill()
+                child.process.wait()
+        for sock in self._sockets:
+            sock.close()
+
+
+def _command(
+    module: str, flags: Mapping[str, object], further: Sequence[str] = ()
+) -> tuple[str, ...]:
+    return (sys.executable, "-m", module, *(f"--{k}={v}" for k, v in flags.items()), *further)
+
+
+def _listen_unix(path: Path, kind: int) -> socket.socket:
+    path.unlink(missing_ok=True)
+    sock = socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC)
+    sock.bind(str(path))
+    path.chmod(0o600)
+    sock.listen(8)
+    return sock
+
+
+def main() -> None:
+    """Entry point of ``python -m tessera_runtime.supervisor``; options it does not know are the dispatcher's."""
+    defaults = ServerOptions(run_dir=Path("."))
+    parser = argparse.ArgumentParser(prog="tessera-server")
+    parser.add_argument("--run-dir", type=Path, required=True)
+    parser.add_argument("--host", default=defaults.host)
+    parser.add_argument("--http", type=int, default=defaults.http)
+    parser.add_argument("--grpc", type=int, default=defaults.grpc)
+    parser.add_argument("--metrics", type=int, default=defaults.metrics)
+    parser.add_argument("--preload", default=",".join(defaults.preload))
+    parser.add_argument("--drain-timeout", type=float, default=defaults.drain_timeout_s)
+    parser.add_argument("--log-level", default=defaults.log_level)
+    arguments, further = parser.parse_known_args()
+    logs.configure("supervisor", arguments.log_level)
+    supervisor = Supervisor(
+        ServerOptions(
+            run_dir=arguments.run_dir,
+            host=arguments.host,
+            http=arguments.http,
+            grpc=arguments.grpc,
+            metrics=arguments.metrics,
+            preload=tuple(filter(None, arguments.preload.split(","))),
+            dispatcher=tuple(further),
+            log_level=arguments.log_level,
+            drain_timeout_s=arguments.drain_timeout,
+        )
+    )
+    try:
+        supervisor.prepare()
+    except PortTaken as error:
+        log.error("%s", error)
+        sys.exit(EX_CONFIG)
+    sys.exit(supervisor.run())
+
+
+if __name__ == "__main__":
+    main()

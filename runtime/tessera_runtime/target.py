@@ -1,0 +1,168 @@
+"""What the agent wants the server to run, and what the server reports: the contract of the control socket.
+
+The whole wanted state travels every time and applying it twice changes nothing, so either side may restart
+at any moment and the next :class:`ServerTarget` puts things right.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from tessera_core.api.modelservice import Combine, OnTimeout
+
+
+class TensorTarget(msgspec.Struct, frozen=True):
+    """Declared metadata of one input or output; ``row_shape`` leaves out the batch dimension."""
+
+    name: str
+    datatype: str
+    row_shape: tuple[int, ...]
+    buckets: tuple[tuple[int, ...], ...] = ()
+    """Row shapes that variable inputs are padded up to, smallest first; empty: only equal shapes batch."""
+
+
+class DeviceTarget(msgspec.Struct, frozen=True):
+    """A device, a slice of one, or a set of cores."""
+
+    id: str
+    kind: str
+    """``cpu`` or ``cuda``."""
+    cores: tuple[int, ...] = ()
+    threads: int = 1
+    memory_mib: int = 0
+    environment: dict[str, str] = {}
+
+
+class InstanceTarget(msgspec.Struct, frozen=True):
+    device: str
+    count: int = 1
+
+
+class ServiceTime(msgspec.Struct, frozen=True):
+    """Batch time as the profile has it: ``tau0_ms + alpha_ms · rows``."""
+
+    alpha_ms: float
+    tau0_ms: float
+
+    def seconds(self, rows: int) -> float:
+        return (self.tau0_ms + self.alpha_ms * rows) / 1e3
+
+
+class MemberTarget(msgspec.Struct, frozen=True):
+    name: str
+    path: str
+    """The model file on this node, fetched and checked by the agent."""
+    format: str
+    digest: str
+    max_batch: int
+    """Largest batch, warmed on load; more rows than this in one request are refused."""
+    cap: int
+    """Setpoint: rows per batch now, at most ``max_batch``."""
+    instances: tuple[InstanceTarget, ...]
+    allow_code: bool = False
+    weight: float = 1.0
+    required: bool = True
+    service_time: ServiceTime | None = None
+    """None: nothing is known, nothing is dropped before its deadline."""
+
+
+class ServiceTarget(msgspec.Struct, frozen=True):
+    name: str
+    """``<namespace>.<name>``."""
+    version: str
+    members: tuple[MemberTarget, ...]
+    combine: Combine
+    min_members: int
+    on_timeout: OnTimeout
+    slo_ms: float
+    percent: float
+    inputs: tuple[TensorTarget, ...] = ()
+    outputs: tuple[TensorTarget, ...] = ()
+
+
+class ServerTarget(msgspec.Struct, frozen=True):
+    devices: tuple[DeviceTarget, ...] = ()
+    services: tuple[ServiceTarget, ...] = ()
+    epoch: int = 0
+
+
+class MemberReport(msgspec.Struct, frozen=True):
+    name: str
+    digest: str
+    wanted: int
+    ready: int
+    cap: int
+    queued_rows: int
+    batches: int
+    rows: int
+    memory_mib: float
+    device: str
+    restarts: int
+    problem: str = ""
+    """Why instances are missing, in words for the user."""
+
+
+class ServiceReport(msgspec.Struct, frozen=True):
+    """Counters only grow; the agent takes differences."""
+
+    name: str
+    version: str
+    ready: bool
+    slo_ms: float
+    good: int
+    """Answered within the SLO."""
+    total: int
+    """Submitted and valid, whatever became of them; client cancellations left out."""
+    arrivals_rows: int
+    codes: dict[str, int]
+    """Requests by HTTP status."""
+    latency_buckets: tuple[int, ...]
+    """Counts by :data:`tessera_runtime.dispatch.histogram.BOUNDS_S`, of answered requests."""
+    members: tuple[MemberReport, ...]
+    problem: str = ""
+
+
+class WorkerReport(msgspec.Struct, frozen=True):
+    incarnation: int
+    pid: int
+    device: str
+
+
+class ServerReport(msgspec.Struct, frozen=True):
+    epoch: int
+    ready: bool
+    services: tuple[ServiceReport, ...]
+    workers: tuple[WorkerReport, ...]
+    arena_used: int
+    arena_size: int
+    monotonic_s: float
+
+
+class ProfileRequest(msgspec.Struct, frozen=True):
+    """Measure a member on a device: every (batch, instances) cell, within a bounded time."""
+
+    device: DeviceTarget
+    member: MemberTarget
+    inputs: tuple[TensorTarget, ...]
+    outputs: tuple[TensorTarget, ...]
+    batches: tuple[int, ...]
+    instances: tuple[int, ...]
+    cell_s: float
+    """Seconds of measuring per cell, at most."""
+    most_ms: float
+    """Larger batches than the first one that takes longer are not measured: no SLO could use them."""
+
+
+class ProfileCell(msgspec.Struct, frozen=True):
+    batch: int
+    instances: int
+    p50_ms: float
+    p99_ms: float
+    throughput: float
+    memory_mib: float
+
+
+class ProfileReport(msgspec.Struct, frozen=True):
+    engine: str
+    cells: tuple[ProfileCell, ...]
+    max_rows: int

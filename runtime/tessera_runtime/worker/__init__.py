@@ -1,0 +1,1 @@
+"""Workers: processes that hold models and run batches in lanes."""

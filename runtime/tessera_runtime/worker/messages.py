@@ -1,0 +1,228 @@
+"""What dispatcher, zygote and workers say to each other.
+
+Each conversation is a SOCK_SEQPACKET Unix socket: one packet is one message, delivered whole or not at
+all, and the end of either process is an end of file on the other side. Messages are MessagePack arrays
+decoded into these types, never pickles. File descriptors travel beside the message that names them.
+
+::
+
+    dispatcher ── Fork (+ control, input arena) ──▶ zygote      ── Forked (+ pidfd) | Exited ──▶
+    dispatcher ── Load | Unload | OpenLane (+ lane) ──▶ worker ── Loaded | LoadFailed | LaneOpen (+ outputs) ──▶
+    dispatcher ── Run ──▶ lane                                   ── Ran | Failed | Region (+ outputs) ──▶
+"""
+
+from __future__ import annotations
+
+import array
+import socket
+from typing import Any
+
+import msgspec
+
+MAX_PACKET = 1 << 18
+"""Bytes of one message: a batch of 2,048 requests with four inputs fits."""
+
+
+class Message(msgspec.Struct, array_like=True, frozen=True, tag=True): ...
+
+
+# dispatcher and zygote
+
+
+class Fork(Message, frozen=True):
+    """Fork a worker. Comes with its control socket and the input arena, in this order."""
+
+    incarnation: int
+    """Number of this worker process; never used twice."""
+    arena_size: int
+    kind: str
+    """``cpu`` or ``cuda``."""
+    cores: tuple[int, ...]
+    """Processor cores the worker may run on; empty means all."""
+    threads: int
+    memory_mib: int
+    environment: dict[str, str]
+    """Variables set before any engine initialises, e.g. ``CUDA_VISIBLE_DEVICES``."""
+
+
+class Forked(Message, frozen=True):
+    """Comes with a pidfd of the new process."""
+
+    incarnation: int
+    pid: int
+
+
+class Exited(Message, frozen=True):
+    incarnation: int
+    status: int
+    """As ``os.waitstatus_to_exitcode`` gives it: negative is the signal."""
+
+
+# dispatcher and worker, control socket
+
+
+class Tensor(msgspec.Struct, array_like=True, frozen=True):
+    """Metadata of one input or output; ``row_shape`` leaves out the batch dimension."""
+
+    name: str
+    datatype: str
+    row_shape: tuple[int, ...]
+
+
+class Load(Message, frozen=True):
+    """Load a model file. Answered by Loaded or LoadFailed."""
+
+    model: str
+    """Key of the model within the worker: its digest and options."""
+    path: str
+    format: str
+    allow_code: bool
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+class Loaded(Message, frozen=True):
+    model: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    max_rows: int
+    """Rows of the largest batch the file itself allows; 0 is unlimited."""
+    engine: str
+    """Library and version."""
+    memory_mib: float
+
+
+class LoadFailed(Message, frozen=True):
+    model: str
+    reason: str
+
+
+class OpenLane(Message, frozen=True):
+    """Open an instance of a loaded model and warm it. Comes with the lane's socket. Answered by LaneOpen."""
+
+    lane: int
+    model: str
+    batches: tuple[int, ...]
+    """Batch sizes to warm, ascending; the last is the largest the lane will get."""
+    row_shapes: dict[str, tuple[int, ...]]
+    """For inputs of variable shape, the row shape to warm with."""
+
+
+class LaneOpen(Message, frozen=True):
+    """The instance is warm. Comes with its output region."""
+
+    lane: int
+    region_size: int
+    warm_ms: tuple[float, ...]
+    """Fastest run of each warmed batch, milliseconds."""
+
+
+class LaneFailed(Message, frozen=True):
+    lane: int
+    reason: str
+
+
+class Unload(Message, frozen=True):
+    """Forget a model whose lanes are closed. A lane is closed by closing its socket."""
+
+    model: str
+
+
+# dispatcher and lane
+
+
+class Input(msgspec.Struct, array_like=True, frozen=True):
+    """Where one input of each request of a batch lies in the arena."""
+
+    name: str
+    row_shape: tuple[int, ...]
+    """Row shape of the batch; requests with smaller rows are padded with zeros up to it."""
+    offsets: tuple[int, ...]
+    nbytes: tuple[int, ...]
+    row_shapes: tuple[tuple[int, ...], ...] = ()
+    """Row shape of each request, where any differs from the batch's."""
+
+
+class Run(Message, frozen=True):
+    batch: int
+    rows: tuple[int, ...]
+    """Rows of each request."""
+    inputs: tuple[Input, ...]
+
+
+class Output(msgspec.Struct, array_like=True, frozen=True):
+    """One output of a batch in the lane's region."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+class Ran(Message, frozen=True):
+    incarnation: int
+    batch: int
+    outputs: tuple[Output, ...]
+    gather_ns: int
+    infer_ns: int
+    output_ns: int
+
+
+class Failed(Message, frozen=True):
+    """The batch failed, the lane did not."""
+
+    incarnation: int
+    batch: int
+    reason: str
+
+
+class Region(Message, frozen=True):
+    """A larger output region replaces the lane's. Comes with it, before the Ran that needs it."""
+
+    incarnation: int
+    region_size: int
+
+
+ToZygote = Fork
+FromZygote = Forked | Exited
+ToWorker = Load | Unload | OpenLane
+FromWorker = Loaded | LoadFailed | LaneOpen | LaneFailed
+ToLane = Run
+FromLane = Ran | Failed | Region
+
+encode = msgspec.msgpack.Encoder().encode
+decode_to_zygote = msgspec.msgpack.Decoder(ToZygote).decode
+decode_from_zygote = msgspec.msgpack.Decoder(FromZygote).decode
+decode_to_worker = msgspec.msgpack.Decoder(ToWorker).decode
+decode_from_worker = msgspec.msgpack.Decoder(FromWorker).decode
+decode_to_lane = msgspec.msgpack.Decoder(ToLane).decode
+decode_from_lane = msgspec.msgpack.Decoder(FromLane).decode
+
+_FD_SIZE = array.array("i").itemsize
+_ANCILLARY = socket.CMSG_SPACE(4 * _FD_SIZE)
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Both ends of a new conversation."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+
+
+def send(sock: socket.socket, message: Message, fds: tuple[int, ...] = ()) -> None:
+    """Send one message. Raises OSError when the other side is gone."""
+    ancillary: list[Any] = []
+    if fds:
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+    sock.sendmsg([encode(message)], ancillary, socket.MSG_NOSIGNAL)
+
+
+def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
+    """One packet and the descriptors beside it; empty bytes at the end of the conversation."""
+    data, ancillary, flags, _ = sock.recvmsg(MAX_PACKET, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+    fds: list[int] = []
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.extend(array.array("i", payload[: len(payload) - len(payload) % _FD_SIZE]))
+    if flags & socket.MSG_TRUNC:
+        raise msgspec.ValidationError(f"message of over {MAX_PACKET} bytes")
+    return data, fds
