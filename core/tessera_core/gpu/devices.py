@@ -25,7 +25,8 @@ class DeviceClass:
     slice: str
     """``full``, a MIG profile name such as ``1g.10gb``, or ``cpu-N`` for N cores."""
     sm_count: int
-    """Streaming multiprocessors; for a CPU class the number of cores. Never derived from the slice name."""
+    """Streaming multiprocessors; for a CPU class the number of cores. Never derived from the slice name:
+    0 where no recording of the slice was found."""
     memory_mib: int
     """Usable device memory in MiB; for a CPU class the memory budget of the slice."""
 

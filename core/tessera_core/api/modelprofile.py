@@ -1,0 +1,80 @@
+"""ModelProfile: measured latency of one model digest on one device class. Written by the system, kept as a fact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from tessera_core.api.errors import FieldError
+from tessera_core.api.members import DIGEST
+from tessera_core.api.meta import CONDITIONS, Condition, ObjectMeta, Resource
+from tessera_core.api.places import PRODUCT, SLICE_KIND
+from tessera_core.api.records import ListOf, Name, Record, Rule
+from tessera_core.api.scalars import decimal, integer, milliseconds, number, text
+from tessera_core.gpu.devices import DeviceClass
+from tessera_core.perf.profile import LinearFit, ProfileRow
+
+DEVICE_CLASS = Record(
+    DeviceClass,
+    product=Annotated[str, PRODUCT],
+    slice=Annotated[str, SLICE_KIND],
+    sm_count=Annotated[int, integer(0, 65536)],
+    memory_mib=Annotated[int, integer(1), Name("memoryMiB")],
+)
+ROW = Record(
+    ProfileRow,
+    batch=Annotated[int, integer(1, 65536)],
+    instances=Annotated[int, integer(1, 1024)],
+    p50_ms=Annotated[float, milliseconds(), Name("p50")],
+    p99_ms=Annotated[float, milliseconds(), Name("p99")],
+    throughput=Annotated[float, number(least=0)],
+    memory_mib=Annotated[float, number(least=0), Name("memoryMiB")],
+)
+FIT = Record(
+    LinearFit,
+    alpha_ms=Annotated[float, decimal()],
+    tau0_ms=Annotated[float, decimal()],
+    r2=Annotated[float, decimal(most=1)],
+)
+
+
+def _cpu_slices_on_cpu(spec: ModelProfileSpec) -> Iterator[FieldError]:
+    device = spec.device_class
+    if device.is_cpu != device.slice.startswith("cpu-"):
+        allowed = '"cpu-N" with product cpu, and only there'
+        yield FieldError("deviceClass.slice", repr(device.slice), allowed)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelProfileSpec:
+    """What was measured. Immutable: another driver or engine is another profile."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (_cpu_slices_on_cpu,)
+
+    model_digest: Annotated[str, DIGEST]
+    device_class: Annotated[DeviceClass, DEVICE_CLASS]
+    engine: Annotated[str, text(128)]
+    """Name and version, e.g. ``torch 2.8.0``."""
+    driver: Annotated[str | None, text(128)] = None
+    """Version of the device's driver; absent on a CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelProfileStatus:
+    """The measured cells, and the line through them."""
+
+    conditions: Annotated[tuple[Condition, ...], CONDITIONS] = ()
+    rows: Annotated[tuple[ProfileRow, ...], ListOf(ROW, most=1024)] = ()
+    fit: Annotated[LinearFit | None, FIT] = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelProfile(Resource):
+    """Latency of one model on one kind of device."""
+
+    KIND: ClassVar[str] = "ModelProfile"
+
+    metadata: ObjectMeta
+    spec: ModelProfileSpec
+    status: ModelProfileStatus = ModelProfileStatus()
