@@ -1,0 +1,57 @@
+# Every target sets up what it needs: only Python 3.11+, make and a package registry are assumed.
+PYTHON ?= python3
+UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
+RUN := .venv/bin
+SYNC := $(UV) sync --frozen --inexact --python $(PYTHON)
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
+
+.PHONY: demo
+demo: env-demo  ## train three small networks, serve their ensemble under an SLO, load it, draw what happened
+	$(RUN)/python examples/digits/demo.py
+
+.PHONY: test
+test: env-test  ## all tests
+	$(RUN)/pytest
+
+.PHONY: check
+check: env-check  ## format, lint, types, layers
+	$(RUN)/ruff format --check
+	$(RUN)/ruff check
+	$(RUN)/mypy
+	$(RUN)/lint-imports
+
+.PHONY: bench-runtime
+bench-runtime: env-demo  ## the server beside an in-process loop; QUICK=1 for a run under a minute
+	$(RUN)/python bench/runtime.py $(if $(QUICK),--quick)
+
+.PHONY: format
+format: env-check  ## rewrite the sources as `make check` wants them
+	$(RUN)/ruff check --fix
+	$(RUN)/ruff format
+
+.PHONY: proto
+proto: env-test  ## regenerate the gRPC descriptors from oip.proto
+	$(RUN)/python -m grpc_tools.protoc --include_imports \
+	  -I runtime/tessera_runtime/protocol --descriptor_set_out=runtime/tessera_runtime/protocol/oip.binpb oip.proto
+
+# The environments share .venv and only add to it. `check` stays without torch (5 GB).
+.PHONY: env-check env-test env-demo
+env-check: $(UV)
+	$(SYNC) --extra serve --group check
+env-test: $(UV)
+	$(SYNC) --extra runtime --extra onnx --extra s3 --group test --group demo
+env-demo: $(UV)
+	$(SYNC) --extra runtime --extra onnx --group demo
+
+.uv/bin/uv:
+	$(PYTHON) -m venv .uv
+	.uv/bin/pip install --quiet uv
+
+.PHONY: clean
+clean:  ## remove environments and caches
+	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis demo-out
