@@ -1,0 +1,1 @@
+"""Model files: fetched once, checked, kept by content."""
