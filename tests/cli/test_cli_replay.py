@@ -1,0 +1,129 @@
+"""The comparison of a plan with its simulation, without processes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from support.clusters import cluster, cpu_node, measured, service
+from tessera_cli.replay import Outcome, Queue, Quorum, Scenario, predicted_ms, replay, scenarios
+from tessera_core.perf import ServiceModel, latency_percentile
+from tessera_core.plan import Plan, plan
+from tessera_core.plan.predict import latency_at
+
+FAST = Queue("fast", "", ServiceModel(0.1, 1.0, 16), 16)
+SLOW = Queue("slow", "", ServiceModel(0.1, 500.0, 16), 16)
+
+
+def outcome(scenario: Scenario, seed: int = 0) -> Outcome:
+    return replay(scenario, 20_000, np.random.default_rng(seed))
+
+
+def both(quorum: Quorum | None) -> Scenario:
+    members = ((FAST,), (SLOW,))
+    return Scenario("s", 10.0, 50.0, 99.0, members, quorum=quorum, member_share=0.5)
+
+
+def test_an_answer_waits_for_all_members_unless_a_quorum_may_be_short() -> None:
+    assert outcome(both(None)).within == 0
+
+
+def test_at_the_deadline_a_quorum_answers_without_the_late_member() -> None:
+    found = outcome(both(Quorum(1, (0,))))
+    assert found.within == 1
+    # It does not answer before: until the deadline the late member could still come.
+    assert found.latency_ms.min() == 50.0
+
+
+def test_a_late_member_that_is_required_makes_the_answer_late() -> None:
+    assert outcome(both(Quorum(1, (1,)))).within == 0
+
+
+def test_overhead_and_measured_spread_are_part_of_every_latency() -> None:
+    plain = Scenario("s", 100.0, 50.0, 99.0, ((FAST,),))
+    spread = replace(FAST, model=replace(FAST.model, spread_ms=3.0))
+    slower = replace(plain, members=((spread,),), overhead_ms=2.0)
+    np.testing.assert_allclose(outcome(slower).latency_ms, outcome(plain).latency_ms + 5.0)
+    assert predicted_ms(slower, 99.0) == pytest.approx(predicted_ms(plain, 99.0) + 5.0)
+
+
+def test_a_member_with_two_slices_divides_its_requests_by_what_each_carries() -> None:
+    parts = (replace(FAST, share=0.75), replace(FAST, share=0.25))
+    found = outcome(Scenario("s", 800.0, 50.0, 99.0, (parts,)))
+    large, small = (load.utilisation for load in found.loads)
+    # The busier one batches more, so it is less than three times as busy.
+    assert 1.5 * small < large < 3 * small
+
+
+def test_progress_is_told_once_per_member() -> None:
+    told: list[None] = []
+    replay(both(None), 1000, np.random.default_rng(0), lambda: told.append(None))
+    assert len(told) == 2
+
+
+def two_shared_members() -> tuple[Plan, object]:
+    state = cluster(
+        [cpu_node("n1", cores=2), cpu_node("n2", cores=2)],
+        [
+            service("pair", ("a", "b"), rps=150.0, target="60ms"),
+            service(
+                "rows", ("c",), rps=20.0, traffic={"requestsPerSecond": 20, "itemsPerRequest": 4}
+            ),
+        ],
+        [measured(name, 2) for name in "abc"],
+    )
+    return plan(state), state
+
+
+def test_scenarios_are_predicted_as_the_planner_predicts_them() -> None:
+    found, state = two_shared_members()
+    assert any(each.shares_with for each in found.assignments), "the case needs shared slices"
+    made = {each.service: each for each in scenarios(found, state)}
+    assert set(made) == {"vision.pair", "vision.rows"}
+    for each in found.services:
+        assert predicted_ms(made[each.service], each.percentile) == pytest.approx(each.latency_ms)
+
+
+def test_the_rate_factor_scales_what_is_predicted() -> None:
+    state = cluster([cpu_node("n1")], [service("one", rps=200.0)], [measured("m", 4)])
+    found = plan(state)
+    (doubled,) = scenarios(found, state, rate_factor=2.0)
+    assert doubled.rate_per_s == 400.0
+    expected = latency_at(found, state, "vision.one", 400.0)
+    assert predicted_ms(doubled, 99.0) == pytest.approx(expected)
+
+
+def test_a_service_without_traffic_is_not_simulated() -> None:
+    state = cluster([cpu_node("n1")], [service("quiet", rps=0.0)], [measured("m", 4)])
+    found = plan(state)
+    assert found.services
+    assert scenarios(found, state) == ()
+
+
+def test_requests_of_several_rows_fill_batches_with_all_their_rows() -> None:
+    state = cluster(
+        [cpu_node("n1")],
+        [service("rows", traffic={"requestsPerSecond": 50, "itemsPerRequest": 8})],
+        [measured("m", 4)],
+    )
+    (scenario,) = scenarios(plan(state), state)
+    (load,) = outcome(scenario).loads
+    assert 8 <= load.mean_batch <= load.queue.cap
+
+
+def test_one_poisson_queue_is_predicted_within_noise() -> None:
+    scenario = Scenario("s", 3000.0, 50.0, 99.0, ((FAST,),))
+    found = replay(scenario, 200_000, np.random.default_rng(1))
+    expected = latency_percentile(FAST.model, 3000.0, 99.0)
+    assert found.percentile_ms(99.0) == pytest.approx(expected, rel=0.03)
+
+
+def test_a_run_too_short_for_any_request_is_an_error_and_not_a_crash() -> None:
+    def run_until_nothing_comes() -> None:
+        for seed in range(100):
+            replay(Scenario("s", 1.0, 50.0, 99.0, ((FAST,),)), 1, np.random.default_rng(seed))
+
+    with pytest.raises(ValueError, match="no request came"):
+        run_until_nothing_comes()
