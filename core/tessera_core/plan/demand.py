@@ -1,0 +1,127 @@
+"""What has to be placed: a ModelService becomes one demand per member.
+
+Problem: a user states one rate, one latency target and one percentile for the whole ensemble; capacity is
+found per member. Approach, for a service of M members that all have to answer:
+
+- rate: requests/s × rows per request × headroom, the same for every member;
+- percentile: every member gets q^(1/M). Latencies of members that see the same arrivals are positively
+  associated, so P(all in time) is at least the product and the ensemble keeps q. Where partial answers are
+  allowed, M is the number of members that an answer needs;
+- latency: the target less an allowance for what happens outside the member's queue (parsing, preprocessing,
+  combination, the way back).
+
+Under ``External`` and ``Fixed`` scaling somebody else decides how much: every member gets as many parts of
+devices as there are replicas (one replica is one full set of members), and the rate is only what the
+latency at that load is predicted for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tessera_core.api import Isolation, ModelService, OnTimeout, ScalingMode
+from tessera_core.perf import member_percentile
+from tessera_core.plan.state import Policy
+
+MOST_PARTS = 10_000
+"""Bound where the service sets none."""
+_LEAST_PERCENTILE, _MOST_PERCENTILE = 1.0, 99.9999
+"""What the queue model resolves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """One member of one service, in the units of the queue model."""
+
+    service: str
+    """Served name, ``<namespace>.<name>``."""
+    namespace: str
+    member: str
+    digest: str | None
+    """Content of the model, None while unknown: then there is no profile either."""
+    load: float
+    """Rows per second that are expected; 0: none, or not known."""
+    rate: float
+    """Rows per second to have capacity for: ``load`` with headroom; 0 where parts are counted instead."""
+    rows_per_request: int
+    percentile: float
+    """Share of this member's answers, percent, that must be in time."""
+    budget_ms: float
+    """Latency of this member, queue and inference."""
+    burstiness: float
+    batch_max: int
+    required: bool = True
+    code: bool = False
+    isolation: Isolation = Isolation.ANY
+    min_parts: int = 1
+    """Parts of devices to run on at least; 0: nothing has to run."""
+    max_parts: int = MOST_PARTS
+    min_nodes: int = 1
+    pool_selector: tuple[tuple[str, str], ...] = ()
+    products: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Identity, and the order in which demands are sorted."""
+        return self.service, self.member
+
+
+def demands_of(
+    service: ModelService, digests: dict[str, str], policy: Policy
+) -> tuple[Demand, ...]:
+    """The demands of ``service``, in the order of its members.
+
+    ``digests``: the digest by member name, of models that were fetched or refer to a profile; for others
+    the one that the spec states counts.
+    """
+    spec = service.spec
+    traffic, placement = spec.traffic, spec.placement
+    objective = spec.slo.objectives[0]
+    rows = traffic.items_per_request
+    load = traffic.requests_per_second * rows
+    least, most, counted = _parts(service)
+    answering = len(spec.members)
+    if spec.ensemble.on_timeout is OnTimeout.PARTIAL:
+        answering = max(sum(each.required for each in spec.members), spec.ensemble.min_members)
+    percentile = member_percentile(objective.percent, answering)
+    selector = placement.pool_selector
+    return tuple(
+        Demand(
+            service=service.served_name,
+            namespace=service.metadata.namespace,
+            member=member.name,
+            digest=digests.get(member.name, member.model.digest),
+            load=load,
+            rate=0.0 if counted else load * policy.headroom,
+            rows_per_request=rows,
+            percentile=min(max(percentile, _LEAST_PERCENTILE), _MOST_PERCENTILE),
+            budget_ms=objective.target_s * 1e3 - policy.overhead_ms,
+            burstiness=traffic.burstiness,
+            batch_max=member.batch.max,
+            required=member.required,
+            code=member.model.format.is_code,
+            isolation=placement.isolation,
+            min_parts=max(least, placement.spread.min_nodes) if least else 0,
+            max_parts=max(most, placement.spread.min_nodes),
+            min_nodes=placement.spread.min_nodes,
+            pool_selector=selector.match_labels if selector else (),
+            products=placement.products,
+        )
+        for member in spec.members
+    )
+
+
+def _parts(service: ModelService) -> tuple[int, int, bool]:
+    """Fewest and most parts per member, and whether they are counted rather than derived from the rate."""
+    scaling = service.spec.scaling
+    match scaling.mode:
+        case ScalingMode.EXTERNAL:
+            written = service.spec.replicas
+            count = scaling.min_replicas if written is None else written
+        case ScalingMode.FIXED:
+            count = scaling.min_replicas
+        case ScalingMode.SLO:
+            idle = service.spec.traffic.requests_per_second == 0
+            least = scaling.min_replicas if idle else max(1, scaling.min_replicas)
+            return least, scaling.max_replicas or MOST_PARTS, False
+    return count, count, True

@@ -1,0 +1,81 @@
+"""Why a plan is as it is: lines per service, as data, for people and for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tessera_core.plan.decision import Assignment, Plan, Refusal, ServicePlan
+from tessera_core.plan.nodes import slice_name
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What there is to say about one service."""
+
+    service: str
+    lines: tuple[str, ...]
+
+
+def explain(plan: Plan) -> tuple[Explanation, ...]:
+    """Per service: where and why, with which batches and why, what limits it. Sorted by service."""
+    found = [Explanation(each.service, tuple(_placed(plan, each))) for each in plan.services]
+    placed = {each.service for each in plan.services}
+    for service in sorted({service for service, _, _ in plan.refused} - placed):
+        found.append(Explanation(service, ("not placed", *_refusals(plan, service))))
+    found += (Explanation(name, ("scaled to zero: no traffic is expected",)) for name in plan.idle)
+    return tuple(sorted(found, key=lambda each: each.service))
+
+
+def _placed(plan: Plan, service: ServicePlan) -> Iterator[str]:
+    mine = [each for each in plan.assignments if each.service == service.service]
+    yield (
+        f"carries {service.max_requests_per_second:.6g} requests/s, "
+        f"{service.requests_per_second:.6g} expected; predicted "
+        f"p{service.percentile:g} {service.latency_ms:.3g} ms of {service.target_ms:g} ms"
+    )
+    for each in mine:
+        yield _assignment(each)
+    for member in dict.fromkeys(each.member for each in service.alternatives):
+        yield f"{member} with a part to itself: " + ", ".join(
+            f"{each.rate:.6g} rows/s on {each.device_class} at {each.price:.3g} per hour"
+            for each in service.alternatives
+            if each.member == member
+        )
+    members = sorted({each.member for each in mine})
+    rates = {member: sum(each.rate for each in mine if each.member == member) for member in members}
+    slowest = min(members, key=lambda member: (rates[member], member))
+    if len(members) > 1:
+        yield f"limited by {slowest}: every answer waits for it"
+    if service.short is not None:
+        yield f"short: {_reason(service.short)}"
+    yield from _refusals(plan, service.service)
+
+
+def _assignment(each: Assignment) -> str:
+    copies = f"{each.instances} instances" if each.instances > 1 else "1 instance"
+    why = (
+        f"takes turns with {', '.join(each.shares_with)}, caps fitted to one round of all"
+        if each.shares_with
+        else "the cap that carries most within the latency budget; of equal ones the smallest"
+    )
+    return (
+        f"{each.member}: {each.node}/{each.device} {slice_name(each.slice)}, {copies}, "
+        f"batches up to {each.batch} ({why}); {each.load:.6g} of {each.rate:.6g} rows/s, "
+        f"predicted {each.latency_ms:.3g} ms"
+    )
+
+
+def _refusals(plan: Plan, service: str) -> Iterator[str]:
+    for name, member, refusal in plan.refused:
+        if name == service:
+            yield f"{member} not placed: {_reason(refusal)}"
+
+
+def _reason(refusal: Refusal) -> str:
+    text = f"{refusal.why.value}: {refusal.detail}"
+    gap = refusal.shortfall
+    if gap is None:
+        return text
+    rate = f"{gap.requests_per_second:.6g} requests/s missing; " if gap.requests_per_second else ""
+    return f"{text} ({rate}{gap.devices} of {gap.device} would do)"

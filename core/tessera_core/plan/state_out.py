@@ -1,0 +1,121 @@
+"""A ClusterState as documents: what ``state_from_dict`` reads back as an equal state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tessera_core.api import (
+    ClusterMeta,
+    ModelProfile,
+    ModelProfileSpec,
+    ModelProfileStatus,
+    ObjectMeta,
+    Quantity,
+    RuntimeNode,
+    RuntimeNodeSpec,
+    RuntimeNodeStatus,
+    RuntimePool,
+    RuntimePoolSpec,
+)
+from tessera_core.api.records import record
+from tessera_core.api.runtimenode import (
+    CpuStatus,
+    DeviceStatus,
+    Health,
+    InstanceStatus,
+    MigMode,
+    SliceStatus,
+)
+from tessera_core.api.runtimepool import NodeShape, Partition, PoolCost, PoolSize, Trust
+from tessera_core.plan.nodes import slice_name
+from tessera_core.plan.state import ClusterState, DeviceState, Measured, NodeState, PoolRules
+from tessera_core.plan.state_in import ONLY_POOL, POOL_LABEL
+
+
+def state_to_dict(state: ClusterState) -> dict[str, Any]:
+    """The documents of ``state``.
+
+    What the planner does not read (node shapes, engines' drivers, rollout status) is not in the state and
+    comes out as defaults. Digests are written into the services' specs.
+    """
+    digests = {(service, member): digest for service, member, digest in state.digests}
+    services = [service.to_dict() for service in state.services]
+    for service, document in zip(state.services, services, strict=True):
+        for member in document["spec"]["members"]:
+            digest = digests.get((service.served_name, member["name"]))
+            if digest is not None:
+                member["model"]["digest"] = digest
+    pools = () if state.pools == (ONLY_POOL,) else state.pools
+    return {
+        "nodes": [_node(node, bool(pools)).to_dict() for node in state.nodes],
+        "pools": [_pool(pool).to_dict() for pool in pools],
+        "services": services,
+        "profiles": [
+            _profile(f"profile-{index}", each).to_dict()
+            for index, each in enumerate(state.measured)
+        ],
+        "policy": record(type(state.policy)).encode(state.policy),
+        "budget": record(type(state.budget)).encode(state.budget),
+    }
+
+
+def _pool(pool: PoolRules) -> RuntimePool:
+    partition = Partition(allowed_profiles=pool.allowed_profiles or ()) if pool.partition else None
+    return RuntimePool(
+        metadata=ClusterMeta(name=pool.name, labels=pool.labels),
+        spec=RuntimePoolSpec(
+            # The shape of the nodes is not part of the state; a GPU is what makes cutting legal.
+            node=NodeShape(resources=(("nvidia.com/gpu", Quantity("1")),)),
+            size=PoolSize(max=0),
+            cost=PoolCost(pool.cost_per_node_hour or 0.0),
+            trust=Trust(pool.shared_between_namespaces, pool.allow_code),
+            partition=partition,
+        ),
+    )
+
+
+def _node(node: NodeState, pooled: bool) -> RuntimeNode:
+    labels = {**dict(node.labels), POOL_LABEL: node.pool} if pooled else dict(node.labels)
+    cores = next((device.cores for device in node.devices if device.is_cpu), 0)
+    return RuntimeNode(
+        metadata=ClusterMeta(name=node.name, labels=tuple(sorted(labels.items()))),
+        spec=RuntimeNodeSpec(epoch=0),
+        status=RuntimeNodeStatus(
+            devices=tuple(_device(device) for device in node.devices),
+            cpu=CpuStatus(cores) if cores else None,
+        ),
+    )
+
+
+def _device(device: DeviceState) -> DeviceStatus:
+    return DeviceStatus(
+        uuid=device.uuid,
+        product=device.product,
+        memory_mib=device.memory_mib,
+        mig_capable=device.cuttable,
+        mig_mode=MigMode.DISABLED if device.geometry is None else MigMode.ENABLED,
+        slices=tuple(
+            SliceStatus(f"{device.uuid}/{placement.start}", placement.profile, placement.start)
+            for placement in device.geometry or ()
+        ),
+        instances=tuple(
+            InstanceStatus(
+                each.service,
+                each.member,
+                slice_name(each.slice),
+                each.batch,
+                count=each.instances,
+                ready=each.instances,
+            )
+            for each in device.running
+        ),
+        health=Health.HEALTHY if device.healthy else Health.UNHEALTHY,
+    )
+
+
+def _profile(name: str, measured: Measured) -> ModelProfile:
+    return ModelProfile(
+        metadata=ObjectMeta(name=name),
+        spec=ModelProfileSpec(measured.digest, measured.place, engine=measured.engine),
+        status=ModelProfileStatus(rows=measured.profile.rows),
+    )
