@@ -126,7 +126,7 @@ def number(*, least: float | None = None, most: float | None = None) -> Leaf:
         return check(parse_decimal(_string(value)))
 
     def write(value: float) -> object:
-        whole = value.is_integer() and abs(value) <= _EXACT_IN_FLOAT
+        whole = float(value).is_integer() and abs(value) <= _EXACT_IN_FLOAT
         return int(value) if whole else format_decimal(value)
 
     return Leaf(f'an integer or a decimal string{words} such as 300 or "0.5"', parse, write)

@@ -1,1 +1,30 @@
 """Performance: measured latency profiles and the batch-queue model that predicts latency under load."""
+
+from tessera_core.perf.capacity import (
+    FULLEST_LOAD,
+    latency_percentile,
+    max_rate,
+    mean_latency,
+    utilisation,
+)
+from tessera_core.perf.energy import EnergyModel, joules_per_row
+from tessera_core.perf.ensemble import member_percentile, quorum_probability
+from tessera_core.perf.profile import LatencyProfile, LinearFit, Neighbours, ProfileRow
+from tessera_core.perf.service import ServiceModel
+
+__all__ = [
+    "FULLEST_LOAD",
+    "EnergyModel",
+    "LatencyProfile",
+    "LinearFit",
+    "Neighbours",
+    "ProfileRow",
+    "ServiceModel",
+    "joules_per_row",
+    "latency_percentile",
+    "max_rate",
+    "mean_latency",
+    "member_percentile",
+    "quorum_probability",
+    "utilisation",
+]

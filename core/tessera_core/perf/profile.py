@@ -1,12 +1,23 @@
-"""Measured latency of one model on one device class."""
+"""Measured latency of one model on one device class, and what follows from it without a queue.
+
+Rows of a (batch, instances) grid, measured once per model digest and device class. A batch of b rows takes
+about alpha*b + tau0 on accelerators and CPUs alike (Inoue 2021 fits two GPUs with R² above 0.999), so a few
+cells are enough: the line feeds the queue model, the cells themselves answer look-ups inside the grid.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
+from itertools import pairwise
+from math import isfinite
+
+import numpy as np
+
+from tessera_core.perf.service import MS_PER_S, ServiceModel
 
 
-class Neighbours(str, Enum):
+class Neighbours(StrEnum):
     """What ran beside the measured instances: MIG isolates memory and SMs, not the power budget."""
 
     IDLE = "Idle"
@@ -29,3 +40,227 @@ class ProfileRow:
     memory_mib: float
     """Device memory of all ``instances`` together, MiB."""
     neighbours: Neighbours = Neighbours.IDLE
+
+
+@dataclass(frozen=True, slots=True)
+class LinearFit:
+    """tau(b) = alpha_ms*b + tau0_ms fitted to the medians of one instance count."""
+
+    alpha_ms: float
+    tau0_ms: float
+    r2: float
+    """Share of the variance of the medians that the line explains; 1 is perfect."""
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyProfile:
+    """All measured cells of one model on one device class, one row per (batch, instances, neighbours).
+
+    Rows may come in any order and are kept sorted. Raises ``ValueError`` naming the row and field for a
+    duplicate cell, a number that is not positive and finite, or a p99 below its p50.
+    """
+
+    rows: tuple[ProfileRow, ...]
+
+    def __post_init__(self) -> None:
+        if not self.rows:
+            raise ValueError("rows: a profile needs at least one measured cell, found none")
+        for index, row in enumerate(self.rows):
+            _check_row(f"rows[{index}]", row)
+        ordered = sorted(
+            self.rows, key=lambda row: (row.neighbours.value, row.instances, row.batch)
+        )
+        for one, two in pairwise(ordered):
+            if _cell(one) == _cell(two):
+                raise ValueError(
+                    f"rows: batch {one.batch} with {one.instances} instances and "
+                    f"{one.neighbours.value} neighbours is measured twice"
+                )
+        object.__setattr__(self, "rows", tuple(ordered))
+
+    @classmethod
+    def from_fit(
+        cls,
+        alpha_ms: float,
+        tau0_ms: float,
+        batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128),
+        memory_mib: float = 1.0,
+    ) -> LatencyProfile:
+        """A noiseless profile of one instance with affine batch times, for simulations and examples."""
+        times = [alpha_ms * batch + tau0_ms for batch in batches]
+        return cls(
+            tuple(
+                ProfileRow(batch, 1, ms, ms, MS_PER_S * batch / ms, memory_mib)
+                for batch, ms in zip(batches, times, strict=True)
+            )
+        )
+
+    @property
+    def instance_counts(self) -> tuple[int, ...]:
+        """Instance counts that were measured, ascending."""
+        return tuple(sorted({row.instances for row in self.rows}))
+
+    def cells(
+        self, instances: int, neighbours: Neighbours = Neighbours.IDLE
+    ) -> tuple[ProfileRow, ...]:
+        """Rows of one instance count by batch size. Idle rows stand in where no busy ones were measured.
+
+        Raises ``ValueError`` when that number of instances was not measured.
+        """
+        of_count = [row for row in self.rows if row.instances == instances]
+        if not of_count:
+            raise ValueError(
+                f"instances: {instances} was not measured, only {list(self.instance_counts)}"
+            )
+        wanted = tuple(row for row in of_count if row.neighbours is neighbours)
+        return wanted or tuple(of_count)
+
+    def service_ms(
+        self,
+        batch: int,
+        instances: int = 1,
+        tail: bool = False,
+        neighbours: Neighbours = Neighbours.IDLE,
+    ) -> float:
+        """Time of a batch of ``batch`` rows, ms: the median, or with ``tail`` the p99.
+
+        Interpolated between measured batches after noise that makes a larger batch look faster is raised to
+        the running maximum. A batch above the grid continues along the fit; one below it costs what the
+        smallest measured batch does (never extrapolated downward).
+        """
+        if batch < 1:
+            raise ValueError(f"batch: must be >= 1, found {batch}")
+        cells = self.cells(instances, neighbours)
+        batches = [row.batch for row in cells]
+        times = np.maximum.accumulate([row.p99_ms if tail else row.p50_ms for row in cells])
+        beyond = batch - batches[-1]
+        if beyond > 0:
+            slope = self.fit(instances, neighbours).alpha_ms
+            return float(times[-1]) * (1 + slope * beyond / cells[-1].p50_ms)
+        return float(np.interp(batch, batches, times))
+
+    def throughput(self, batch: int, instances: int = 1) -> float:
+        """Rows per second of all ``instances`` running full batches back to back."""
+        return instances * batch * MS_PER_S / self.service_ms(batch, instances)
+
+    def memory_mib(self, instances: int = 1) -> float:
+        """Device memory of ``instances`` together at the largest measured batch, MiB."""
+        return max(row.memory_mib for row in self.cells(instances))
+
+    def fit(
+        self,
+        instances: int = 1,
+        neighbours: Neighbours = Neighbours.IDLE,
+        up_to: int | None = None,
+        relative: bool = False,
+    ) -> LinearFit:
+        """Least-squares line through (batch, p50) with alpha > 0 and tau0 >= 0.
+
+        ``up_to`` leaves larger batches out (at least two sizes stay). ``relative`` weights each cell by
+        1/p50, so that small batches, where light load runs, count as much as large ones. A single measured
+        size is taken as a batch time that hardly depends on the size. Where the free line breaks a bound,
+        the best line on the bound is taken.
+        """
+        cells = self.cells(instances, neighbours)
+        if up_to is not None:
+            kept = tuple(row for row in cells if row.batch <= up_to)
+            cells = kept if len(kept) > 1 else cells[:2]
+        batches = np.array([row.batch for row in cells], dtype=np.float64)
+        times = np.array([row.p50_ms for row in cells])
+        weights = 1 / times**2 if relative else np.ones_like(times)
+        least_alpha = 1e-6 * float(times.max()) / float(batches.max())
+        mean_batch = np.average(batches, weights=weights)
+        mean_time = np.average(times, weights=weights)
+        variance = np.average((batches - mean_batch) ** 2, weights=weights)
+        covariance = np.average((batches - mean_batch) * (times - mean_time), weights=weights)
+        alpha = float(covariance / variance) if variance > 0 else 0.0
+        alpha = max(alpha, least_alpha)
+        tau0 = float(mean_time - alpha * mean_batch)
+        if tau0 < 0:
+            tau0 = 0.0
+            alpha = float(np.average(times * batches, weights=weights))
+            alpha /= float(np.average(batches**2, weights=weights))
+        left = np.average((times - alpha * batches - tau0) ** 2, weights=weights)
+        total = np.average((times - mean_time) ** 2, weights=weights)
+        return LinearFit(alpha, tau0, float(1 - left / total) if total > 0 else 1.0)
+
+    def knee(
+        self, instances: int = 1, fraction: float = 0.9, max_latency_ms: float | None = None
+    ) -> int | None:
+        """Smallest measured batch with ``fraction`` of the best throughput; None if it takes too long.
+
+        PREBA's Batch_knee read as a rule: below the knee throughput is lost, above it only latency grows.
+        ``max_latency_ms`` bounds the p99 of the batch at the knee.
+        """
+        if not 0 < fraction <= 1:
+            raise ValueError(f"fraction: must be above 0 and at most 1, found {fraction}")
+        batches = [row.batch for row in self.cells(instances)]
+        rates = [self.throughput(batch, instances) for batch in batches]
+        knee = next(
+            batch
+            for batch, rate in zip(batches, rates, strict=True)
+            if rate >= fraction * max(rates)
+        )
+        if (
+            max_latency_ms is not None
+            and self.service_ms(knee, instances, tail=True) > max_latency_ms
+        ):
+            return None
+        return knee
+
+    def service(
+        self, cap: int, instances: int = 1, neighbours: Neighbours = Neighbours.IDLE
+    ) -> ServiceModel:
+        """Batch times for the queue model when batches hold at most ``cap`` rows.
+
+        The times of ``instances`` on one device already contain what the instances cost each other. With
+        busy neighbours but no busy rows the idle ones are used: scale them by a derate.
+        """
+        if cap < 1:
+            raise ValueError(f"cap: must be >= 1, found {cap}")
+        line = self.fit(instances, neighbours, up_to=cap, relative=True)
+        median = self.service_ms(cap, instances, neighbours=neighbours)
+        tail = self.service_ms(cap, instances, tail=True, neighbours=neighbours)
+        return ServiceModel(line.alpha_ms, line.tau0_ms, cap, instances, max(0.0, tail - median))
+
+    def scaled(self, factor: float) -> LatencyProfile:
+        """Every time multiplied by ``factor`` > 0: a measured/predicted correction, or a derate for neighbours."""
+        if not (isfinite(factor) and factor > 0):
+            raise ValueError(f"factor: must be a positive number, found {factor}")
+        return LatencyProfile(
+            tuple(
+                ProfileRow(
+                    row.batch,
+                    row.instances,
+                    row.p50_ms * factor,
+                    row.p99_ms * factor,
+                    row.throughput / factor,
+                    row.memory_mib,
+                    row.neighbours,
+                )
+                for row in self.rows
+            )
+        )
+
+
+def _cell(row: ProfileRow) -> tuple[int, int, Neighbours]:
+    return row.batch, row.instances, row.neighbours
+
+
+def _check_row(path: str, row: ProfileRow) -> None:
+    for name, count in (("batch", row.batch), ("instances", row.instances)):
+        if count < 1:
+            raise ValueError(f"{path}.{name}: must be >= 1, found {count}")
+    for name, number in (
+        ("p50_ms", row.p50_ms),
+        ("p99_ms", row.p99_ms),
+        ("throughput", row.throughput),
+    ):
+        if not (isfinite(number) and number > 0):
+            raise ValueError(f"{path}.{name}: must be a positive number, found {number}")
+    if not (isfinite(row.memory_mib) and row.memory_mib >= 0):
+        raise ValueError(f"{path}.memory_mib: must be a number >= 0, found {row.memory_mib}")
+    if row.p99_ms < row.p50_ms:
+        raise ValueError(
+            f"{path}.p99_ms: must not be below p50_ms {row.p50_ms}, found {row.p99_ms}"
+        )

@@ -1,0 +1,422 @@
+"""One HTTP/1.1 server connection: bytes in, arena slots and callbacks out.
+
+A request should cost little beside its own bytes, so the connection is a state machine of callbacks
+under the event loop's buffered protocol, without tasks, streams or timers::
+
+    HEAD ──head──▶ BODY ──last byte──▶ BUSY ──answer──▶ HEAD            LINGER: refused early; what is still
+      │     └────▶ CHUNKED ──last chunk──▲                              on its way is discarded, so that the
+      └──no body─────────────────────────┘        any ──▶ LINGER, GONE  client can read why before the end
+
+- Heads arrive in one scratch buffer that all connections share: the loop fills it and calls back before
+  it reads for anybody else. So an idle connection holds no buffer at all.
+- The rest of an inference body is received straight into the arena slot that the call will carry: the
+  only copy, but for the part that came in with the head.
+- Pipelined requests wait, bounded, until the one before is answered; answers stay in order.
+- The end of the input while a request is in flight means that the client is gone, and cancels it.
+- Time is the server's periodic sweep (:meth:`HttpConnection.sweep`), coarse and free for each request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+from collections.abc import Callable
+from typing import cast
+
+from tessera_runtime.dataplane import InferReply, Slot, Ticket
+from tessera_runtime.errors import InvalidRequest, ModelFailed, ServeError, TooLarge, status_of
+from tessera_runtime.protocol import rest
+from tessera_runtime.protocol.body import ChunkedBody, HeapSlot
+from tessera_runtime.protocol.compression import inflate
+from tessera_runtime.protocol.head import BadHead, Head, parse_head
+from tessera_runtime.protocol.hub import Hub
+from tessera_runtime.protocol.reply import CONTINUE, infer_answer, plain_answer
+from tessera_runtime.protocol.routes import Endpoint
+from tessera_runtime.protocol.tensors import place
+from tessera_runtime.protocol.v2json import Encoding, RequestBody, decode_call
+
+_log = logging.getLogger(__name__)
+
+_PROGRESS = 1024
+"""Bytes: the least that counts as progress of a chunked body, whose length is unknown."""
+
+
+class State(enum.Enum):
+    HEAD = enum.auto()
+    BODY = enum.auto()
+    CHUNKED = enum.auto()
+    BUSY = enum.auto()
+    LINGER = enum.auto()
+    GONE = enum.auto()
+
+
+class HttpConnection(asyncio.BufferedProtocol):
+    __slots__ = (
+        "_chunks", "_drained_at", "_encoding", "_filled", "_head", "_hub", "_mark", "_model", "_partial",
+        "_pending", "_reading", "_since", "_size", "_slot", "_state", "_ticket", "_transport",
+        "_unsent", "_view",
+    )  # fmt: skip
+
+    _transport: asyncio.Transport
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._state = State.GONE
+        self._since = hub.now
+        """When the state was entered, or last made progress."""
+        self._pending = b""
+        """Received but not consumed: part of a head, or pipelined requests."""
+        self._partial = False
+        """``_since`` is the first byte of the head in ``_pending``."""
+        self._reading = True
+        self._head: Head | None = None
+        self._model = ""
+        self._slot: Slot | None = None
+        self._view = hub.scratch
+        self._size = self._filled = self._mark = 0
+        self._chunks: ChunkedBody | None = None
+        self._ticket: Ticket | None = None
+        self._encoding = Encoding(False, {})
+        self._unsent = 0
+        self._drained_at = hub.now
+
+    # --- events of the transport -------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        hub = self._hub
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's does not derive from it
+        hub.connections.add(self)
+        self._state = State.HEAD
+        if len(hub.connections) > hub.limits.max_connections or hub.draining:
+            self._refuse(503, "too many connections, or shutting down")
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        if self._state is State.BODY:
+            return self._view[self._filled : self._size]
+        return self._hub.scratch
+
+    def buffer_updated(self, nbytes: int) -> None:
+        state = self._state
+        if state is State.BODY:
+            self._filled += nbytes
+            if self._filled == self._size:
+                self._execute()
+            elif (self._filled - self._mark) * 16 >= self._size:
+                self._mark = self._filled
+                self._since = self._hub.now
+            return
+        data = bytes(self._hub.scratch[:nbytes])
+        if state is State.HEAD:
+            self._pending = self._pending + data if self._pending else data
+        elif state is State.CHUNKED:
+            assert self._chunks is not None
+            self._pending = self._take_chunks(self._chunks, data)
+        elif state is State.BUSY:
+            self._pending += data
+        self._advance()
+
+    def eof_received(self) -> bool:
+        self._since = self._hub.now
+        self._forget()
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._forget()
+        hub = self._hub
+        hub.connections.discard(self)
+        hub.blocked.pop(self, None)
+        if hub.draining and not hub.connections:
+            hub.empty.set()
+
+    def pause_writing(self) -> None:
+        hub = self._hub
+        hub.blocked[self] = None
+        self._unsent = self._transport.get_write_buffer_size()
+        self._drained_at = hub.now
+        unsent = sum(one._transport.get_write_buffer_size() for one in hub.blocked)
+        for one in list(hub.blocked):
+            if unsent <= hub.limits.max_buffered_response:
+                break
+            unsent -= one._transport.get_write_buffer_size()
+            del hub.blocked[one]
+            one.abort()
+
+    def resume_writing(self) -> None:
+        self._hub.blocked.pop(self, None)
+        self._advance()
+
+    # --- time ----------------------------------------------------------------------------------------
+
+    def sweep(self, now: float) -> None:
+        """End what takes too long. Called about every :attr:`HttpLimits.sweep_interval_s`."""
+        limits = self._hub.limits
+        if self in self._hub.blocked:
+            unsent = self._transport.get_write_buffer_size()
+            if unsent < self._unsent:
+                self._unsent, self._drained_at = unsent, now
+            elif now - self._drained_at > limits.body_timeout_s + limits.sweep_interval_s:
+                self.abort()
+            return
+        # ``_since`` was read off the last sweep, so it may be one interval early.
+        waited = now - self._since - limits.sweep_interval_s
+        if self._state is State.HEAD:
+            if self._pending:
+                if waited > limits.head_timeout_s:
+                    self._refuse(408, f"no complete request head in {limits.head_timeout_s:g} s")
+            elif waited > limits.idle_timeout_s:
+                self._close()
+        elif self._state is State.BODY or self._state is State.CHUNKED:
+            if waited > limits.body_timeout_s:
+                self._refuse(
+                    408, f"the body made too little progress in {limits.body_timeout_s:g} s"
+                )
+        elif self._state is not State.BUSY and waited > limits.head_timeout_s:
+            self._transport.abort()
+
+    def drain(self) -> None:
+        """Close if nothing is under way; else the answer will."""
+        if self._state is State.HEAD and not self._pending:
+            self._close()
+
+    def abort(self) -> None:
+        self._forget()
+        self._transport.abort()
+
+    # --- a request, from its head to the call --------------------------------------------------------
+
+    def _advance(self) -> None:
+        """Begin what is pending, and read on only while little of it has to wait."""
+        self._begin_pending()
+        read = len(self._pending) <= self._hub.limits.max_head
+        if read is not self._reading and not self._transport.is_closing():
+            self._reading = read
+            if read:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
+
+    def _begin_pending(self) -> None:
+        """Begin requests until one has to wait for its bytes, its answer or its reader."""
+        while self._state is State.HEAD and self._pending and self not in self._hub.blocked:
+            data = self._pending
+            if data[0] in b"\r\n":
+                # RFC 9112 section 2.2: line ends before a request are ignored.
+                self._pending = data.lstrip(b"\r\n")
+                continue
+            end = data.find(b"\r\n\r\n") + 4
+            max_head = self._hub.limits.max_head
+            if end > max_head or (end < 4 and len(data) >= max_head):
+                self._refuse(431, f"the request head is over the {max_head} bytes allowed")
+            elif end < 4:
+                if not self._partial:
+                    self._partial = True
+                    self._since = self._hub.now
+                return
+            else:
+                self._partial = False
+                try:
+                    head = parse_head(data[:end])
+                except BadHead as error:
+                    self._refuse(error.status, str(error))
+                    return
+                self._pending = self._begin(head, data, end)
+
+    def _begin(self, head: Head, data: bytes, at: int) -> bytes:
+        """Start the request whose body begins at ``data[at]``; returns what lies behind it."""
+        self._head = head
+        hub = self._hub
+        self._since = hub.now
+        size = head.content_length
+        stop = min(at + size, len(data))
+        have = stop - at
+        allowed = hub.limits.max_body if head.infer else hub.limits.max_head
+        try:
+            if size > allowed:
+                raise TooLarge(f"the body has {size} bytes; allowed: {allowed}")
+            allocate: Callable[[int], Slot] = HeapSlot
+            if head.infer:
+                self._model = hub.plane.resolve(head.route.model, head.host)
+                allocate = hub.plane.allocate
+            if head.chunked:
+                self._chunks = ChunkedBody(allocate, allowed)
+            elif size:
+                slot = allocate(size)
+                view = slot.view
+                view[:have] = data[at:stop]
+                self._slot, self._view, self._size = slot, view, size
+        except ServeError as error:
+            if have < size or head.chunked:
+                self._refuse(status_of(error).http, str(error))
+            else:
+                self._answer_error(error)
+            return data[stop:]
+        self._filled = self._mark = have
+        if head.expect_continue and at == len(data) and (size or head.chunked):
+            self._transport.write(CONTINUE)
+        if self._chunks is not None:
+            self._state = State.CHUNKED
+            return self._take_chunks(self._chunks, data[at:])
+        if have < size:
+            self._state = State.BODY
+        else:
+            self._execute()
+        return data[stop:]
+
+    def _take_chunks(self, body: ChunkedBody, data: bytes) -> bytes:
+        """Decode chunks; returns what lies behind the body."""
+        try:
+            consumed = body.feed(data)
+        except ValueError as error:
+            self._refuse(400, str(error))
+            return b""
+        except ServeError as error:
+            self._refuse(status_of(error).http, str(error))
+            return b""
+        if (body.size - self._mark) * 16 >= max(body.size, 16 * _PROGRESS):
+            self._mark = body.size
+            self._since = self._hub.now
+        if body.done:
+            self._slot, self._filled = body.take(), body.size
+            self._execute()
+        return data[consumed:]
+
+    def _execute(self) -> None:
+        """The request is complete: answer it, or hand it over."""
+        head, slot, size = self._head, self._slot, self._filled
+        assert head is not None
+        self._slot, self._view, self._chunks = None, self._hub.scratch, None
+        self._state = State.BUSY
+        try:
+            if head.infer:
+                self._infer(head, slot, size)
+            else:
+                body = b"" if slot is None else bytes(slot.view[:size])
+                if body and head.content_encoding:
+                    body = inflate(body, head.content_encoding, self._hub.limits.max_head)
+                self._answer_plain(head, body)
+        except ServeError as error:
+            self._answer_error(error)
+        except Exception:
+            _log.exception("request to %s failed", head.route)
+            self._answer_error(ModelFailed("internal error"))
+
+    def _infer(self, head: Head, slot: Slot | None, size: int) -> None:
+        plane = self._hub.plane
+        if slot is not None and head.content_encoding:
+            try:
+                limit = self._hub.limits.max_inflated
+                plain = inflate(slot.view[:size], head.content_encoding, limit)
+            finally:
+                slot.release()
+            size = len(plain)
+            slot = place(plane, [plain])[0] if plain else None
+        if slot is None:
+            raise InvalidRequest("the body is empty; an inference request is V2 JSON")
+        body = RequestBody(slot, size, head.json_length)
+        call, self._encoding = decode_call(
+            plane, self._model, head.route.version, body, head.traceparent
+        )
+        self._ticket = plane.submit(call, self._done)
+
+    def _answer_plain(self, head: Head, body: bytes) -> None:
+        plane, route = self._hub.plane, head.route
+        response = rest.refuse_method(head)
+        if response is None and route.endpoint in (Endpoint.LOAD, Endpoint.UNLOAD):
+            task = asyncio.get_running_loop().create_task(self._change(head, body))
+            self._hub.tasks.add(task)
+            task.add_done_callback(self._hub.tasks.discard)
+            return
+        self._respond(response or rest.answer(plane, route, head.host, body))
+
+    async def _change(self, head: Head, body: bytes) -> None:
+        try:
+            response = await rest.change(self._hub.plane, head.route, head.host, body)
+        except ServeError as error:
+            response = rest.Response(status_of(error).http, rest.error_body(str(error)))
+        except Exception:
+            _log.exception("request to %s failed", head.route)
+            response = rest.Response(500, rest.error_body("internal error"))
+        if self._state is State.BUSY:
+            self._respond(response)
+            self._advance()
+
+    # --- an answer -----------------------------------------------------------------------------------
+
+    def _done(self, result: InferReply | ServeError) -> None:
+        """The data plane's callback."""
+        self._ticket = None
+        if self._state is not State.BUSY:
+            return
+        if isinstance(result, ServeError):
+            self._answer_error(result)
+        else:
+            try:
+                self._answer_infer(result)
+            except ServeError as error:
+                self._answer_error(error)
+            except Exception:
+                _log.exception("an answer of %s cannot be encoded", result.model)
+                self._answer_error(ModelFailed("the model answered something malformed"))
+        if self._pending:
+            self._advance()
+
+    def _answer_infer(self, reply: InferReply) -> None:
+        head = self._head
+        assert head is not None
+        close = not head.keep_alive or self._hub.draining
+        parts = infer_answer(head, reply, self._encoding, close)
+        if len(parts) == 1:
+            self._transport.write(parts[0])
+        else:
+            self._transport.writelines(parts)
+        self._answered(close)
+
+    def _answer_error(self, error: ServeError) -> None:
+        self._respond(rest.Response(status_of(error).http, rest.error_body(str(error))))
+
+    def _respond(self, response: rest.Response) -> None:
+        head = self._head
+        close = head is None or not head.keep_alive or self._hub.draining
+        self._transport.write(plain_answer(head, response, close))
+        self._answered(close)
+
+    def _answered(self, close: bool) -> None:
+        if self._state is State.GONE:  # aborted by the write, as one unread answer too many
+            return
+        self._since = self._hub.now
+        if close:
+            self._close()
+            return
+        self._state = State.HEAD
+
+    # --- ends ----------------------------------------------------------------------------------------
+
+    def _refuse(self, status: int, message: str) -> None:
+        """Answer while bytes of the request may still be on their way, and end the connection."""
+        self._forget()
+        response = rest.Response(status, rest.error_body(message))
+        self._transport.write(plain_answer(None, response, True))
+        self._state = State.LINGER
+        self._since = self._hub.now
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+
+    def _close(self) -> None:
+        self._forget()
+        self._since = self._hub.now
+        self._transport.close()
+
+    def _forget(self) -> None:
+        """Drop whatever is under way."""
+        self._state = State.GONE
+        self._pending = b""
+        ticket, self._ticket = self._ticket, None
+        if ticket is not None:
+            ticket.cancel()
+        slot, self._slot = self._slot, None
+        if slot is None and self._chunks is not None:
+            slot = self._chunks.take()
+        self._view, self._chunks = self._hub.scratch, None
+        if slot is not None:
+            slot.release()

@@ -1,0 +1,90 @@
+"""The HTTP front end of one process: a listening socket, its connections and the sweep over them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+
+from tessera_runtime.dataplane import DataPlane
+from tessera_runtime.protocol.http1 import HttpConnection
+from tessera_runtime.protocol.hub import Hub
+from tessera_runtime.protocol.limits import HttpLimits
+from tessera_runtime.protocol.listen import BACKLOG, listen_on
+
+_log = logging.getLogger(__name__)
+
+
+class HttpServer:
+    """Made by :func:`start_http`."""
+
+    def __init__(self, hub: Hub, server: asyncio.Server, sweeper: asyncio.Task[None]) -> None:
+        self._hub = hub
+        self._server = server
+        self._sweeper = sweeper
+        self.port: int = server.sockets[0].getsockname()[1]
+
+    @property
+    def connections(self) -> int:
+        return len(self._hub.connections)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Stop listening, answer what is in flight with ``Connection: close``, then cut what is left.
+
+        Idle connections are closed at once. Returns when none is left, or after ``timeout_s``.
+        """
+        hub = self._hub
+        hub.draining = True
+        self._server.close()
+        for connection in list(hub.connections):
+            connection.drain()
+        if hub.connections:
+            try:
+                await asyncio.wait_for(hub.empty.wait(), timeout_s)
+            except TimeoutError:
+                pass
+        await self.close()
+
+    async def close(self) -> None:
+        """Stop at once: requests in flight are cancelled. Idempotent."""
+        hub = self._hub
+        hub.draining = True
+        self._server.close()
+        self._sweeper.cancel()
+        await asyncio.wait([self._sweeper])
+        for connection in list(hub.connections):
+            connection.abort()
+        if hub.connections:
+            await hub.empty.wait()
+
+
+async def start_http(
+    plane: DataPlane,
+    sock: socket.socket | None = None,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    limits: HttpLimits | None = None,
+) -> HttpServer:
+    """Serve ``plane`` on ``sock``, or on a new socket of ``host`` and ``port`` (0: any free one).
+
+    Raises PortTaken, an OSError that names the port.
+    """
+    limits = limits or HttpLimits()
+    loop = asyncio.get_running_loop()
+    hub = Hub(plane, limits, loop.time(), memoryview(bytearray(limits.max_head)))
+    sock = sock or listen_on(host, port)
+    server = await loop.create_server(lambda: HttpConnection(hub), sock=sock, backlog=BACKLOG)
+    return HttpServer(hub, server, loop.create_task(_sweep(hub)))
+
+
+async def _sweep(hub: Hub) -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        await asyncio.sleep(hub.limits.sweep_interval_s)
+        hub.now = loop.time()
+        for connection in list(hub.connections):
+            try:
+                connection.sweep(hub.now)
+            except Exception:  # one connection's trouble must not end the timeouts of all others
+                _log.exception("a connection could not be swept")
+                connection.abort()

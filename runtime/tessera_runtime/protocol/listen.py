@@ -1,0 +1,41 @@
+"""Listening sockets whose failure names the address."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+
+BACKLOG = 1024
+
+
+class PortTaken(OSError):
+    """The address cannot be listened on; the text names it."""
+
+
+def listen_on(host: str, port: int) -> socket.socket:
+    """A listening TCP socket; port 0 takes a free one. Raises PortTaken."""
+    try:
+        found = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        family, kind, proto, _, address = found[0]
+        sock = socket.socket(family, kind, proto)
+    except OSError as error:
+        raise _named(error, host, port) from error
+    try:
+        # Connections of a server that just ended may still be in TIME_WAIT.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        raise _named(error, host, port) from error
+    return sock
+
+
+def _named(error: OSError, host: str, port: int) -> PortTaken:
+    number = error.errno or errno.EADDRNOTAVAIL
+    reason = error.strerror or os.strerror(number)
+    return PortTaken(number, f"cannot listen on port {port} of {host or 'any address'}: {reason}")
