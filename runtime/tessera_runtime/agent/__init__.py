@@ -1,0 +1,1 @@
+"""The agent: reconciles what is wanted with what the server runs."""

@@ -1,0 +1,338 @@
+"""Local mode: planner, agent and server on this machine, with files in place of the API server.
+
+The same arrows as in a cluster: observe this machine, plan, tell the server, report. What in a cluster is a
+RuntimeNode object is a document in the state directory here, and a profile is a ModelProfile document.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+from tessera_core.api import ModelProfile, ModelService
+from tessera_core.api.members import Member
+from tessera_core.gpu.devices import DeviceClass
+from tessera_core.perf import LatencyProfile
+from tessera_core.plan.decision import Plan
+from tessera_core.plan.nodes import to_runtime_nodes
+from tessera_core.plan.planner import plan
+from tessera_core.plan.predict import latency_at
+from tessera_core.plan.state import ClusterState, Policy
+from tessera_runtime.agent.observe import cluster_state, places
+from tessera_runtime.agent.profiles import ProfileStore, engine_version, to_profile
+from tessera_runtime.agent.status import LocalStatus, MemberStatus, ServiceStatus, write_status
+from tessera_runtime.agent.translate import LocalModel, device_target, server_target, tensors
+from tessera_runtime.agent.windows import Seen, Window
+from tessera_runtime.control import ControlClient, ControlError
+from tessera_runtime.devices.inventory import Inventory
+from tessera_runtime.models.cache import CachedModel, ModelCache
+from tessera_runtime.target import (
+    MemberTarget,
+    ProfileRequest,
+    ServerReport,
+    ServiceReport,
+    ServiceTime,
+)
+
+log = logging.getLogger(__name__)
+
+CELL_S = 0.4
+"""Seconds of measuring per (batch, instances) cell: some 40 batches of 10 ms, enough for a median within a
+few percent; the tail of a batch time comes from the same runs."""
+
+PROFILE_TIMEOUT_S = 600.0
+LIVE_WINDOW_S = 10.0
+REPORT_INTERVAL_S = 1.0
+NODE_FILE = "runtimenode.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a user may choose."""
+
+    state_dir: Path
+    policy: Policy
+    cpu_cores: tuple[int, ...] = (1,)
+    """Sizes of core sets that are measured."""
+    instances: tuple[int, ...] = (1,)
+    """Instance counts per CPU device that are measured; GPUs are measured with 1, 2 and 4."""
+    allow_code: bool = True
+    measure_again: bool = False
+    """Measure also what a kept profile says already."""
+    host: str = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Called as work goes on; drawn by the command."""
+
+    fetching: Callable[[str, int, int | None], None]
+    """(member, bytes done, bytes in all where the store says)"""
+    measuring: Callable[[str, str, int, int], None]
+    """(member, device class, done, in all)"""
+
+
+ModelKey = tuple[str, str]
+"""(served name, member)."""
+
+
+class LocalAgent:
+    """Runs one server for some ModelServices."""
+
+    def __init__(
+        self,
+        services: Sequence[ModelService],
+        seen: Inventory,
+        control: ControlClient,
+        options: Options,
+        progress: Progress,
+    ) -> None:
+        self._services = tuple(services)
+        self._seen = seen
+        self._control = control
+        self._options = options
+        self._progress = progress
+        self._cache = ModelCache(options.state_dir / "models", max_bytes=64 << 30)
+        self._store = ProfileStore(options.state_dir / "profiles")
+        self._models: dict[ModelKey, CachedModel] = {}
+        self._profiles: list[ModelProfile] = []
+        self._live = Window(LIVE_WINDOW_S)
+        self._slo = Window(max(s.spec.slo.objectives[0].window_s for s in services))
+        self.state = ClusterState()
+        self.plan: Plan | None = None
+
+    async def fetch(self) -> None:
+        """Bring every member's model to this machine. Raises FetchError."""
+        for service, member in self._members():
+            self._models[service.served_name, member.name] = await asyncio.to_thread(
+                self._cache.fetch,
+                member.model.uri,
+                member.model.digest,
+                None,
+                partial(self._progress.fetching, member.name),
+            )
+
+    async def measure(self, given: Sequence[ModelProfile]) -> tuple[ModelProfile, ...]:
+        """Find or measure a profile of every model on every kind of place here. Raises ControlError."""
+        self._profiles = list(given)
+        known = {(p.spec.model_digest, p.spec.device_class) for p in given}
+        work = [
+            (service, member, place)
+            for service, member in self._members()
+            for place in places(self._seen, self._options.cpu_cores)
+        ]
+        for done, (service, member, place) in enumerate(work):
+            digest = self._models[service.served_name, member.name].digest
+            if (digest, place) in known:
+                continue
+            known.add((digest, place))
+            self._progress.measuring(member.name, str(place), done, len(work))
+            self._profiles.append(await self._profile(service, member, digest, place))
+        self._progress.measuring("", "", len(work), len(work))
+        return tuple(self._profiles)
+
+    def replan(self, rates: Mapping[str, float] | None = None) -> Plan:
+        """Plan anew; ``rates`` (requests per second by served name) replace the services' hints."""
+        services = [
+            service
+            if rates is None or service.served_name not in rates
+            else _at_rate(service, rates[service.served_name])
+            for service in self._services
+        ]
+        self.state = cluster_state(
+            self._seen,
+            services,
+            self._profiles,
+            {key: model.digest for key, model in self._models.items()},
+            self._options.policy,
+            allow_code=self._options.allow_code,
+        )
+        self.plan = plan(self.state)
+        return self.plan
+
+    async def apply(self) -> None:
+        """Tell the server, and keep the document. Raises ControlError, TranslationError."""
+        assert self.plan is not None
+        node = to_runtime_nodes(self.plan, epoch=0)[0]
+        path = self._options.state_dir / NODE_FILE
+        unfinished = path.with_suffix(".partial")
+        unfinished.write_text(json.dumps(node.to_dict(), indent=1))
+        os.replace(unfinished, path)
+        target = server_target(
+            node,
+            self._services,
+            self._local_models(),
+            self._seen.cores,
+            self._seen.memory_mib,
+            allow_code=self._options.allow_code,
+        )
+        await self._control.apply(target)
+
+    async def report(self) -> LocalStatus:
+        """Ask the server, write the status file, return it. Raises ControlError."""
+        report = await self._control.report()
+        self._live.add(report)
+        self._slo.add(report)
+        status = self._status(report)
+        write_status(self._options.state_dir, status)
+        return status
+
+    async def run(self, each: Callable[[LocalStatus], None]) -> None:
+        """Report until cancelled. A server that was restarted is told again what is wanted."""
+        while True:
+            try:
+                status = await self.report()
+                if len(status.services) < len(self._services):
+                    await self.apply()
+                each(status)
+            except ControlError as error:
+                log.warning("the server does not answer: %s", error)
+            await asyncio.sleep(REPORT_INTERVAL_S)
+
+    def _members(self) -> list[tuple[ModelService, Member]]:
+        return [(service, member) for service in self._services for member in service.spec.members]
+
+    async def _profile(
+        self, service: ModelService, member: Member, digest: str, place: DeviceClass
+    ) -> ModelProfile:
+        engine = engine_version(member.model.format)
+        found = self._store.find(digest, place, engine)
+        if found is not None and not self._options.measure_again:
+            return found
+        uuid = "cpu" if place.is_cpu else next(iter(self._seen.gpus)).uuid
+        # Measured where it will run: at the end of the cores, away from those kept for the dispatcher.
+        first = len(self._seen.cores) - place.sm_count
+        piece = f"{place.slice}@{first}" if place.is_cpu else "full"
+        model = self._models[service.served_name, member.name]
+        largest = member.batch.max
+        request = ProfileRequest(
+            device=device_target(uuid, piece, self._seen.cores, self._seen.memory_mib),
+            member=MemberTarget(
+                name=member.name,
+                path=str(model.path),
+                format=member.model.format.value,
+                digest=digest,
+                max_batch=largest,
+                cap=largest,
+                instances=(),
+                allow_code=self._options.allow_code,
+            ),
+            inputs=tensors(service.spec.inputs),
+            outputs=tensors(service.spec.outputs),
+            batches=_grid(largest),
+            instances=self._options.instances if place.is_cpu else (1, 2, 4),
+            cell_s=CELL_S,
+            most_ms=1e3 * service.spec.slo.objectives[0].target_s,
+        )
+        try:
+            report = await self._control.profile(request, PROFILE_TIMEOUT_S)
+        except ControlError as error:
+            raise ControlError(f"{service.served_name}/{member.name}: {error}") from error
+        profile = to_profile(digest, place, report, self._seen.driver or None)
+        self._store.keep(profile)
+        return profile
+
+    def _local_models(self) -> dict[ModelKey, LocalModel]:
+        assert self.plan is not None
+        times: dict[ModelKey, ServiceTime] = {}
+        measured = {(m.digest, str(m.place)): m.profile for m in self.state.measured}
+        for each in self.plan.assignments:
+            key = (each.service, each.member)
+            profile = measured[self._models[key].digest, each.device_class]
+            slowest = _service_time(profile, each.instances)
+            if key not in times or slowest.tau0_ms > times[key].tau0_ms:
+                times[key] = slowest
+        return {
+            key: LocalModel(str(model.path), model.digest, times.get(key))
+            for key, model in self._models.items()
+        }
+
+    def _status(self, report: ServerReport) -> LocalStatus:
+        assert self.plan is not None
+        host = self._options.host
+        return LocalStatus(
+            updated=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            pid=os.getpid(),
+            http=f"http://{host}:{report.ports.http}",
+            grpc=f"{host}:{report.ports.grpc}",
+            metrics=f"http://{host}:{report.ports.metrics}/metrics",
+            ready=report.ready,
+            plan=self.plan.name,
+            services=tuple(self._service_status(service) for service in report.services),
+            refused=tuple(
+                f"{service}/{member}: {refusal.why.value}: {refusal.detail}"
+                for service, member, refusal in self.plan.refused
+            ),
+        )
+
+    def _service_status(self, report: ServiceReport) -> ServiceStatus:
+        assert self.plan is not None
+        live, slo = self._live.seen(report.name), self._slo.seen(report.name)
+        planned = next((s for s in self.plan.services if s.service == report.name), None)
+        rate = live.requests_per_second if live is not None else 0.0
+        predicted = latency_at(self.plan, self.state, report.name, rate)
+        service = next(s for s in self._services if s.served_name == report.name)
+        return ServiceStatus(
+            name=report.name,
+            version=report.version,
+            ready=report.ready,
+            slo_ms=report.slo_ms,
+            percent=service.spec.slo.objectives[0].percent,
+            window_s=live.seconds if live is not None else 0.0,
+            requests_per_second=rate,
+            p50_ms=live.p50_ms if live is not None else None,
+            p99_ms=live.p99_ms if live is not None else None,
+            attainment=slo.attainment if slo is not None else None,
+            good=report.good,
+            total=report.total,
+            predicted_p99_ms=predicted,
+            max_requests_per_second=planned.max_requests_per_second if planned else None,
+            members=_member_statuses(report, live),
+            codes=report.codes,
+            problem=report.problem or next((m.problem for m in report.members if m.problem), ""),
+        )
+
+
+def _member_statuses(report: ServiceReport, live: Seen | None) -> tuple[MemberStatus, ...]:
+    mean_batch = dict(live.mean_batch) if live is not None else {}
+    return tuple(
+        MemberStatus(
+            name=member.name,
+            device=member.device,
+            instances=member.ready,
+            wanted=member.wanted,
+            batch_cap=member.cap,
+            mean_batch=mean_batch.get(member.name),
+            queued_rows=member.queued_rows,
+            restarts=member.restarts,
+            problem=member.problem,
+        )
+        for member in report.members
+    )
+
+
+def _service_time(profile: LatencyProfile, instances: int) -> ServiceTime:
+    """Batch time for the drop rule: the slow end of what was measured, so that what is kept is in time."""
+    rows = [row for row in profile.rows if row.instances == instances]
+    fit = profile.fit(instances)
+    slack = max((row.p99_ms - row.p50_ms for row in rows), default=0.0)
+    return ServiceTime(alpha_ms=fit.alpha_ms, tau0_ms=fit.tau0_ms + slack)
+
+
+def _grid(largest: int) -> tuple[int, ...]:
+    sizes = [1]
+    while sizes[-1] * 2 <= largest:
+        sizes.append(sizes[-1] * 2)
+    return (*sizes, largest) if sizes[-1] != largest else tuple(sizes)
+
+
+def _at_rate(service: ModelService, rate: float) -> ModelService:
+    traffic = replace(service.spec.traffic, requests_per_second=rate)
+    return replace(service, spec=replace(service.spec, traffic=traffic))

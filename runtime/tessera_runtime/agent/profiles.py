@@ -1,0 +1,117 @@
+"""Profiles on this machine: kept by (model, device class, engine), measured when missing."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+from tessera_core.api import ModelProfile, SpecInvalid, decode
+from tessera_core.api.members import ModelFormat
+from tessera_core.api.meta import ObjectMeta
+from tessera_core.api.modelprofile import ModelProfileSpec, ModelProfileStatus
+from tessera_core.gpu.devices import DeviceClass
+from tessera_core.perf import LatencyProfile, ProfileRow
+from tessera_runtime.target import ProfileReport
+
+_LIBRARY = {
+    ModelFormat.TORCH_EXPORT: "torch",
+    ModelFormat.TORCH_SCRIPT: "torch",
+    ModelFormat.ONNX: "onnxruntime",
+}
+
+
+class EngineMissing(Exception):
+    """The library that runs a format is not installed."""
+
+
+def engine_version(model_format: ModelFormat) -> str:
+    """What engines call themselves, known without importing them. Raises EngineMissing."""
+    library = _LIBRARY.get(model_format)
+    if library is None:
+        return f"python-{platform.python_version()}"
+    try:
+        return f"{library}-{importlib.metadata.version(library)}"
+    except importlib.metadata.PackageNotFoundError as error:
+        extra = "runtime" if library == "torch" else "onnx"
+        raise EngineMissing(
+            f"format {model_format.value} needs {library}: install tessera[{extra}]"
+        ) from error
+
+
+class ProfileStore:
+    """ModelProfile documents in a directory, one file each."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def find(self, digest: str, place: DeviceClass, engine: str) -> ModelProfile | None:
+        """The profile, if it was measured on this very kind of place with this engine."""
+        try:
+            found = decode(json.loads(self._path(digest, place, engine).read_text()))
+        except (OSError, ValueError):
+            return None  # absent, or damaged: it is measured again
+        return found if isinstance(found, ModelProfile) and found.status.rows else None
+
+    def keep(self, profile: ModelProfile) -> None:
+        """Write atomically: a crash leaves the old file or the new one."""
+        spec = profile.spec
+        path = self._path(spec.model_digest, spec.device_class, spec.engine)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(profile.to_dict(), indent=1, sort_keys=True))
+        os.replace(partial, path)
+
+    def _path(self, digest: str, place: DeviceClass, engine: str) -> Path:
+        key = f"{digest} {place} {place.sm_count} {engine} {platform.processor() or platform.machine()}"
+        return self._directory / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+
+
+def to_profile(
+    digest: str, place: DeviceClass, report: ProfileReport, driver: str | None = None
+) -> ModelProfile:
+    """A measurement as the API kind."""
+    rows = tuple(
+        ProfileRow(
+            batch=cell.batch,
+            instances=cell.instances,
+            p50_ms=cell.p50_ms,
+            p99_ms=max(cell.p50_ms, cell.p99_ms),
+            throughput=cell.throughput,
+            memory_mib=cell.memory_mib,
+        )
+        for cell in report.cells
+    )
+    slug = str(place).lower().replace("/", "-").replace(".", "-").replace("+", "-")
+    name = f"{digest.removeprefix('sha256:')[:12]}-{slug}"[:63].strip("-")
+    return ModelProfile(
+        metadata=ObjectMeta(name=name),
+        spec=ModelProfileSpec(digest, place, report.engine, driver),
+        status=ModelProfileStatus(rows=rows, fit=LatencyProfile(rows).fit(1)),
+    )
+
+
+def read_profiles(paths: Sequence[Path]) -> tuple[ModelProfile, ...]:
+    """Profiles that the user gives. Raises SpecInvalid, OSError, ValueError."""
+    profiles: list[ModelProfile] = []
+    for path in paths:
+        document = json.loads(path.read_text())
+        found = decode(document)
+        if not isinstance(found, ModelProfile):
+            raise ValueError(f"{path}: found kind {document.get('kind')}, allowed: ModelProfile")
+        profiles.append(found)
+    return tuple(profiles)
+
+
+__all__ = [
+    "EngineMissing",
+    "ProfileStore",
+    "SpecInvalid",
+    "engine_version",
+    "read_profiles",
+    "to_profile",
+]
