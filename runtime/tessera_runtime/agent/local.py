@@ -100,7 +100,7 @@ class LocalAgent:
         self._options = options
         self._progress = progress
         self._cache = ModelCache(options.state_dir / "models", max_bytes=64 << 30)
-        self._store = ProfileStore(options.state_dir / "profiles")
+        self._store = ProfileStore(options.state_dir / "profiles", seen.processor)
         self._models: dict[ModelKey, CachedModel] = {}
         self._profiles: list[ModelProfile] = []
         self._live = Window(LIVE_WINDOW_S)

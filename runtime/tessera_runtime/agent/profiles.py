@@ -6,22 +6,23 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 
-from tessera_core.api import ModelProfile, SpecInvalid, decode
+from tessera_core.api import ModelProfile, decode
 from tessera_core.api.members import ModelFormat
 from tessera_core.api.meta import ObjectMeta
 from tessera_core.api.modelprofile import ModelProfileSpec, ModelProfileStatus
 from tessera_core.gpu.devices import DeviceClass
 from tessera_core.perf import LatencyProfile, ProfileRow
+from tessera_runtime.engines.version import library_version
 from tessera_runtime.target import ProfileReport
 
 _LIBRARY = {
     ModelFormat.TORCH_EXPORT: "torch",
     ModelFormat.TORCH_SCRIPT: "torch",
     ModelFormat.ONNX: "onnxruntime",
+    ModelFormat.PYTHON: "python",
 }
 
 
@@ -30,12 +31,10 @@ class EngineMissing(Exception):
 
 
 def engine_version(model_format: ModelFormat) -> str:
-    """What engines call themselves, known without importing them. Raises EngineMissing."""
-    library = _LIBRARY.get(model_format)
-    if library is None:
-        return f"python-{platform.python_version()}"
+    """What the engine of a format calls itself, known without importing it. Raises EngineMissing."""
+    library = _LIBRARY[model_format]
     try:
-        return f"{library}-{importlib.metadata.version(library)}"
+        return library_version(library)
     except importlib.metadata.PackageNotFoundError as error:
         extra = "runtime" if library == "torch" else "onnx"
         raise EngineMissing(
@@ -46,8 +45,10 @@ def engine_version(model_format: ModelFormat) -> str:
 class ProfileStore:
     """ModelProfile documents in a directory, one file each."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, processor: str) -> None:
+        """``processor``: model name of this machine's; profiles of another one are not found."""
         self._directory = directory
+        self._processor = processor
 
     def find(self, digest: str, place: DeviceClass, engine: str) -> ModelProfile | None:
         """The profile, if it was measured on this very kind of place with this engine."""
@@ -67,7 +68,7 @@ class ProfileStore:
         os.replace(partial, path)
 
     def _path(self, digest: str, place: DeviceClass, engine: str) -> Path:
-        key = f"{digest} {place} {place.sm_count} {engine} {platform.processor() or platform.machine()}"
+        key = f"{digest} {place} {place.sm_count} {engine} {self._processor}"
         return self._directory / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 
@@ -105,13 +106,3 @@ def read_profiles(paths: Sequence[Path]) -> tuple[ModelProfile, ...]:
             raise ValueError(f"{path}: found kind {document.get('kind')}, allowed: ModelProfile")
         profiles.append(found)
     return tuple(profiles)
-
-
-__all__ = [
-    "EngineMissing",
-    "ProfileStore",
-    "SpecInvalid",
-    "engine_version",
-    "read_profiles",
-    "to_profile",
-]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,13 +35,24 @@ class Inventory:
     memory_mib: int
     """Memory of the machine, or of the container where that is less."""
     gpus: tuple[Gpu, ...]
+    processor: str = ""
+    """Model name: what is measured on one processor does not hold on another."""
     driver: str = ""
 
 
 def inventory() -> Inventory:
     """Look at this machine. Without an NVIDIA driver there are no GPUs, which is no error."""
     driver, gpus = _gpus()
-    return Inventory(tuple(sorted(os.sched_getaffinity(0))), _memory_mib(), gpus, driver)
+    cores = tuple(sorted(os.sched_getaffinity(0)))
+    return Inventory(cores, _memory_mib(), gpus, _processor(), driver)
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            return value.strip()
+    return platform.machine()  # Arm lists part numbers instead of a name
 
 
 def _memory_mib() -> int:

@@ -32,6 +32,7 @@ from tessera_runtime.engines.staging import (
     check_staged,
     merge_declared,
 )
+from tessera_runtime.engines.version import library_version
 
 _TYPES = {
     "tensor(bool)": "BOOL",
@@ -130,7 +131,7 @@ class OnnxEngine:
 
     @property
     def version(self) -> str:
-        return f"onnxruntime-{onnxruntime.__version__}"
+        return library_version("onnxruntime")
 
     def lane(self, max_batch: int) -> EngineLane:
         check_max_batch(self._signature, max_batch)

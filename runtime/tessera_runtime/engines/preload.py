@@ -21,7 +21,8 @@ MODULES = {
         "tessera_runtime.engines.torch_engine",
         "tessera_runtime.engines.torch_export",
     ),
-    "onnxruntime": ("onnxruntime", "tessera_runtime.engines.onnx_engine"),
+    # Importing ONNX Runtime starts a thread, and takes a tenth of a second: each worker does it for itself.
+    "onnxruntime": (),
 }
 """By library. Importing them starts no thread and touches no device."""
 
@@ -32,7 +33,7 @@ class Threaded(Exception):
 
 def preload(library: str) -> None:
     """Import what models of ``library`` need, where it is installed. Raises Threaded."""
-    for module in MODULES.get(library, (library,)):
+    for module in MODULES[library]:
         try:
             importlib.import_module(module)
         except ModuleNotFoundError:

@@ -30,7 +30,6 @@ dispatcher's to notice.
 from __future__ import annotations
 
 import hashlib
-import platform
 import sys
 import threading
 import types
@@ -57,6 +56,7 @@ from tessera_runtime.engines.staging import (
     check_staged,
     merge_declared,
 )
+from tessera_runtime.engines.version import library_version
 
 MAX_SOURCE = 4 * 2**20
 """Bytes of the module; weights belong into files that it reads."""
@@ -150,7 +150,7 @@ class PythonEngine:
 
     @property
     def version(self) -> str:
-        return f"python-{platform.python_version()}"
+        return library_version("python")
 
     def lane(self, max_batch: int) -> EngineLane:
         check_max_batch(self._signature, max_batch)

@@ -36,6 +36,7 @@ from tessera_runtime.engines.staging import (
 from tessera_runtime.engines.torch_cuda import CudaLane, grant_memory, reserved_mib
 from tessera_runtime.engines.torch_export import load_export
 from tessera_runtime.engines.torch_model import TORCH_DTYPES, TorchModel, tensor_bytes
+from tessera_runtime.engines.version import library_version
 
 _threads_set = threading.Lock()
 
@@ -185,7 +186,7 @@ class TorchEngine:
 
     @property
     def version(self) -> str:
-        return f"torch-{torch.__version__}"
+        return library_version("torch")
 
     def lane(self, max_batch: int) -> EngineLane:
         if self._model is None:
