@@ -1,0 +1,205 @@
+"""`tessera serve`, `status` and `profile` as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc
+import tritonclient.http
+
+TESSERA = [sys.executable, "-c", "from tessera_cli.main import main; main()"]
+WAIT_S = 90.0
+
+MODEL = """
+import numpy as np
+class Model:
+    inputs = {"x": ("FP32", (4,))}
+    outputs = {"y": ("FP32", (4,))}
+    def __call__(self, batch):
+        return {"y": batch["x"] * np.float32(FACTOR)}
+def load(device, options):
+    return Model()
+"""
+
+SERVICE = """
+apiVersion: tessera.dev/v1alpha1
+kind: ModelService
+metadata: {name: scaled, namespace: vision}
+spec:
+  members:
+  - {name: double, model: {uri: "file://./double.py", format: Python}, batch: {max: 8}}
+  - {name: triple, model: {uri: "file://./triple.py", format: Python}, batch: {max: 8}}
+  ensemble: {combine: Mean}
+  slo: {objectives: [{target: TARGET, percent: "99"}]}
+"""
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Path:
+    (tmp_path / "double.py").write_text(MODEL.replace("FACTOR", "2"))
+    (tmp_path / "triple.py").write_text(MODEL.replace("FACTOR", "3"))
+    path = tmp_path / "service.yaml"
+    path.write_text(SERVICE.replace("TARGET", "500ms"))
+    return path
+
+
+def until(condition: Callable[[], Any], explain: Callable[[], str]) -> Any:
+    give_up = time.monotonic() + WAIT_S
+    while not (found := condition()):
+        assert time.monotonic() < give_up, explain()
+    return found
+
+
+def tessera(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*TESSERA, *arguments], capture_output=True, text=True, timeout=WAIT_S, check=False
+    )
+
+
+@contextmanager
+def serving(service: Path, *options: str) -> Iterator[tuple[dict[str, Any], subprocess.Popen[str]]]:
+    state_dir = service.parent / "state"
+    ports = ("--http=0", "--grpc=0", "--metrics=0")
+    log = (service.parent / "serve.log").open("w+")
+    process = subprocess.Popen(
+        [*TESSERA, "serve", "-f", str(service), "--state-dir", str(state_dir), *ports, *options],
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+    def ready() -> dict[str, Any] | None:
+        assert process.poll() is None, (service.parent / "serve.log").read_text()
+        found = tessera("status", "--state-dir", str(state_dir), "-o", "json")
+        return json.loads(found.stdout) if found.returncode == 0 else None
+
+    try:
+        yield until(ready, lambda: (service.parent / "serve.log").read_text()), process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.wait(WAIT_S)
+        log.close()
+
+
+def test_an_ensemble_is_measured_planned_served_and_drained(service: Path) -> None:
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    with serving(service) as (status, process):
+        given = tritonclient.http.InferInput("x", [2, 4], "FP32")
+        given.set_data_from_numpy(x)
+        client = tritonclient.http.InferenceServerClient(status["http"].removeprefix("http://"))
+        np.testing.assert_allclose(client.infer("scaled", [given]).as_numpy("y"), x * 2.5)
+        client.close()
+        given = tritonclient.grpc.InferInput("x", [2, 4], "FP32")
+        given.set_data_from_numpy(x)
+        with tritonclient.grpc.InferenceServerClient(status["grpc"]) as remote:
+            np.testing.assert_allclose(
+                remote.infer("vision.scaled", [given]).as_numpy("y"), x * 2.5
+            )
+
+        def counted() -> bool:
+            found = tessera("status", "--state-dir", str(service.parent / "state"), "-o", "json")
+            return json.loads(found.stdout)["services"][0]["total"] == 2
+
+        until(counted, lambda: "the status never showed the two requests")
+        table = tessera("status", "--state-dir", str(service.parent / "state")).stdout
+        assert "vision.scaled" in table
+        assert "double" in table
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(WAIT_S) == 0
+    after = tessera("status", "--state-dir", str(service.parent / "state"))
+    assert after.returncode == 1
+    assert "has ended" in after.stderr
+
+
+def test_a_profile_is_measured_once_and_kept(service: Path) -> None:
+    state = str(service.parent / "state")
+    arguments = ("profile", "-f", str(service), "--state-dir", state, "-o", "json")
+    first, again = tessera(*arguments), tessera(*arguments)
+    assert first.returncode == 0, first.stderr
+    profiles = json.loads(first.stdout)
+    assert len(profiles) == 2
+    assert {row["batch"] for row in profiles[0]["status"]["rows"]} >= {1, 2, 4, 8}
+    assert json.loads(again.stdout) == profiles, "equal to the last digit: read, not measured"
+
+
+def test_a_given_profile_is_used_instead_of_measuring(service: Path) -> None:
+    state = str(service.parent / "state")
+    found = tessera("profile", "-f", str(service), "--state-dir", state, "-o", "json")
+    options: list[str] = []
+    for i, profile in enumerate(json.loads(found.stdout)):
+        for row in profile["status"]["rows"]:
+            row["p50"], row["p99"] = "7ms", "9ms"
+        del profile["status"]["fit"]
+        path = service.parent / f"given-{i}.json"
+        path.write_text(json.dumps(profile))
+        options += ["--profile", str(path)]
+    with serving(service, *options):
+        pass
+    log = (service.parent / "serve.log").read_text()
+    assert "predicted p99" in log
+    predicted = float(log.split("predicted p99 ")[1].split(" ms")[0])
+    assert predicted > 7.0
+
+
+def test_an_slo_that_nothing_can_meet_is_refused_with_what_is_possible(service: Path) -> None:
+    service.write_text(SERVICE.replace("TARGET", "10us"))
+    found = tessera("serve", "-f", str(service), "--state-dir", str(service.parent / "s"), "--http=0",
+                    "--grpc=0", "--metrics=0")  # fmt: skip
+    assert found.returncode == 1
+    assert "Infeasible" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("break_it", "said"),
+    [
+        (lambda s: (s.parent / "double.py").unlink(), "double.py"),
+        (
+            lambda s: (s.parent / "double.py").write_text("this is not python ("),
+            "vision.scaled/double",
+        ),
+        (lambda s: (s.parent / "double.py").write_text("x = 1"), "vision.scaled/double"),
+        (lambda s: s.write_text(s.read_text().replace("Mean", "Average")), "spec.ensemble.combine"),
+        (lambda s: s.write_text(s.read_text().replace("percent", "percnt")), "percnt"),
+    ],
+    ids=["missing file", "corrupt file", "wrong file", "wrong field", "unknown field"],
+)
+def test_what_cannot_be_served_is_said_and_nothing_is_left_running(
+    service: Path, break_it: Callable[[Path], object], said: str
+) -> None:
+    break_it(service)
+    found = tessera("serve", "-f", str(service), "--state-dir", str(service.parent / "s"), "--http=0",
+                    "--grpc=0", "--metrics=0")  # fmt: skip
+    assert found.returncode == 1
+    assert said in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+@pytest.mark.parametrize("option", ["--http", "--grpc", "--metrics"])
+def test_a_port_in_use_is_named(service: Path, option: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ports = {"--http": 0, "--grpc": 0, "--metrics": 0} | {option: port}
+        found = tessera(
+            "serve", "-f", str(service), "--state-dir", str(service.parent / "s"),
+            *(f"{name}={value}" for name, value in ports.items()),
+        )  # fmt: skip
+    assert found.returncode == 78
+    assert f"port {port}" in found.stderr
+
+
+def test_code_is_refused_when_the_user_forbids_it(service: Path) -> None:
+    found = tessera("serve", "-f", str(service), "--no-code")
+    assert found.returncode == 1
+    assert "spec.members[0].model.format" in found.stderr
