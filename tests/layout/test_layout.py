@@ -35,7 +35,9 @@ def test_the_core_imports_without_anything_heavy() -> None:
         "heavy = {'torch', 'onnxruntime', 'msgspec', 'grpc', 'uvloop', 'yaml', 'rich', 'asyncio'};"
         "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
     assert found.returncode == 0, found.stderr
 
 
@@ -45,5 +47,7 @@ def test_the_dispatcher_imports_no_engine() -> None:
         "found = {'torch', 'onnxruntime'} & set(sys.modules);"
         "sys.exit(str(found) if found else 0)"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
     assert found.returncode == 0, found.stderr
