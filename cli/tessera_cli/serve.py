@@ -31,7 +31,7 @@ from tessera_runtime.agent.status import LocalStatus
 from tessera_runtime.control import ControlClient, ControlError
 from tessera_runtime.devices.inventory import Inventory, inventory
 from tessera_runtime.models.errors import FetchError
-from tessera_runtime.supervisor import EX_CONFIG, control_path
+from tessera_runtime.supervisor import control_path
 
 READY_TIMEOUT_S = 300.0
 DEFAULT_STATE_DIR = Path(os.environ.get("XDG_STATE_HOME", Path.home() / ".local/state")) / "tessera"
@@ -247,6 +247,7 @@ async def running_server(
             "hang-timeout": arguments.hang_timeout,
             "drain-timeout": arguments.drain_timeout,
             "log-level": arguments.log_level,
+            "parent": os.getpid(),
         }
         server = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -270,8 +271,8 @@ async def running_server(
 async def _answering(control: ControlClient, server: Process) -> None:
     for _ in range(600):
         if server.returncode is not None:
-            if server.returncode == EX_CONFIG:
-                raise ServeFailed("a port is taken (see above)", EX_CONFIG)
+            if server.returncode == os.EX_CONFIG:
+                raise ServeFailed("a port is taken (see above)", os.EX_CONFIG)
             raise ServeFailed(f"the server did not start: status {server.returncode}")
         try:
             await control.report()

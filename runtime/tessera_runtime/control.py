@@ -110,13 +110,21 @@ class ControlClient:
             try:
                 async with asyncio.timeout(timeout_s):
                     line = await self._exchange(_encode(request) + b"\n")
-            except (OSError, ValueError, TimeoutError) as error:
+            except (OSError, ValueError) as error:
                 await self.close()
-                raise ControlError(f"the server does not answer: {error or 'time-out'}") from error
+                reason = str(error) or f"nothing for {timeout_s:.0f} s"
+                raise ControlError(f"the server does not answer: {reason}") from error
+            except BaseException:
+                await self.close()  # or the next request would be given this one's answer
+                raise
         if not line:
             await self.close()
             raise ControlError("the server hung up")
-        answer = _decode_answer(line)
+        try:
+            answer = _decode_answer(line)
+        except msgspec.MsgspecError as error:
+            await self.close()
+            raise ControlError(f"the server's answer is not a control message: {error}") from error
         if isinstance(answer, Refused):
             raise ControlError(answer.reason)
         if not isinstance(answer, expected):

@@ -40,8 +40,9 @@ def map_readonly(fd: int, size: int) -> mmap.mmap:
     try:
         if not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
             raise UntrustedMemory("the region is not sealed against shrinking")
-        if os.fstat(fd).st_size < size:
-            raise UntrustedMemory(f"the region has fewer than the {size} bytes announced")
+        length = os.fstat(fd).st_size
+        if not 0 < size <= length:
+            raise UntrustedMemory(f"{size} bytes were announced, the region has {length}")
         return mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ)
     except OSError as error:
         raise UntrustedMemory(f"not a sealable memory region: {error.strerror}") from error

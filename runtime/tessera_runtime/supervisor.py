@@ -18,14 +18,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 
 from tessera_runtime import logs
+from tessera_runtime.parent import die_with
 from tessera_runtime.protocol.listen import PortTaken, listen_on
 
 log = logging.getLogger(__name__)
-
-EX_CONFIG = 78
-"""sysexits.h: a child that ends with it would fail the same way again."""
 
 FIRST_PAUSE_S = 0.1
 MOST_PAUSE_S = 5.0
@@ -112,7 +111,11 @@ class Supervisor:
                 "zygote",
                 _command(
                     "tessera_runtime.worker.zygote",
-                    {"listen-fd": zygote.fileno(), "preload": ",".join(options.preload)},
+                    {
+                        "listen-fd": zygote.fileno(),
+                        "preload": ",".join(options.preload),
+                        "parent": os.getpid(),
+                    },
                 ),
                 (zygote.fileno(),),
                 # A pool of BLAS threads in the zygote would not survive its forks.
@@ -131,6 +134,7 @@ class Supervisor:
                         "metrics": options.metrics,
                         "drain-timeout": options.drain_timeout_s,
                         "log-level": options.log_level,
+                        "parent": os.getpid(),
                     },
                     options.dispatcher,
                 ),
@@ -142,16 +146,20 @@ class Supervisor:
     def run(self) -> int:
         """Keep the children running until SIGTERM or SIGINT. Returns the exit status."""
         wanted = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
+        for signum in (signal.SIGTERM, signal.SIGINT):  # where they are not blocked: during a start
+            signal.signal(signum, self._ask_to_stop)
         signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
         status = 0
         try:
-            while not self._stopping:
+            while True:
                 now = time.monotonic()
                 for child in self._children:
-                    if child.process is None and child.start_at <= now:
+                    if child.process is None and child.start_at <= now and not self._stopping:
                         signal.pthread_sigmask(signal.SIG_UNBLOCK, wanted)
                         child.start(now)  # a child would inherit the blocked signals
                         signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
+                if self._stopping:
+                    break
                 waits = [c.start_at - now for c in self._children if c.process is None]
                 received = signal.sigtimedwait(wanted, max(0.0, min(waits, default=3600.0)))
                 if received is not None and received.si_signo != signal.SIGCHLD:
@@ -161,8 +169,11 @@ class Supervisor:
             self._stop()
         return status
 
+    def _ask_to_stop(self, signum: int, frame: FrameType | None) -> None:
+        self._stopping = True
+
     def _reap(self) -> int:
-        """Collect every process that ended; EX_CONFIG when one of ours says that it cannot work."""
+        """Collect every process that ended; os.EX_CONFIG when one of ours says that it cannot work."""
         while True:
             try:
                 pid, raw = os.waitpid(-1, os.WNOHANG)
@@ -175,9 +186,9 @@ class Supervisor:
                     status = os.waitstatus_to_exitcode(raw)
                     child.process.returncode = status
                     child.ended(status, time.monotonic())
-                    if status == EX_CONFIG:
+                    if status == os.EX_CONFIG:
                         self._stopping = True
-                        return EX_CONFIG
+                        return os.EX_CONFIG
 
     def _stop(self) -> None:
         """The dispatcher drains first; the zygote and its workers are of no use without it."""
@@ -194,6 +205,8 @@ class Supervisor:
                 child.process.kill()
                 child.process.wait()
         for sock in self._sockets:
+            if sock.family == socket.AF_UNIX:
+                Path(sock.getsockname()).unlink(missing_ok=True)
             sock.close()
 
 
@@ -224,7 +237,10 @@ def main() -> None:
     parser.add_argument("--preload", default=",".join(defaults.preload))
     parser.add_argument("--drain-timeout", type=float, default=defaults.drain_timeout_s)
     parser.add_argument("--log-level", default=defaults.log_level)
+    parser.add_argument("--parent", type=int, default=0, help="process to drain and end with")
     arguments, further = parser.parse_known_args()
+    if arguments.parent:
+        die_with(arguments.parent, signal.SIGTERM)
     logs.configure("supervisor", arguments.log_level)
     supervisor = Supervisor(
         ServerOptions(
@@ -243,7 +259,7 @@ def main() -> None:
         supervisor.prepare()
     except PortTaken as error:
         log.error("%s", error)
-        sys.exit(EX_CONFIG)
+        sys.exit(os.EX_CONFIG)
     sys.exit(supervisor.run())
 
 

@@ -18,7 +18,8 @@ class TensorTarget(msgspec.Struct, frozen=True):
     datatype: str
     row_shape: tuple[int, ...]
     buckets: tuple[tuple[int, ...], ...] = ()
-    """Row shapes that variable inputs are padded up to, smallest first; empty: only equal shapes batch."""
+    """Row shapes that variable inputs are padded up to, the first that holds them; empty: only equal
+    shapes batch."""
 
 
 class DeviceTarget(msgspec.Struct, frozen=True):
@@ -128,6 +129,14 @@ class WorkerReport(msgspec.Struct, frozen=True):
     device: str
 
 
+class Ports(msgspec.Struct, frozen=True):
+    """Where the server listens: what was asked for, or what was free where that was 0."""
+
+    http: int = 0
+    grpc: int = 0
+    metrics: int = 0
+
+
 class ServerReport(msgspec.Struct, frozen=True):
     epoch: int
     ready: bool
@@ -136,6 +145,7 @@ class ServerReport(msgspec.Struct, frozen=True):
     arena_used: int
     arena_size: int
     monotonic_s: float
+    ports: Ports
 
 
 class ProfileRequest(msgspec.Struct, frozen=True):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import Coroutine
 from typing import Any
 
@@ -23,15 +22,15 @@ from tessera_runtime.dataplane import (
 )
 from tessera_runtime.dispatch.arena import ArenaSlot, InputArena
 from tessera_runtime.dispatch.deadlines import Deadlines
-from tessera_runtime.dispatch.instances import DRAIN_TIMEOUT_S, Instance, Workers
-from tessera_runtime.dispatch.report import model_statistics, server_report
+from tessera_runtime.dispatch.instances import DRAIN_TIMEOUT_S, Instance, Timeouts, Workers
+from tessera_runtime.dispatch.report import model_statistics, server_report, service_problem
 from tessera_runtime.dispatch.request import Request
 from tessera_runtime.dispatch.service import Service
 from tessera_runtime.dispatch.signatures import Incompatible, publish
 from tessera_runtime.dispatch.waiting import eventually
 from tessera_runtime.dispatch.workers import WorkerPool
 from tessera_runtime.errors import NotFound, ServeError, Unavailable
-from tessera_runtime.target import DeviceTarget, ServerReport, ServerTarget, ServiceTarget
+from tessera_runtime.target import DeviceTarget, Ports, ServerReport, ServerTarget, ServiceTarget
 from tessera_runtime.worker import messages as m
 
 log = logging.getLogger(__name__)
@@ -39,12 +38,15 @@ log = logging.getLogger(__name__)
 LOAD_TIMEOUT_S = 300.0
 """Most that a client's load request waits for the model to become ready."""
 
+InstanceKey = tuple[int, str, int]
+"""Member index, device, ordinal."""
+
 
 class Dispatcher:
     """Implements :class:`tessera_runtime.dataplane.DataPlane`. Lives on one event loop."""
 
     def __init__(
-        self, arena: InputArena, pool: WorkerPool, *, hang_timeout_s: float, plain_names: bool
+        self, arena: InputArena, pool: WorkerPool, *, timeouts: Timeouts, plain_names: bool
     ) -> None:
         """``plain_names``: whether ``digits`` may be said for ``vision.digits`` where it is unambiguous.
         In a cluster it may not: the namespace would be guessed.
@@ -52,24 +54,34 @@ class Dispatcher:
         self.arena = arena
         self.workers = Workers(pool)
         self.target = ServerTarget()
+        self.ports = Ports()
         self.serving: dict[str, Service] = {}
         self.starting: dict[str, Service] = {}
         """Next versions that are being loaded, by name."""
-        self.instances: dict[Service, dict[tuple[int, str, int], Instance]] = {}
-        """Of each service, by (member index, device, ordinal)."""
+        self.instances: dict[Service, dict[InstanceKey, Instance]] = {}
+        """Those that are wanted, of each service."""
+        self._leaving: dict[Service, dict[InstanceKey, Instance]] = {}
+        """Those that are not, and serve until the wanted ones of their member are warm."""
         self._signatures: dict[Service, dict[int, m.Loaded]] = {}
         self._unloaded: set[str] = set()
         """Models that a client has asked to unload."""
         self._deadlines = Deadlines()
-        self._hang_timeout_s = hang_timeout_s
+        self._timeouts = timeouts
         self._plain_names = plain_names
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = False
+        self._told = False
+        """Whether anybody has said what is wanted: before, there is nothing to be ready with."""
 
     # What is wanted
 
     def apply(self, target: ServerTarget) -> None:
-        """Work towards ``target``. Returns at once; :meth:`report` tells how far it has come."""
+        """Work towards ``target``. Returns at once; :meth:`report` tells how far it has come.
+
+        Raises KeyError for an instance on a device that ``target`` does not have; nothing changes then.
+        """
+        _check_devices(target)
+        self._told = True
         self.target = target
         wanted = {service.name: service for service in target.services}
         for name, service_target in wanted.items():
@@ -95,9 +107,14 @@ class Dispatcher:
         """End all instances without waiting for work."""
         for task in self._tasks:
             task.cancel()
-        running = [i for instances in self.instances.values() for i in instances.values()]
+        running = [
+            instance
+            for instances in (*self.instances.values(), *self._leaving.values())
+            for instance in instances.values()
+        ]
         await asyncio.gather(*(instance.stop(drain=False) for instance in running))
         self.instances.clear()
+        self._leaving.clear()
 
     def _want(self, name: str, target: ServiceTarget) -> None:
         current = self.starting.get(name) or self.serving.get(name)
@@ -121,28 +138,46 @@ class Dispatcher:
         self._promote(current)
 
     def _scale(self, service: Service) -> None:
-        """Start and stop instances until they are the wanted ones."""
+        """Start and stop instances until they are the wanted ones: first start, then stop, so that a
+        member that moves is served all the way.
+        """
         devices = {device.id: device for device in self.target.devices}
-        wanted: dict[tuple[int, str, int], DeviceTarget] = {}
+        wanted: dict[InstanceKey, DeviceTarget] = {}
         if service.name not in self._unloaded:
             for index, member in enumerate(service.target.members):
                 for place in member.instances:
                     for ordinal in range(place.count):
                         wanted[index, place.device, ordinal] = devices[place.device]
         have = self.instances.setdefault(service, {})
+        leaving = self._leaving.setdefault(service, {})
         for key, device in wanted.items():
-            if key not in have:
+            if key in leaving:
+                have[key] = leaving.pop(key)
+            elif key not in have:
                 have[key] = Instance(
                     service,
                     key[0],
                     device,
                     self.workers,
-                    self._hang_timeout_s,
+                    self._timeouts,
                     self._loaded,
-                    self._promote,
+                    self._warm,
                 )
         for key in [key for key in have if key not in wanted]:
-            self._run(have.pop(key).stop(drain=True))
+            leaving[key] = have.pop(key)
+        self._end_replaced(service)
+
+    def _end_replaced(self, service: Service) -> None:
+        """End the instances whose members have all the wanted ones warm."""
+        have, leaving = self.instances.get(service, {}), self._leaving.get(service, {})
+        waited_for = {key[0] for key, instance in have.items() if not instance.ready}
+        for key in [key for key in leaving if key[0] not in waited_for]:
+            self._run(leaving.pop(key).stop(drain=True))
+
+    def _warm(self, service: Service) -> None:
+        """An instance of ``service`` takes batches from now on."""
+        self._promote(service)
+        self._end_replaced(service)
 
     def _loaded(self, service: Service, index: int, loaded: m.Loaded) -> None:
         """An instance has loaded its model: once all members have, the service knows its signature."""
@@ -158,8 +193,11 @@ class Dispatcher:
             service.problem = str(error)
             log.error("%s cannot be served: %s", service.name, error)
             return
-        for member, names in zip(service.members, published.input_names, strict=True):
+        for member, names, largest in zip(
+            service.members, published.input_names, published.largest, strict=True
+        ):
             member.input_names = names
+            member.largest = largest
         service.publish(published.metadata, published.outputs, published.buckets)
 
     def _promote(self, service: Service) -> None:
@@ -181,9 +219,12 @@ class Dispatcher:
     async def _let_go(self, service: Service) -> None:
         """Finish what ``service`` has accepted, then end its instances."""
         await eventually(lambda: not service.in_flight, DRAIN_TIMEOUT_S)
-        instances = self.instances.pop(service, {})
+        instances = [
+            *self.instances.pop(service, {}).values(),
+            *self._leaving.pop(service, {}).values(),
+        ]
         self._signatures.pop(service, None)
-        await asyncio.gather(*(instance.stop(drain=True) for instance in instances.values()))
+        await asyncio.gather(*(instance.stop(drain=True) for instance in instances))
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -223,9 +264,8 @@ class Dispatcher:
         return True
 
     def ready(self) -> bool:
-        return not self._draining and all(
-            service.ready for name, service in self.serving.items() if name not in self._unloaded
-        )
+        wanted = (s for name, s in self.serving.items() if name not in self._unloaded)
+        return self._told and not self._draining and all(service.ready for service in wanted)
 
     def model_ready(self, model: str, version: str) -> bool:
         return self._service(model, version).ready and not self._draining
@@ -246,7 +286,9 @@ class Dispatcher:
     async def load(self, model: str) -> None:
         service = self._service(model, "")
         self._unloaded.discard(model)
-        self._scale(service)
+        for version in (service, self.starting.get(model)):
+            if version is not None:
+                self._scale(version)
         settled = await eventually(
             lambda: service.ready or bool(service_problem(self, service)), LOAD_TIMEOUT_S
         )
@@ -282,12 +324,13 @@ class Dispatcher:
         return RepositoryEntry(service.name, service.version, state, reason)
 
 
-def service_problem(dispatcher: Dispatcher, service: Service) -> str:
-    """Why ``service`` is not ready, if anything is wrong; empty while it is just starting."""
-    problems = Counter(
-        i.problem for i in dispatcher.instances.get(service, {}).values() if i.problem
-    )
-    return service.problem or (problems.most_common(1)[0][0] if problems else "")
+def _check_devices(target: ServerTarget) -> None:
+    known = {device.id for device in target.devices}
+    for service in target.services:
+        for member in service.members:
+            for place in member.instances:
+                if place.device not in known:
+                    raise KeyError(place.device)
 
 
 def _models(target: ServiceTarget) -> object:

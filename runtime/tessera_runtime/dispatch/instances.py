@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from tessera_runtime.dispatch.member import Lane, Member
 from tessera_runtime.dispatch.service import Service
@@ -70,12 +72,22 @@ def warm_batches(largest: int) -> tuple[int, ...]:
 def warm_shapes(service: ServiceTarget) -> dict[str, tuple[int, ...]]:
     """A concrete row shape for every declared input of variable shape: its largest bucket, or ones."""
     return {
-        tensor.name: tensor.buckets[-1]
+        tensor.name: max(tensor.buckets, key=math.prod)
         if tensor.buckets
         else tuple(1 if size == -1 else size for size in tensor.row_shape)
         for tensor in service.inputs
         if -1 in tensor.row_shape
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """After which an instance is taken for stuck and its process ended, seconds."""
+
+    load_s: float
+    """For loading and warming."""
+    hang_s: float
+    """For one batch, unless its profile says that it takes long."""
 
 
 class Workers:
@@ -133,7 +145,7 @@ class Instance:
         index: int,
         device: DeviceTarget,
         workers: Workers,
-        hang_timeout_s: float,
+        timeouts: Timeouts,
         on_loaded: Callable[[Service, int, m.Loaded], None],
         on_ready: Callable[[Service], None],
     ) -> None:
@@ -144,7 +156,7 @@ class Instance:
         self._service = service
         self._index = index
         self._workers = workers
-        self._hang_timeout_s = hang_timeout_s
+        self._timeouts = timeouts
         self._on_loaded = on_loaded
         self._on_ready = on_ready
         self._stopping = False
@@ -162,8 +174,12 @@ class Instance:
         lane = self.lane
         if lane is not None and drain:
             member = self._member
+            lane.leaving = True
             # Where nobody else could serve what waits, it goes first.
-            await eventually(lambda: member.lanes != [lane] or not member.queue, DRAIN_TIMEOUT_S)
+            await eventually(
+                lambda: not member.queue or any(not other.leaving for other in member.lanes),
+                DRAIN_TIMEOUT_S,
+            )
             member.detach(lane)
             if not await eventually(lambda: not lane.batch, DRAIN_TIMEOUT_S):
                 log.warning("%s: a batch outlasted the drain", self._service.name)
@@ -183,7 +199,7 @@ class Instance:
             started = time.monotonic()
             try:
                 await self._run_once()
-            except WorkerLost as error:
+            except (WorkerLost, OSError) as error:  # of the system: no descriptors, no memory
                 self.problem = str(error)
             except LoadFailed as error:
                 self.problem = str(error)
@@ -201,12 +217,17 @@ class Instance:
         worker = await self._workers.acquire(self.device, target.name.partition(".")[0], load.model)
         lane: Lane | None = None
         try:
-            loaded = await worker.load(load)
+            try:
+                async with asyncio.timeout(self._timeouts.load_s):
+                    loaded = await worker.load(load)
+                    largest = min(wanted.max_batch, loaded.max_rows or wanted.max_batch)
+                    opened = await worker.open_lane(
+                        loaded.model, warm_batches(largest), warm_shapes(target)
+                    )
+            except TimeoutError as error:
+                limit = self._timeouts.load_s
+                raise LoadFailed(f"loading and warming took over {limit:.0f} s") from error
             self.memory_mib = loaded.memory_mib
-            largest = min(wanted.max_batch, loaded.max_rows or wanted.max_batch)
-            opened = await worker.open_lane(
-                loaded.model, warm_batches(largest), warm_shapes(target)
-            )
             lane = self._attach(opened, loaded)
             await asyncio.shield(worker.lost)
             self._member.statistics.restarts += 1
@@ -224,7 +245,7 @@ class Instance:
 
     def _attach(self, opened: OpenedLane, loaded: m.Loaded) -> Lane:
         self._on_loaded(self._service, self._index, loaded)
-        lane = Lane(self._member, opened, self._hang_timeout_s)
+        lane = Lane(self._member, opened, loaded.outputs, self._timeouts.hang_s)
         self.lane = lane
         self.problem = ""
         if not self._stopping:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
@@ -14,19 +15,19 @@ import uvloop
 from tessera_runtime import control, logs
 from tessera_runtime.dispatch.arena import InputArena
 from tessera_runtime.dispatch.dispatcher import Dispatcher
+from tessera_runtime.dispatch.instances import Timeouts
 from tessera_runtime.dispatch.metrics import start_metrics
 from tessera_runtime.dispatch.profiler import profile
 from tessera_runtime.dispatch.workers import LoadFailed, WorkerLost, WorkerPool
 from tessera_runtime.errors import ServeError
+from tessera_runtime.parent import die_with
 from tessera_runtime.protocol.grpc_server import start_grpc
 from tessera_runtime.protocol.http_server import start_http
 from tessera_runtime.protocol.limits import GrpcLimits, HttpLimits
 from tessera_runtime.protocol.listen import PortTaken
+from tessera_runtime.target import Ports
 
 log = logging.getLogger(__name__)
-
-EX_CONFIG = 78
-"""sysexits.h: the supervisor does not start the dispatcher again, since it would fail the same way."""
 
 PROFILE_TIMEOUT_S = 900.0
 
@@ -44,22 +45,27 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--metrics", type=int, default=8002)
     arguments.add_argument("--arena-mib", type=int, default=256)
     arguments.add_argument("--max-request-mib", type=int, default=64)
+    arguments.add_argument("--load-timeout", type=float, default=300.0, metavar="SECONDS")
     arguments.add_argument("--hang-timeout", type=float, default=10.0, metavar="SECONDS")
     arguments.add_argument("--drain-timeout", type=float, default=30.0, metavar="SECONDS")
     arguments.add_argument("--plain-names", action="store_true")
     arguments.add_argument("--log-level", default="info")
+    arguments.add_argument(
+        "--parent", type=int, required=True, help="process to drain and end with"
+    )
     return arguments
 
 
 def main() -> None:
     """Entry point of ``python -m tessera_runtime.dispatch.main``."""
     arguments = parser().parse_args()
+    die_with(arguments.parent, signal.SIGTERM)
     logs.configure("dispatcher", arguments.log_level)
     try:
         uvloop.run(serve(arguments))
     except PortTaken as error:
         log.error("%s", error)
-        sys.exit(EX_CONFIG)
+        sys.exit(os.EX_CONFIG)
 
 
 async def serve(arguments: argparse.Namespace) -> None:
@@ -68,10 +74,10 @@ async def serve(arguments: argparse.Namespace) -> None:
     arena = InputArena(arguments.arena_mib * MIB, largest)
     pool = WorkerPool(arguments.zygote, arena)
     dispatcher = Dispatcher(
-        arena, pool, hang_timeout_s=arguments.hang_timeout, plain_names=arguments.plain_names
-    )
-    pool.on_exit = lambda incarnation, status: log.warning(
-        "worker %d exited with status %d", incarnation, status
+        arena,
+        pool,
+        timeouts=Timeouts(load_s=arguments.load_timeout, hang_s=arguments.hang_timeout),
+        plain_names=arguments.plain_names,
     )
 
     async def answer(request: control.Request) -> control.Answer:
@@ -102,6 +108,7 @@ async def serve(arguments: argparse.Namespace) -> None:
         dispatcher, arguments.host, arguments.grpc, GrpcLimits(max_message=largest)
     )
     metrics = start_metrics(dispatcher, arguments.host, arguments.metrics)
+    dispatcher.ports = Ports(http.port, grpc.port, metrics.port)
     controls = await control.serve_control(answer, arguments.control_fd)
     log.info("serving", extra={"http": http.port, "grpc": grpc.port, "metrics": metrics.port})
     stopping = asyncio.Event()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Sequence
 from typing import Protocol
@@ -53,11 +54,21 @@ class Outcome(Protocol):
 class Lane:
     """One instance, and the batch it is running."""
 
-    def __init__(self, member: Member, opened: OpenedLane, hang_timeout_s: float) -> None:
+    def __init__(
+        self,
+        member: Member,
+        opened: OpenedLane,
+        outputs: Sequence[m.Tensor],
+        hang_timeout_s: float,
+    ) -> None:
+        """``outputs``: what the model has announced that it answers."""
         self.worker = opened.worker
         self.batch: tuple[Work, ...] = ()
         """What it is running; empty while it is free."""
+        self.leaving = False
+        """Whether it ends soon, so that others have to serve what waits."""
         self._member = member
+        self._announced = [(output.name, output.datatype) for output in outputs]
         self._sock = opened.sock
         self._region = opened.region
         self._batch_id = 0
@@ -121,9 +132,20 @@ class Lane:
             log.error("worker %d broke the protocol: %s", self.worker.incarnation, error)
             self._loop.remove_reader(self._sock.fileno())
             self.worker.kill()
+        finally:
+            for fd in fds:
+                os.close(fd)
 
     def _take(self, outputs: Sequence[m.Output]) -> dict[str, np.ndarray]:
-        """Copy the answers out of the region, which the next batch will overwrite."""
+        """Copy the answers out of the region, which the next batch will overwrite.
+
+        Raises ValueError for anything but the announced outputs with a row for each of the batch's.
+        """
+        rows = sum(work.request.rows for work in self.batch)
+        if [(output.name, output.datatype) for output in outputs] != self._announced or any(
+            output.shape[:1] != (rows,) for output in outputs
+        ):
+            raise ValueError(f"answers {outputs!r:.200} for {rows} rows of {self._announced}")
         taken: dict[str, np.ndarray] = {}
         for output in outputs:
             data = self._region[output.offset : output.offset + output.nbytes]
@@ -163,6 +185,8 @@ class Member:
         self.queue: EdfQueue[Work] = EdfQueue(limit=QUEUE_BATCHES * max_batch)
         self.input_names: tuple[tuple[int, str], ...] = ()
         """For each input of the model: position among the service's inputs, and the model's name for it."""
+        self.largest = max_batch
+        """Most rows of a batch, whatever the cap: the model's own limit, known once it is loaded."""
         self._free: list[Lane] = []
         self._outcome = outcome
 
@@ -185,7 +209,7 @@ class Member:
         """Give every free instance a batch, while there is work."""
         while self._free and self.queue.rows:
             now = time.monotonic()
-            taken = self.queue.take(now, self.cap, self.expected_s)
+            taken = self.queue.take(now, min(self.cap, self.largest), self.expected_s)
             if taken.batch:
                 # The instance that finished last has the warmest caches.
                 lane = self._free.pop()

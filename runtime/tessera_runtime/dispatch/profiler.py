@@ -186,7 +186,7 @@ def _concrete(tensor: m.Tensor, request: ProfileRequest) -> tuple[int, ...]:
         return tensor.row_shape
     for declared in request.inputs:
         if declared.name == tensor.name and declared.buckets:
-            return declared.buckets[-1]
+            return max(declared.buckets, key=math.prod)
     return tuple(1 if size == -1 else size for size in tensor.row_shape)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from tessera_runtime.dataplane import BatchStat, DurationStat, ModelStatistics
@@ -27,6 +28,7 @@ def server_report(dispatcher: Dispatcher, now: float) -> ServerReport:
         arena_used=dispatcher.arena.in_use,
         arena_size=dispatcher.arena.size,
         monotonic_s=now,
+        ports=dispatcher.ports,
     )
 
 
@@ -42,7 +44,7 @@ def _service_report(dispatcher: Dispatcher, service: Service) -> ServiceReport:
                 name=member.name,
                 digest=target.digest,
                 wanted=sum(place.count for place in target.instances),
-                ready=len(member.lanes),
+                ready=sum(instance.ready for instance in own),
                 cap=member.cap,
                 queued_rows=member.queue.rows,
                 batches=member.statistics.batches,
@@ -65,8 +67,17 @@ def _service_report(dispatcher: Dispatcher, service: Service) -> ServiceReport:
         codes={str(code): count for code, count in sorted(statistics.codes.items())},
         latency_buckets=tuple(statistics.latency.counts),
         members=tuple(members),
-        problem=service.problem or (starting.problem if starting is not None else ""),
+        problem=service.problem
+        or (service_problem(dispatcher, starting) if starting is not None else ""),
     )
+
+
+def service_problem(dispatcher: Dispatcher, service: Service) -> str:
+    """Why ``service`` is not ready, if anything is wrong; empty while it is just starting."""
+    problems = Counter(
+        i.problem for i in dispatcher.instances.get(service, {}).values() if i.problem
+    )
+    return service.problem or (problems.most_common(1)[0][0] if problems else "")
 
 
 def model_statistics(service: Service) -> ModelStatistics:

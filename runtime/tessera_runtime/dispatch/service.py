@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tessera_core.api.modelservice import Combine
 from tessera_core.ensemble.combine import combine
@@ -20,6 +22,7 @@ from tessera_runtime.dataplane import (
 from tessera_runtime.dispatch.deadlines import Deadlines
 from tessera_runtime.dispatch.member import Member
 from tessera_runtime.dispatch.request import Outputs, Request, Work
+from tessera_runtime.dispatch.request_log import log_request
 from tessera_runtime.dispatch.statistics import ServiceStatistics
 from tessera_runtime.dispatch.validation import Buckets, check
 from tessera_runtime.errors import (
@@ -31,6 +34,8 @@ from tessera_runtime.errors import (
     status_of,
 )
 from tessera_runtime.target import ServiceTarget
+
+log = logging.getLogger(__name__)
 
 
 class Service:
@@ -82,6 +87,8 @@ class Service:
         """Take over settings that need no other models: caps, service times, the SLO."""
         self.target = target
         self._slo_s = target.slo_ms / 1e3
+        if self.metadata is not None:
+            self.metadata = replace(self.metadata, versions=(target.version,))
         for member, wanted in zip(self.members, target.members, strict=True):
             member.cap = wanted.cap
             member.service_time = wanted.service_time
@@ -112,6 +119,7 @@ class Service:
 
     def abandon(self, request: Request) -> None:
         """The client went away: forget what has not started."""
+        log_request(request, 499, "the client went away")
         self._close(request)
         self.statistics.refused(499, time.monotonic() - request.arrived)
 
@@ -202,8 +210,13 @@ class Service:
                 return
             case Answer(names):
                 self._answer(request, [member for member in self.members if member.name in names])
-            case Fail():
-                errors = [answer for answer in answers.values() if isinstance(answer, ServeError)]
+            case Fail(_, names):
+                # The error of a member that may fail must not hide that a required one is late.
+                errors = [
+                    answer
+                    for index, answer in answers.items()
+                    if isinstance(answer, ServeError) and self.members[index].name in names
+                ]
                 self._fail(
                     request, errors[0] if errors else DeadlineExceeded(_too_late(request, now))
                 )
@@ -219,16 +232,19 @@ class Service:
         self.statistics.answered(took, request.rows, took <= self._slo_s)
         if len(members) < len(self.members):
             self.statistics.partial += 1
+        log_request(request, 200)
         self._close(request)
-        request.done(reply)
+        _tell(request, reply)
 
     def _fail(self, request: Request, error: ServeError) -> None:
-        self.statistics.refused(status_of(error).http, time.monotonic() - request.arrived)
+        code = status_of(error).http
+        self.statistics.refused(code, time.monotonic() - request.arrived)
+        log_request(request, code, str(error))
         self._close(request)
         if request.submitting:
             request.failure = error
         else:
-            request.done(error)
+            _tell(request, error)
 
     def _close(self, request: Request) -> None:
         request.answered = True
@@ -271,6 +287,14 @@ class Service:
             return None
         weights = {member.name: member.weight for member in self.target.members}
         return [weights[name] for name in names]
+
+
+def _tell(request: Request, outcome: InferReply | ServeError) -> None:
+    """A front end that fails on one answer must not take the batch's other answers with it."""
+    try:
+        request.done(outcome)
+    except Exception:
+        log.exception("a front end failed on the answer to a request of %s", request.service.name)
 
 
 def _state(answer: object) -> MemberState:

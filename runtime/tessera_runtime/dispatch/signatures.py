@@ -25,6 +25,8 @@ class Published:
     buckets: Buckets
     input_names: tuple[tuple[tuple[int, str], ...], ...]
     """Per member, for each input of its model: position among the service's inputs, and its own name."""
+    largest: tuple[int, ...]
+    """Per member, most rows of a batch: what was warmed, or less where the file itself allows less."""
 
 
 def publish(target: ServiceTarget, loaded: Sequence[m.Loaded]) -> Published:
@@ -52,8 +54,10 @@ def publish(target: ServiceTarget, loaded: Sequence[m.Loaded]) -> Published:
             own.append((position, tensor.name))
         names.append(tuple(own))
     outputs = _outputs(target, loaded)
-    limits = [member.max_batch for member in target.members]
-    limits += [signature.max_rows for signature in loaded if signature.max_rows]
+    largest = tuple(
+        min(member.max_batch, signature.max_rows or member.max_batch)
+        for member, signature in zip(target.members, loaded, strict=True)
+    )
     metadata = ModelMetadata(
         name=target.name,
         versions=(target.version,),
@@ -63,11 +67,11 @@ def publish(target: ServiceTarget, loaded: Sequence[m.Loaded]) -> Published:
             TensorSpec(o.tensor.name, o.tensor.datatype.value, (-1, *o.tensor.shape))
             for o in outputs
         ),
-        max_rows=min(limits),
+        max_rows=min(largest),
     )
     declared = {tensor.name: tensor.buckets for tensor in target.inputs}
     buckets = tuple(declared.get(tensor.name, ()) for tensor in inputs)
-    return Published(metadata, outputs, buckets, tuple(names))
+    return Published(metadata, outputs, buckets, tuple(names), largest)
 
 
 def _position(inputs: Sequence[m.Tensor], tensor: m.Tensor, single: bool) -> int:

@@ -13,7 +13,6 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -74,6 +73,8 @@ class Worker:
         self.pid = pid
         self.place = place
         self.alive = True
+        self.killed = False
+        """Whether it was ended on purpose."""
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the process is known gone."""
         self._pidfd = pidfd
@@ -118,6 +119,7 @@ class Worker:
 
     def kill(self) -> None:
         """End the process now. Its exit is reported by :attr:`lost` like any other."""
+        self.killed = True
         if self.alive:
             try:
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
@@ -141,8 +143,9 @@ class Worker:
             return
         except (OSError, msgspec.MsgspecError, UntrustedMemory, IndexError) as error:
             log.error("worker %d sent something unusable: %s", self.incarnation, error)
+        finally:
             for fd in fds:
-                _close_quietly(fd)
+                os.close(fd)
         # End of file or nonsense: either way this process is of no more use, and must not linger.
         asyncio.get_running_loop().remove_reader(self._control.fileno())
         self.kill()
@@ -190,8 +193,8 @@ class WorkerPool:
         self._connecting = asyncio.Lock()
         self._forks: dict[int, asyncio.Future[tuple[int, int]]] = {}
         self._next_incarnation = 1
-        self.on_exit: Callable[[int, int], None] = lambda incarnation, status: None
-        """Called with (incarnation, exit status) as the zygote reports it; negative is a signal."""
+        self._started: dict[int, Worker] = {}
+        """By incarnation, until the zygote reports the exit."""
 
     async def start(self, place: Place) -> Worker:
         """A new worker at ``place``. Raises WorkerLost."""
@@ -213,15 +216,18 @@ class WorkerPool:
                 m.send(zygote, fork, (theirs.fileno(), self._arena.fd))
             async with asyncio.timeout(FORK_TIMEOUT_S):
                 pid, pidfd = await forked
-        except (OSError, TimeoutError) as error:
+        except BaseException as error:
             ours.close()
-            raise WorkerLost(f"the zygote could not fork: {error}") from error
-        except BaseException:
-            ours.close()
+            if forked.done() and not forked.cancelled() and not forked.exception():
+                os.close(forked.result()[1])  # it came, and nobody wants it any more
+            if isinstance(error, OSError):  # a time-out is one
+                reason = str(error) or f"no answer in {FORK_TIMEOUT_S:.0f} s"
+                raise WorkerLost(f"the zygote could not fork: {reason}") from error
             raise
         finally:
             self._forks.pop(incarnation, None)
-        return Worker(incarnation, pid, pidfd, ours, place)
+        worker = self._started[incarnation] = Worker(incarnation, pid, pidfd, ours, place)
+        return worker
 
     def close(self) -> None:
         """Hang up: the zygote then kills what it forked."""
@@ -261,6 +267,7 @@ class WorkerPool:
         if not data:
             log.warning("the zygote is gone; its workers end with it")
             self.close()
+            self._started.clear()
             for future in self._forks.values():
                 if not future.done():
                     future.set_exception(WorkerLost("the zygote ended"))
@@ -272,8 +279,16 @@ class WorkerPool:
                     os.close(fds[0])  # given up meanwhile: its control socket is closed, so it ends
                 else:
                     forked.set_result((pid, fds[0]))
+            case m.NotForked(incarnation, reason):
+                forked = self._forks.get(incarnation)
+                if forked is not None and not forked.done():
+                    forked.set_exception(WorkerLost(f"no worker could be forked: {reason}"))
             case m.Exited(incarnation, status):
-                self.on_exit(incarnation, status)
+                worker = self._started.pop(incarnation, None)
+                expected = worker is not None and worker.killed
+                # A negative status is a signal; -9 that nobody here sent is the kernel, out of memory.
+                level = logging.INFO if expected else logging.ERROR
+                log.log(level, "worker %d exited with status %d", incarnation, status)
 
 
 T = TypeVar("T")
@@ -282,10 +297,3 @@ T = TypeVar("T")
 def _settle(future: asyncio.Future[T] | None, value: T) -> None:
     if future is not None and not future.done():
         future.set_result(value)
-
-
-def _close_quietly(fd: int) -> None:
-    try:
-        os.close(fd)
-    except OSError:
-        pass

@@ -119,7 +119,8 @@ class Lane:
 
     def _stage_zeros(self, rows: int, row_shapes: Mapping[str, tuple[int, ...]]) -> None:
         shapes = {
-            t.name: (rows, *row_shapes.get(t.name, t.row_shape)) for t in self._signature.inputs
+            t.name: (rows, *row_shapes.get(t.name, (1 if n == -1 else n for n in t.row_shape)))
+            for t in self._signature.inputs
         }
         for name, buffer in self._engine.stage(shapes).items():
             buffer.fill(b"" if self._datatypes[name] == "BYTES" else 0)

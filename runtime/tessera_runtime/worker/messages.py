@@ -6,7 +6,7 @@ decoded into these types, never pickles. File descriptors travel beside the mess
 
 ::
 
-    dispatcher ── Fork (+ control, input arena) ──▶ zygote      ── Forked (+ pidfd) | Exited ──▶
+    dispatcher ── Fork (+ control, input arena) ──▶ zygote      ── Forked (+ pidfd) | NotForked | Exited ──▶
     dispatcher ── Load | Unload | OpenLane (+ lane) ──▶ worker ── Loaded | LoadFailed | LaneOpen (+ outputs) ──▶
     dispatcher ── Run ──▶ lane                                   ── Ran | Failed | Region (+ outputs) ──▶
 """
@@ -50,6 +50,13 @@ class Forked(Message, frozen=True):
 
     incarnation: int
     pid: int
+
+
+class NotForked(Message, frozen=True):
+    """The system has no process or memory for a worker now."""
+
+    incarnation: int
+    reason: str
 
 
 class Exited(Message, frozen=True):
@@ -185,7 +192,7 @@ class Region(Message, frozen=True):
 
 
 ToZygote = Fork
-FromZygote = Forked | Exited
+FromZygote = Forked | NotForked | Exited
 ToWorker = Load | Unload | OpenLane
 FromWorker = Loaded | LoadFailed | LaneOpen | LaneFailed
 ToLane = Run

@@ -11,30 +11,32 @@ its workers are killed: nobody is left who could read their answers.
 from __future__ import annotations
 
 import argparse
-import ctypes
-import importlib.util
 import os
 import selectors
 import signal
 import socket
 import sys
 
+from tessera_runtime.engines.preload import Threaded, preload
+from tessera_runtime.parent import die_with
 from tessera_runtime.worker import messages as m
 from tessera_runtime.worker.process import run_worker
-
-PR_SET_PDEATHSIG = 1
-"""linux/prctl.h: the signal a process gets when its parent dies."""
 
 
 def main() -> None:
     """Entry point of ``python -m tessera_runtime.worker.zygote``."""
     parser = argparse.ArgumentParser(prog="tessera-zygote")
     parser.add_argument("--listen-fd", type=int, required=True)
-    parser.add_argument("--preload", default="", metavar="MODULE,…")
+    parser.add_argument("--preload", default="", metavar="LIBRARY,…")
+    parser.add_argument("--parent", type=int, required=True, help="process to end with")
     arguments = parser.parse_args()
-    for module in filter(None, arguments.preload.split(",")):
-        if importlib.util.find_spec(module) is not None:
-            importlib.import_module(module)
+    die_with(arguments.parent, signal.SIGKILL)
+    try:
+        for library in filter(None, arguments.preload.split(",")):
+            preload(library)
+    except Threaded as error:
+        print(f"tessera-zygote: {error}", file=sys.stderr)
+        sys.exit(os.EX_CONFIG)
     listener = socket.socket(fileno=arguments.listen_fd)
     listener.setblocking(True)
     _Zygote(listener).run()
@@ -79,11 +81,19 @@ class _Zygote:
     def _fork(self, dispatcher: socket.socket, fork: m.Fork, fds: list[int]) -> None:
         control_fd, arena_fd = fds
         parent = os.getpid()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except (
+            OSError
+        ) as error:  # out of processes or memory: the workers that run are not to suffer
+            pid = -1
+            m.send(dispatcher, m.NotForked(fork.incarnation, error.strerror or str(error)))
         if pid == 0:
             self._become_worker(parent, dispatcher, fork, control_fd, arena_fd)
         os.close(control_fd)
         os.close(arena_fd)
+        if pid < 0:
+            return
         self._children[pid] = fork.incarnation
         pidfd = os.pidfd_open(pid)
         m.send(dispatcher, m.Forked(fork.incarnation, pid), (pidfd,))
@@ -94,9 +104,7 @@ class _Zygote:
     ) -> None:
         """Never returns: the child must not run the parent's loop or clean-up."""
         try:
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != parent:  # the zygote died before prctl took effect
-                os._exit(1)
+            die_with(parent, signal.SIGKILL)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             dispatcher.close()
