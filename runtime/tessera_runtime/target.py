@@ -145,6 +145,8 @@ class ServerReport(msgspec.Struct, frozen=True):
     arena_used: int
     arena_size: int
     monotonic_s: float
+    cpu_s: float
+    """Processor time of the dispatcher: front ends, queues and combination."""
     ports: Ports
 
 

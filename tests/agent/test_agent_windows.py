@@ -12,7 +12,14 @@ from tessera_runtime.target import MemberReport, Ports, ServerReport, ServiceRep
 
 
 def report(
-    at: float, *, good: int, total: int, latencies: Histogram, version: str = "1", **member: Any
+    at: float,
+    *,
+    good: int,
+    total: int,
+    latencies: Histogram,
+    version: str = "1",
+    cpu_s: float = 0.0,
+    **member: Any,
 ) -> ServerReport:
     values: dict[str, Any] = {"batches": 0, "rows": 0} | member
     return ServerReport(
@@ -49,6 +56,7 @@ def report(
         arena_used=0,
         arena_size=1,
         monotonic_s=at,
+        cpu_s=cpu_s,
         ports=Ports(),
     )
 
@@ -130,3 +138,12 @@ def test_an_unknown_service_is_not_seen() -> None:
 def test_the_buckets_cover_what_is_answered() -> None:
     assert BOUNDS_S[0] <= 1e-5
     assert BOUNDS_S[-1] >= 60
+
+
+def test_the_dispatcher_s_own_cost_is_seen_once_there_are_requests() -> None:
+    window = Window(10.0)
+    window.add(report(0.0, good=0, total=0, latencies=Histogram(), cpu_s=1.0))
+    window.add(report(1.0, good=100, total=100, latencies=Histogram(), cpu_s=1.02))
+    assert window.dispatch_us() is None
+    window.add(report(2.0, good=1000, total=1000, latencies=Histogram(), cpu_s=1.2))
+    assert window.dispatch_us() == pytest.approx(200.0)

@@ -20,7 +20,7 @@ from tessera_core.api import ModelProfile, ModelService
 from tessera_core.api.members import Member
 from tessera_core.gpu.devices import DeviceClass
 from tessera_core.perf import LatencyProfile
-from tessera_core.plan.decision import Plan
+from tessera_core.plan.decision import Plan, ServicePlan
 from tessera_core.plan.nodes import to_runtime_nodes
 from tessera_core.plan.planner import plan
 from tessera_core.plan.predict import latency_at
@@ -51,6 +51,9 @@ PROFILE_TIMEOUT_S = 600.0
 LIVE_WINDOW_S = 10.0
 REPORT_INTERVAL_S = 1.0
 NODE_FILE = "runtimenode.json"
+
+FULL_DISPATCHER = 0.9
+"""Share of its core that the dispatcher can be busy before it delays requests noticeably itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +275,15 @@ class LocalAgent:
             ),
         )
 
+    def _most(self, planned: ServicePlan | None) -> float | None:
+        """What the members carry, or the dispatcher's one core where that is less and was seen already."""
+        if planned is None:
+            return None
+        dispatch_us = self._live.dispatch_us()
+        if dispatch_us is None:
+            return planned.max_requests_per_second
+        return min(planned.max_requests_per_second, FULL_DISPATCHER * 1e6 / dispatch_us)
+
     def _service_status(self, report: ServiceReport) -> ServiceStatus:
         assert self.plan is not None
         live, slo = self._live.seen(report.name), self._slo.seen(report.name)
@@ -293,7 +305,7 @@ class LocalAgent:
             good=report.good,
             total=report.total,
             predicted_p99_ms=predicted,
-            max_requests_per_second=planned.max_requests_per_second if planned else None,
+            max_requests_per_second=self._most(planned),
             members=_member_statuses(report, live),
             codes=report.codes,
             problem=report.problem or next((m.problem for m in report.members if m.problem), ""),

@@ -41,7 +41,8 @@ class ServiceStatus(msgspec.Struct, frozen=True):
     predicted_p99_ms: float | None
     """At the measured rate, at the SLO's percentile. None: no profile, or the rate cannot be carried."""
     max_requests_per_second: float | None
-    """Predicted largest rate within the SLO."""
+    """Predicted largest rate within the SLO: of the members, or of the dispatcher where it is seen to
+    carry less."""
     members: tuple[MemberStatus, ...]
     codes: dict[str, int]
     problem: str = ""

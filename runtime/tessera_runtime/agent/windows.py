@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from tessera_runtime.dispatch.histogram import percentile_s
 from tessera_runtime.target import MemberReport, ServerReport, ServiceReport
 
+ENOUGH_REQUESTS = 200
+"""Below it, what the dispatcher does without requests would be counted as theirs."""
+
 
 @dataclass(frozen=True, slots=True)
 class Seen:
@@ -47,6 +50,19 @@ class Window:
             and self._reports[1].monotonic_s <= report.monotonic_s - self._length_s
         ):
             self._reports.popleft()
+
+    def dispatch_us(self) -> float | None:
+        """Processor time of the dispatcher per request of any service, µs; None without enough requests.
+
+        At light load a request pays for its batch alone, so this is more than it will be at full load.
+        """
+        if len(self._reports) < 2:
+            return None
+        first, last = self._reports[0], self._reports[-1]
+        requests = sum(s.total for s in last.services) - sum(s.total for s in first.services)
+        if requests < ENOUGH_REQUESTS:
+            return None
+        return 1e6 * (last.cpu_s - first.cpu_s) / requests
 
     def seen(self, name: str) -> Seen | None:
         """What ``name`` did; None before two reports know it."""

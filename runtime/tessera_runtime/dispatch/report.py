@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ def server_report(dispatcher: Dispatcher, now: float) -> ServerReport:
         arena_used=dispatcher.arena.in_use,
         arena_size=dispatcher.arena.size,
         monotonic_s=now,
+        cpu_s=time.process_time(),
         ports=dispatcher.ports,
     )
 
