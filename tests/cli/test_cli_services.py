@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from tessera_cli.files import FileInvalid
 from tessera_cli.services import read_services
 
