@@ -31,6 +31,14 @@ MOST_PAUSE_S = 5.0
 HEALTHY_S = 30.0
 """A child that ran for so long is restarted with a short pause again."""
 
+ZYGOTE_ENVIRONMENT = {
+    # A pool of BLAS threads in the zygote would not survive its forks.
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    # ONNX Runtime starts a thread for it when imported; and a server tells nobody what it serves.
+    "ORT_DISABLE_TELEMETRY": "1",
+}
+
 STOP_GRACE_S = 10.0
 """Beyond the dispatcher's own drain time-out, before it is killed."""
 
@@ -118,8 +126,7 @@ class Supervisor:
                     },
                 ),
                 (zygote.fileno(),),
-                # A pool of BLAS threads in the zygote would not survive its forks.
-                environment | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+                environment | ZYGOTE_ENVIRONMENT,
             ),
             Child(
                 "dispatcher",
