@@ -32,8 +32,9 @@ HTTP_CONNECTIONS, GRPC_CONNECTIONS = 64, 2
 IMAGES = 8
 """Per request: a number of eight digits."""
 
-BASE, STEP = 0.25, 0.6
-"""Rates of the two phases as shares of the predicted maximum."""
+BASE, STEP = 0.15, 0.4
+"""Rates of the two phases as shares of the predicted maximum: with room for a virtual machine that loses half
+of its processor time to its neighbours for a second or two."""
 MOST_RATE = 300.0
 """Requests per second that front ends and load carry with ease on one slow core that they share, whatever the
 models take; the prediction is of the models alone."""
