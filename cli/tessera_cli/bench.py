@@ -33,7 +33,6 @@ from tessera_cli.loadgen import (
 from tessera_cli.loadgen import Progress as LoadProgress
 from tessera_cli.loadgen.wire import encode
 from tessera_cli.output import add_output_argument, emit, fail
-from tessera_cli.quiet import quietly
 from tessera_runtime.datatypes import BYTES, DATATYPES
 
 METADATA_TIMEOUT_S = 5.0
@@ -75,13 +74,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output_argument(parser)
 
 
-@quietly
 def run(arguments: argparse.Namespace) -> int:
     try:
         plan = plan_of(arguments)
         summary = summarise(_send(plan, arguments.seconds), 0.0, arguments.seconds, arguments.slo)
     except (BenchFailed, LoadFailed) as error:
         return fail("bench", str(error))
+    if not summary.requests:
+        return fail("bench", f"no request was finished in {arguments.seconds:g} s: send for longer")
     # JSON has no NaN: what was not measured is left out.
     figures = {
         n: v for n, v in summary.as_dict().items() if not (isinstance(v, float) and isnan(v))

@@ -25,7 +25,7 @@ def bench_with(fronts: FrontEnds, *options: str) -> int:
     parser = argparse.ArgumentParser()
     bench.add_arguments(parser)
     url = f"http://127.0.0.1:{fronts.http.port}"
-    return bench.run(parser.parse_args(["--url", url, "--seconds", "0.3", *options]))
+    return bench.run(parser.parse_args(["--url", url, "--seconds", "1", *options]))
 
 
 @pytest.mark.parametrize("shape", [("--rate", "80"), ("--concurrency", "3")])

@@ -15,7 +15,7 @@ from tessera_runtime import control
 from tessera_runtime.control import ControlClient, ControlError
 from tessera_runtime.target import Ports, ServerReport
 
-REPORT = ServerReport(3, True, (), (), 0, 1, 2.5, Ports(1, 2, 3))
+REPORT = ServerReport(3, True, (), (), 0, 1, 2.5, 0.5, Ports(1, 2, 3))
 
 
 async def obliging(request: control.Request) -> control.Answer:

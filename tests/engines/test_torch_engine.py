@@ -11,6 +11,7 @@ from torch.export import Dim
 from support.torch_nets import Cnn, Mlp, export, script
 from tessera_runtime.engines.base import EngineDevice, LoadRefused, ModelFile, TensorMeta
 from tessera_runtime.engines.loading import load_engine
+from tessera_runtime.engines.version import library_version
 
 CPU = EngineDevice("cpu", threads=1)
 
@@ -85,7 +86,7 @@ def test_the_signature_is_read_from_the_file(mlp, closing):
     assert engine.signature.inputs == (TensorMeta("x", "FP32", (6,)),)
     assert engine.signature.outputs == (TensorMeta("output_0", "FP32", (3,)),)
     assert engine.signature.max_rows is None
-    assert engine.version == f"torch-{torch.__version__}"
+    assert engine.version == library_version("torch")
     weights = sum(p.numel() * 4 for p in Mlp().parameters())
     assert engine.memory_mib() == pytest.approx(weights / 2**20)
 
