@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from tessera_cli.files import STDIN, FileInvalid, expand, read_documents
 from tessera_core.api import ModelService, SpecInvalid, decode
 from tessera_core.api.admission import admission
+from tessera_core.api.errors import FieldError
+from tessera_core.api.modelservice import ModelServiceSpec, TuningMode
 
 
 def read_services(paths: Sequence[str], *, allow_code: bool) -> tuple[ModelService, ...]:
@@ -24,7 +26,10 @@ def read_services(paths: Sequence[str], *, allow_code: bool) -> tuple[ModelServi
             if not isinstance(service, ModelService):
                 found = type(service).__name__
                 raise FileInvalid(f"{where}: found a {found}, allowed: ModelService")
-            refused = admission(service.spec, local=True, allow_code=allow_code)
+            refused = (
+                *admission(service.spec, local=True, allow_code=allow_code),
+                *_not_acted_on(service.spec),
+            )
             if refused:
                 raise FileInvalid(f"{where}: {SpecInvalid(refused)}")
             if service.served_name in services:
@@ -34,6 +39,22 @@ def read_services(paths: Sequence[str], *, allow_code: bool) -> tuple[ModelServi
     if not services:
         raise FileInvalid(f"{', '.join(paths)}: no ModelService found")
     return tuple(services.values())
+
+
+def _not_acted_on(spec: ModelServiceSpec) -> Iterator[FieldError]:
+    """What this version of the server would silently leave undone: refused, so that nobody relies on it."""
+    if spec.preprocess is not None:
+        yield FieldError("spec.preprocess", "set", "absent: this version serves tensors, not media")
+    if spec.tuning.mode is not TuningMode.OFF:
+        yield FieldError(
+            "spec.tuning.mode", spec.tuning.mode.value, '"Off": this version does not tune'
+        )
+    for index, member in enumerate(spec.members):
+        if member.model.secret_ref is not None:
+            path = f"spec.members[{index}].model.secretRef"
+            yield FieldError(
+                path, "set", "absent: on this machine credentials come from the environment"
+            )
 
 
 def _absolute(service: ModelService, directory: Path) -> ModelService:

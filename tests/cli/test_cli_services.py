@@ -63,3 +63,24 @@ def test_a_wrong_field_is_named_with_file_and_document(tmp_path: Path) -> None:
         FileInvalid, match=r"a\.yaml \(document 1\).*spec\.members\[0\]\.model\.format"
     ):
         read_services([path], allow_code=False)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            "  slo:",
+            "  preprocess: {image: {size: [8, 8], mean: [0.5], std: [0.5], layout: NCHW}}\n  slo:",
+            "spec.preprocess",
+        ),
+        ("  slo:", "  tuning: {mode: Auto}\n  slo:", "spec.tuning.mode"),
+        ("format: TorchExport", "format: TorchExport, secretRef: {name: keys}", "secretRef"),
+    ],
+)
+def test_what_would_silently_be_left_undone_is_refused(
+    tmp_path: Path, old: str, new: str, said: str
+) -> None:
+    path = Path(write(tmp_path / "a.yaml"))
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(FileInvalid, match=said):
+        read_services([str(path)], allow_code=True)

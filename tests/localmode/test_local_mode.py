@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -17,6 +18,9 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 import tritonclient.http
+import tritonclient.utils
+
+from support.server import command, descendants, started
 
 TESSERA = [sys.executable, "-c", "from tessera_cli.main import main; main()"]
 WAIT_S = 90.0
@@ -203,3 +207,36 @@ def test_code_is_refused_when_the_user_forbids_it(service: Path) -> None:
     found = tessera("serve", "-f", str(service), "--no-code")
     assert found.returncode == 1
     assert "spec.members[0].model.format" in found.stderr
+
+
+def test_a_dispatcher_that_died_is_told_again_what_to_serve(service: Path) -> None:
+    x = np.ones((1, 4), dtype=np.float32)
+    with serving(service) as (status, process):
+        [dispatcher] = [
+            pid
+            for pid in descendants(process.pid)
+            if "tessera_runtime.dispatch.main" in command(pid)
+        ]
+        os.kill(dispatcher, signal.SIGKILL)
+
+        def served_again() -> bool:
+            given = tritonclient.http.InferInput("x", [1, 4], "FP32")
+            given.set_data_from_numpy(x)
+            client = tritonclient.http.InferenceServerClient(status["http"].removeprefix("http://"))
+            try:
+                return bool(np.allclose(client.infer("scaled", [given]).as_numpy("y"), 2.5))
+            except (tritonclient.utils.InferenceServerException, OSError):
+                return False
+            finally:
+                client.close()
+
+        until(served_again, lambda: (service.parent / "serve.log").read_text())
+
+
+def test_nothing_outlives_a_killed_serve(service: Path) -> None:
+    with serving(service) as (_, process):
+        processes = descendants(process.pid)
+        assert len(processes) >= 5, "supervisor, zygote, dispatcher, two workers"
+        process.kill()
+        process.wait()
+        until(lambda: not any(map(started, processes)), lambda: "processes outlived the command")

@@ -62,6 +62,23 @@ def test_health_and_metadata_are_those_of_the_loaded_model(served: Server):
         http.get_model_metadata(MODEL, "2")
 
 
+def test_a_request_that_its_caller_samples_is_logged_with_its_ids(served: Server):
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331"
+    headers = {"traceparent": f"{trace}-01"}
+    infer_http(served.http(), MODEL, rows(1), request_id="seen", headers=dict(headers))
+    infer_grpc(served.grpc(), MODEL, rows(1), request_id="over grpc", headers=dict(headers))
+    infer_http(served.http(), MODEL, rows(1), request_id="not sampled")
+
+    def logged() -> dict[str, dict]:
+        return {line["request_id"]: line for line in served.log_lines() if "request_id" in line}
+
+    wait_until(lambda: "over grpc" in logged(), "the line of the request")
+    line = logged()["seen"]
+    assert (line["code"], line["rows"], line["service"]) == (200, 1, MODEL)
+    assert line["traceparent"] == f"{trace}-01"
+    assert "not sampled" not in logged()
+
+
 def test_a_server_whose_model_is_being_loaded_is_not_ready(server: Server, file: ModelFile):
     file.hold_loading()
     server.apply(target())
