@@ -44,7 +44,7 @@ proto: env-test  ## regenerate the gRPC descriptors from oip.proto
 env-check: $(UV)
 	$(SYNC) --extra serve --group check
 env-test: $(UV)
-	$(SYNC) --extra runtime --extra onnx --extra s3 --group test --group demo
+	$(SYNC) --extra runtime --extra onnx --extra s3 --extra gs --extra hf --group test --group demo
 env-demo: $(UV)
 	$(SYNC) --extra runtime --extra onnx --group demo
 
