@@ -67,6 +67,7 @@ async def _measure(arguments: argparse.Namespace) -> tuple[ModelProfile, ...]:
         instances=core_counts("--instances", arguments.instances),
         allow_code=not arguments.no_code,
         measure_again=arguments.again,
+        hang_s=arguments.hang_timeout,
     )
     async with running_server(arguments, tuple(sorted(libraries))) as (control, _):
         with Bars() as bars:

@@ -149,6 +149,7 @@ def _prepare(arguments: argparse.Namespace) -> _Prepared:
             policy=Policy(objective=objective, reserved_cores=reserved),
             cpu_cores=core_counts("--cpu-cores", arguments.cpu_cores),
             allow_code=allow_code,
+            hang_s=arguments.hang_timeout,
         ),
         libraries=tuple(sorted(libraries - {"python"})),
     )

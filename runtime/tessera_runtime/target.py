@@ -163,6 +163,8 @@ class ProfileRequest(msgspec.Struct, frozen=True):
     """Seconds of measuring per cell, at most."""
     most_ms: float
     """Larger batches than the first one that takes longer are not measured: no SLO could use them."""
+    hang_s: float
+    """A batch that takes longer ends the measurement."""
 
 
 class ProfileCell(msgspec.Struct, frozen=True):

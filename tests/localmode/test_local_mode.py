@@ -203,6 +203,18 @@ def test_a_port_in_use_is_named(service: Path, option: str) -> None:
     assert f"port {port}" in found.stderr
 
 
+def test_a_model_that_hangs_while_it_is_measured_is_said(service: Path) -> None:
+    hanging = MODEL.replace("FACTOR", "2").replace(
+        "        return {",
+        "        import time\n        time.sleep(3600 if len(batch['x']) > 1 else 0)\n        return {",
+    )
+    (service.parent / "double.py").write_text(hanging)
+    found = tessera("serve", "-f", str(service), "--state-dir", str(service.parent / "s"), "--http=0",
+                    "--grpc=0", "--metrics=0", "--hang-timeout=1")  # fmt: skip
+    assert found.returncode == 1
+    assert "vision.scaled/double: a batch of 2 took over 1 s" in found.stderr
+
+
 def test_code_is_refused_when_the_user_forbids_it(service: Path) -> None:
     found = tessera("serve", "-f", str(service), "--no-code")
     assert found.returncode == 1

@@ -71,6 +71,8 @@ class Options:
     measure_again: bool = False
     """Measure also what a kept profile says already."""
     host: str = "127.0.0.1"
+    hang_s: float = 60.0
+    """A batch that takes longer while it is measured is hung."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +236,7 @@ class LocalAgent:
             instances=self._options.instances if place.is_cpu else (1, 2, 4),
             cell_s=CELL_S,
             most_ms=1e3 * service.spec.slo.objectives[0].target_s,
+            hang_s=self._options.hang_s,
         )
         try:
             report = await self._control.profile(request, PROFILE_TIMEOUT_S)

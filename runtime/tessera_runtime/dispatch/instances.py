@@ -222,7 +222,7 @@ class Instance:
                     loaded = await worker.load(load)
                     largest = min(wanted.max_batch, loaded.max_rows or wanted.max_batch)
                     opened = await worker.open_lane(
-                        loaded.model, warm_batches(largest), warm_shapes(target)
+                        loaded.model, largest, warm_batches(largest), warm_shapes(target)
                     )
             except TimeoutError as error:
                 limit = self._timeouts.load_s

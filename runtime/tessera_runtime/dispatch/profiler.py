@@ -11,7 +11,9 @@ import asyncio
 import math
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,6 +29,30 @@ FEWEST_RUNS = 5
 """Batches per lane and cell, however slow they are."""
 
 MOST_RUNS = 2_000
+
+WARM_S = 0.1
+"""Seconds that a batch size is run before it is measured: caches, allocators and the processor's clock settle."""
+
+LOAD_TIMEOUT_S = 300.0
+"""Most that a model may take to load and to run its first batch."""
+
+NOISE_BYTES = 16 << 20
+"""Of input to gather from, at most: more than the caches hold, less than the arena."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Noise:
+    """Rows of one input in the arena; batches take them in turn, as if each were a request."""
+
+    name: str
+    row_shape: tuple[int, ...]
+    offset: int
+    row_bytes: int
+    rows: int
+
+    def input(self, batch: int) -> m.Input:
+        offsets = tuple([self.offset + i % self.rows * self.row_bytes for i in range(batch)])
+        return m.Input(self.name, self.row_shape, offsets, (self.row_bytes,) * batch)
 
 
 async def profile(pool: WorkerPool, arena: InputArena, request: ProfileRequest) -> ProfileReport:
@@ -59,7 +85,7 @@ class _Session:
         try:
             for instances in sorted(set(request.instances)):
                 while len(self._lanes) < instances:
-                    await self._open_lane(first, signature, batches)
+                    await self._open_lane(first, signature, largest)
                 for batch in batches:
                     cells.append(await self._measure(batch, instances, inputs))
                     if cells[-1].p50_ms > request.most_ms:
@@ -80,54 +106,47 @@ class _Session:
     async def _start_worker(self) -> tuple[Worker, m.Loaded]:
         worker = await self._pool.start(place_of(self._request.device))
         self._workers.append(worker)
-        loaded = await worker.load(load_message(self._request.member, _service(self._request)))
+        load = load_message(self._request.member, _service(self._request))
+        async with _limit(LOAD_TIMEOUT_S, "loading"):
+            loaded = await worker.load(load)
         self._memory_mib += loaded.memory_mib
         return worker, loaded
 
-    async def _open_lane(
-        self, first: Worker, signature: m.Loaded, batches: tuple[int, ...]
-    ) -> None:
+    async def _open_lane(self, first: Worker, signature: m.Loaded, largest: int) -> None:
         worker = first
         if self._request.device.kind == "cpu" and self._lanes:
             worker, _ = await self._start_worker()  # as when serving: a process per instance
         shapes = {t.name: _concrete(t, self._request) for t in signature.inputs}
-        self._lanes.append(await worker.open_lane(signature.model, batches, shapes))
+        # Only the smallest batch is warmed here: larger ones may be too slow to be measured at all.
+        async with _limit(LOAD_TIMEOUT_S, "the first batch"):
+            lane = await worker.open_lane(signature.model, largest, (1,), shapes)
+        lane.sock.setblocking(False)
+        self._lanes.append(lane)
 
     def _fill_arena(
-        self, signature: m.Loaded, rows: int
-    ) -> tuple[list[ArenaSlot], list[tuple[m.Tensor, tuple[int, ...], int, int]]]:
-        """Inputs for ``rows`` rows. The values are noise: zeros make some kernels faster than they are."""
+        self, signature: m.Loaded, largest: int
+    ) -> tuple[list[ArenaSlot], list[_Noise]]:
+        """Values are noise: zeros make some kernels faster than they are."""
         rng = np.random.default_rng(0)
         slots: list[ArenaSlot] = []
-        inputs: list[tuple[m.Tensor, tuple[int, ...], int, int]] = []
+        inputs: list[_Noise] = []
         for tensor in signature.inputs:
             row_shape = _concrete(tensor, self._request)
+            row_bytes = len(_noise(rng, tensor.datatype, row_shape))
+            rows = max(1, min(largest, NOISE_BYTES // max(1, row_bytes)))
             data = _noise(rng, tensor.datatype, (rows, *row_shape))
             slot = self._arena.allocate(len(data))
             slot.view[:] = data
             slots.append(slot)
-            inputs.append((tensor, row_shape, slot.offset, len(data) // rows))
+            inputs.append(_Noise(tensor.name, row_shape, slot.offset, row_bytes, rows))
         return slots, inputs
 
-    async def _measure(
-        self,
-        batch: int,
-        instances: int,
-        inputs: Sequence[tuple[m.Tensor, tuple[int, ...], int, int]],
-    ) -> ProfileCell:
-        run = m.Run(
-            0,
-            (batch,),
-            tuple(
-                m.Input(tensor.name, row_shape, (offset,), (nbytes * batch,))
-                for tensor, row_shape, offset, nbytes in inputs
-            ),
-        )
-        until = time.monotonic() + self._request.cell_s
+    async def _measure(self, batch: int, instances: int, inputs: Sequence[_Noise]) -> ProfileCell:
+        run = m.Run(0, (1,) * batch, tuple(noise.input(batch) for noise in inputs))
+        lanes = self._lanes[:instances]
+        await self._drive_all(lanes, run, WARM_S)  # not counted
         started = time.perf_counter()
-        each = await asyncio.gather(
-            *(self._drive(lane, run, until) for lane in self._lanes[:instances])
-        )
+        each = await self._drive_all(lanes, run, self._request.cell_s)
         elapsed = time.perf_counter() - started
         times = np.array([ms for lane in each for ms in lane])
         return ProfileCell(
@@ -139,19 +158,37 @@ class _Session:
             memory_mib=self._memory_mib * instances / max(1, len(self._workers)),
         )
 
+    async def _drive_all(
+        self, lanes: Sequence[OpenedLane], run: m.Run, seconds: float
+    ) -> list[list[float]]:
+        until = time.monotonic() + seconds
+        return await asyncio.gather(*(self._drive(lane, run, until) for lane in lanes))
+
     async def _drive(self, lane: OpenedLane, run: m.Run, until: float) -> list[float]:
         """Batch times of one lane in ms: the next batch is sent as soon as one is back."""
-        sock = lane.sock
-        sock.setblocking(False)
         times: list[float] = []
         while len(times) < FEWEST_RUNS or (len(times) < MOST_RUNS and time.monotonic() < until):
-            started = time.perf_counter()
-            m.send(sock, run)
-            answer = await _answer(lane.worker, sock)
-            if isinstance(answer, m.Failed):
-                raise LoadFailed(f"the model failed while it was measured: {answer.reason}")
-            times.append((time.perf_counter() - started) * 1e3)
+            times.append(await self._once(lane, run))
         return times
+
+    async def _once(self, lane: OpenedLane, run: m.Run) -> float:
+        started = time.perf_counter()
+        m.send(lane.sock, run)
+        async with _limit(self._request.hang_s, f"a batch of {len(run.rows)}"):
+            answer = await _answer(lane.worker, lane.sock)
+        if isinstance(answer, m.Failed):
+            raise LoadFailed(f"the model failed while it was measured: {answer.reason}")
+        return (time.perf_counter() - started) * 1e3
+
+
+@asynccontextmanager
+async def _limit(seconds: float, what: str) -> AsyncIterator[None]:
+    """Raises LoadFailed when ``what`` takes longer."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise LoadFailed(f"{what} took over {seconds:g} s while it was measured") from error
 
 
 async def _answer(worker: Worker, sock: socket.socket) -> m.Ran | m.Failed:

@@ -100,15 +100,24 @@ class Worker:
             self._send(m.Unload(model))
 
     async def open_lane(
-        self, model: str, batches: tuple[int, ...], row_shapes: dict[str, tuple[int, ...]]
+        self,
+        model: str,
+        largest: int,
+        batches: tuple[int, ...],
+        row_shapes: dict[str, tuple[int, ...]],
     ) -> OpenedLane:
-        """Open and warm an instance of a loaded model. Raises LoadFailed, WorkerLost."""
+        """Open an instance for batches of up to ``largest`` rows, and run each of ``batches`` on zeros.
+
+        Raises LoadFailed, WorkerLost.
+        """
         lane, self._next_lane = self._next_lane, self._next_lane + 1
         ours, theirs = m.pair()
         opened = self._lanes[lane] = asyncio.get_running_loop().create_future()
         try:
             with theirs:
-                self._send(m.OpenLane(lane, model, batches, row_shapes), (theirs.fileno(),))
+                self._send(
+                    m.OpenLane(lane, model, largest, batches, row_shapes), (theirs.fileno(),)
+                )
             region, warm_ms = await opened
         except BaseException:
             ours.close()

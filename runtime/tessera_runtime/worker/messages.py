@@ -109,8 +109,10 @@ class OpenLane(Message, frozen=True):
 
     lane: int
     model: str
+    largest: int
+    """Rows of the largest batch the lane will get."""
     batches: tuple[int, ...]
-    """Batch sizes to warm, ascending; the last is the largest the lane will get."""
+    """Batch sizes to warm."""
     row_shapes: dict[str, tuple[int, ...]]
     """For inputs of variable shape, the row shape to warm with."""
 

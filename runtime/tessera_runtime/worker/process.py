@@ -106,7 +106,7 @@ class _Worker:
 
     def _run_lane(self, opening: m.OpenLane, engine: Engine, sock: socket.socket) -> None:
         try:
-            engine_lane = engine.lane(opening.batches[-1])
+            engine_lane = engine.lane(opening.largest)
             lane = Lane(sock, self._fork.incarnation, self._arena, engine.signature, engine_lane)
             fd, size, warm = lane.warm(opening.batches, opening.row_shapes)
         except Exception as error:
