@@ -187,6 +187,7 @@ class Member:
         """For each input of the model: position among the service's inputs, and the model's name for it."""
         self.largest = max_batch
         """Most rows of a batch, whatever the cap: the model's own limit, known once it is loaded."""
+        self._pump_due = False
         self._free: list[Lane] = []
         self._outcome = outcome
 
@@ -205,8 +206,15 @@ class Member:
         """Take work back out of the queue; False when it is running or done."""
         return work.entry is not None and self.queue.withdraw(work.entry)
 
+    def pump_soon(self) -> None:
+        """Pump at the end of this turn of the loop, so that what arrives in the same turn can join."""
+        if not self._pump_due:
+            self._pump_due = True
+            asyncio.get_running_loop().call_soon(self.pump)
+
     def pump(self) -> None:
         """Give every free instance a batch, while there is work."""
+        self._pump_due = False
         while self._free and self.queue.rows:
             now = time.monotonic()
             taken = self.queue.take(now, min(self.cap, self.largest), self.expected_s)

@@ -176,9 +176,8 @@ class Service:
                 )
                 if request.answered:
                     return
-        # Only now: a member that starts at once must not be able to decide over a half-queued request.
         for member in self.members:
-            member.pump()
+            member.pump_soon()
 
     def _decide(self, request: Request, now: float) -> None:
         if len(self.members) == 1:
