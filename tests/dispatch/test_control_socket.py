@@ -39,8 +39,7 @@ async def listening(
     client = ControlClient(str(path))
     yield client
     await client.close()
-    server.close()
-    await server.wait_closed()
+    server.close()  # not waited for: from Python 3.12 on that includes handlers, and some here never return
 
 
 @asynccontextmanager
@@ -53,7 +52,6 @@ async def speaking(
     yield client
     await client.close()
     server.close()
-    await server.wait_closed()
 
 
 async def test_a_target_and_a_report_travel(tmp_path: Path):

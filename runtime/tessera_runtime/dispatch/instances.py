@@ -1,7 +1,7 @@
 """Keeping instances running: start, load, warm, attach; when the process dies, again, with growing pauses.
 
 On a CPU every instance has a process of its own: Python's lock would make instances of small models take
-turns, and forking one costs milliseconds and a few megabytes. On a GPU the instances of one namespace share
+turns, and a fork that has the libraries loaded is cheap. On a GPU the instances of one namespace share
 a process per device, because without MPS several processes only take turns on it.
 """
 

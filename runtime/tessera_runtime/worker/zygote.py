@@ -11,6 +11,7 @@ its workers are killed: nobody is left who could read their answers.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import selectors
 import signal
@@ -37,6 +38,9 @@ def main() -> None:
     except Threaded as error:
         print(f"tessera-zygote: {error}", file=sys.stderr)
         sys.exit(os.EX_CONFIG)
+    # What is imported stays: a collection in a worker would touch, and so copy, every page of it.
+    gc.collect()
+    gc.freeze()
     listener = socket.socket(fileno=arguments.listen_fd)
     listener.setblocking(True)
     _Zygote(listener).run()
