@@ -11,6 +11,7 @@ from tessera_core.perf.energy import EnergyModel, joules_per_row
 from tessera_core.perf.ensemble import member_percentile, quorum_probability
 from tessera_core.perf.profile import LatencyProfile, LinearFit, Neighbours, ProfileRow
 from tessera_core.perf.service import ServiceModel
+from tessera_core.perf.shared_queue import Server, shared_latency, shared_rate
 
 __all__ = [
     "FULLEST_LOAD",
@@ -19,6 +20,7 @@ __all__ = [
     "LinearFit",
     "Neighbours",
     "ProfileRow",
+    "Server",
     "ServiceModel",
     "joules_per_row",
     "latency_percentile",
@@ -26,5 +28,7 @@ __all__ = [
     "mean_latency",
     "member_percentile",
     "quorum_probability",
+    "shared_latency",
+    "shared_rate",
     "utilisation",
 ]

@@ -26,6 +26,8 @@ _RATE_TOLERANCE = 2e-3
 _LEAST_LOAD = 1e-5
 _MOST_STEPS = 40
 _NEVER = 1e-6
+LEAST_RATE = 1e-12
+"""Rows per second; below, no row ever meets another, and logarithms of the rate are not taken."""
 
 
 def utilisation(service: ServiceModel, rate_per_s: float) -> float:
@@ -46,7 +48,7 @@ def mean_latency(
     ``service_cv2``: squared coefficient of variation of batch times around alpha*b + tau0 (Poisson only).
     """
     _check_rate(rate_per_s)
-    if rate_per_s == 0:
+    if rate_per_s < LEAST_RATE:
         return service.batch_ms(1)
     if _simulate_instead(service, None, exact) and not service_cv2:
         return _simulated(service, rate_per_s, None, burstiness)
@@ -66,7 +68,7 @@ def latency_percentile(
     """Latency that ``percentile`` % of the rows do not exceed, ms; ``inf`` where there is no steady state."""
     _check_rate(rate_per_s)
     _check_percentile(percentile)
-    if rate_per_s == 0:
+    if rate_per_s < LEAST_RATE:
         return service.batch_ms(1) + service.spread_ms
     if _simulate_instead(service, percentile, exact):
         return _simulated(service, rate_per_s, percentile, burstiness) + service.spread_ms

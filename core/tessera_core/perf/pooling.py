@@ -65,16 +65,24 @@ def ratio(service: ServiceModel, rate_per_s: float, percentile: float | None) ->
     assert service.cap is not None
     overhead = min(max(service.tau0_ms / service.alpha_ms, OVERHEADS[0]), OVERHEADS[-1])
     load = min(max(rate_per_s / service.capacity_per_s, LOADS[0]), LOADS[-1])
+    values = _by_load(service.instances, service.cap, overhead, percentile)
+    return float(_between(values, 0, LOADS, load))
+
+
+@lru_cache(maxsize=8192)
+def _by_load(
+    instances: int, cap: int, overhead: float, percentile: float | None
+) -> NDArray[np.float64]:
+    """Ratios at ``LOADS``; many rates are asked of one service."""
     table = _table()
     if percentile is None:
         values = table[..., -1]
     else:
         tails = [log(100 / (100 - grid)) for grid in PERCENTILES]
         values = _between(table[..., :-1], -1, tails, log(100 / (100 - percentile)))
-    values = _between(values, 0, INSTANCES, service.instances)
-    values = _between(values, 0, [log2(cap) for cap in CAPS], log2(service.cap))
-    values = _between(values, 0, [log2(grid) for grid in OVERHEADS], log2(overhead))
-    return float(_between(values, 0, LOADS, load))
+    values = _between(values, 0, INSTANCES, instances)
+    values = _between(values, 0, [log2(grid) for grid in CAPS], log2(cap))
+    return _between(values, 0, [log2(grid) for grid in OVERHEADS], log2(overhead))
 
 
 def simulated(

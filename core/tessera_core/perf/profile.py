@@ -7,12 +7,13 @@ cells are enough: the line feeds the queue model, the cells themselves answer lo
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from math import isfinite
-
-import numpy as np
+from operator import mul
 
 from tessera_core.perf.service import MS_PER_S, ServiceModel
 
@@ -130,14 +131,7 @@ class LatencyProfile:
         """
         if batch < 1:
             raise ValueError(f"batch: must be >= 1, found {batch}")
-        cells = self.cells(instances, neighbours)
-        batches = [row.batch for row in cells]
-        times = np.maximum.accumulate([row.p99_ms if tail else row.p50_ms for row in cells])
-        beyond = batch - batches[-1]
-        if beyond > 0:
-            slope = self.fit(instances, neighbours).alpha_ms
-            return float(times[-1]) * (1 + slope * beyond / cells[-1].p50_ms)
-        return float(np.interp(batch, batches, times))
+        return _batch_ms(self.cells(instances, neighbours), batch, tail)
 
     def throughput(self, batch: int, instances: int = 1) -> float:
         """Rows per second of all ``instances`` running full batches back to back."""
@@ -161,28 +155,7 @@ class LatencyProfile:
         size is taken as a batch time that hardly depends on the size. Where the free line breaks a bound,
         the best line on the bound is taken.
         """
-        cells = self.cells(instances, neighbours)
-        if up_to is not None:
-            kept = tuple(row for row in cells if row.batch <= up_to)
-            cells = kept if len(kept) > 1 else cells[:2]
-        batches = np.array([row.batch for row in cells], dtype=np.float64)
-        times = np.array([row.p50_ms for row in cells])
-        weights = 1 / times**2 if relative else np.ones_like(times)
-        least_alpha = 1e-6 * float(times.max()) / float(batches.max())
-        mean_batch = np.average(batches, weights=weights)
-        mean_time = np.average(times, weights=weights)
-        variance = np.average((batches - mean_batch) ** 2, weights=weights)
-        covariance = np.average((batches - mean_batch) * (times - mean_time), weights=weights)
-        alpha = float(covariance / variance) if variance > 0 else 0.0
-        alpha = max(alpha, least_alpha)
-        tau0 = float(mean_time - alpha * mean_batch)
-        if tau0 < 0:
-            tau0 = 0.0
-            alpha = float(np.average(times * batches, weights=weights))
-            alpha /= float(np.average(batches**2, weights=weights))
-        left = np.average((times - alpha * batches - tau0) ** 2, weights=weights)
-        total = np.average((times - mean_time) ** 2, weights=weights)
-        return LinearFit(alpha, tau0, float(1 - left / total) if total > 0 else 1.0)
+        return _line(_up_to(self.cells(instances, neighbours), up_to), relative)
 
     def knee(
         self, instances: int = 1, fraction: float = 0.9, max_latency_ms: float | None = None
@@ -218,9 +191,10 @@ class LatencyProfile:
         """
         if cap < 1:
             raise ValueError(f"cap: must be >= 1, found {cap}")
-        line = self.fit(instances, neighbours, up_to=cap, relative=True)
-        median = self.service_ms(cap, instances, neighbours=neighbours)
-        tail = self.service_ms(cap, instances, tail=True, neighbours=neighbours)
+        cells = self.cells(instances, neighbours)
+        line = _line(_up_to(cells, cap), relative=True)
+        median = _batch_ms(cells, cap, tail=False)
+        tail = _batch_ms(cells, cap, tail=True)
         return ServiceModel(line.alpha_ms, line.tau0_ms, cap, instances, max(0.0, tail - median))
 
     def scaled(self, factor: float) -> LatencyProfile:
@@ -241,6 +215,58 @@ class LatencyProfile:
                 for row in self.rows
             )
         )
+
+
+def _up_to(cells: Sequence[ProfileRow], batch: int | None) -> Sequence[ProfileRow]:
+    """Those of at most ``batch`` rows, but two at least where there are two."""
+    if batch is None:
+        return cells
+    kept = sum(row.batch <= batch for row in cells)
+    return cells[: max(2, kept)]
+
+
+def _batch_ms(cells: Sequence[ProfileRow], batch: int, tail: bool) -> float:
+    """``LatencyProfile.service_ms`` of the ``cells`` of one instance count."""
+    batches = [row.batch for row in cells]
+    times = list(accumulate([row.p99_ms if tail else row.p50_ms for row in cells], max))
+    above = bisect_left(batches, batch)
+    if above == len(batches):
+        slope = _line(cells, relative=False).alpha_ms
+        return times[-1] * (1 + slope * (batch - batches[-1]) / cells[-1].p50_ms)
+    if above == 0 or batches[above] == batch:
+        return times[above]
+    low, high = times[above - 1], times[above]
+    slope = (high - low) / (batches[above] - batches[above - 1])
+    return low + slope * (batch - batches[above - 1])
+
+
+def _line(cells: Sequence[ProfileRow], relative: bool) -> LinearFit:
+    """``LatencyProfile.fit`` of ``cells``, which are few: arrays would take five times as long."""
+    batches = [row.batch for row in cells]
+    times = [row.p50_ms for row in cells]
+    weights = [1 / (ms * ms) for ms in times] if relative else [1.0] * len(times)
+    whole = sum(weights)
+    mean_batch = _dot(weights, batches) / whole
+    mean_time = _dot(weights, times) / whole
+    off_batch = [batch - mean_batch for batch in batches]
+    off_time = [ms - mean_time for ms in times]
+    weighted = list(map(mul, weights, off_batch))
+    variance = _dot(weighted, off_batch)
+    alpha = _dot(weighted, off_time) / variance if variance > 0 else 0.0
+    alpha = max(alpha, 1e-6 * max(times) / batches[-1])
+    tau0 = mean_time - alpha * mean_batch
+    if tau0 < 0:
+        tau0 = 0.0
+        weighted = list(map(mul, weights, batches))
+        alpha = _dot(weighted, times) / _dot(weighted, batches)
+    left = [ms - alpha * batch - tau0 for ms, batch in zip(times, batches, strict=True)]
+    total = _dot(map(mul, weights, off_time), off_time)
+    unexplained = _dot(map(mul, weights, left), left)
+    return LinearFit(alpha, tau0, 1 - unexplained / total if total > 0 else 1.0)
+
+
+def _dot(one: Iterable[float], two: Iterable[float]) -> float:
+    return sum(map(mul, one, two), 0.0)
 
 
 def _cell(row: ProfileRow) -> tuple[int, int, Neighbours]:
