@@ -33,7 +33,7 @@ def shown(document: object) -> dict[str, Any]:
             "changed": len(change.changed),
             "recut": [list(each) for each in change.recut],
         },
-        "explanation": {each.service: list(each.lines) for each in explain(decided)},
+        "explanation": {each.service: list(each.lines) for each in explain(decided, state)},
     }
 
 

@@ -11,8 +11,9 @@ STATE = Path(__file__).parent / "golden" / "tenants-and-refusals.input.yaml"
 PROGRAM = """
 import sys, yaml
 from tessera_core.plan import explain, plan, state_from_dict
-decided = plan(state_from_dict(yaml.safe_load(open(sys.argv[1]))))
-print(decided, explain(decided))
+state = state_from_dict(yaml.safe_load(open(sys.argv[1])))
+decided = plan(state)
+print(decided, explain(decided, state))
 """
 
 

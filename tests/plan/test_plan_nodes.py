@@ -80,7 +80,8 @@ def test_what_does_not_belong_is_removed() -> None:
 
 def test_another_batch_on_the_same_slice_is_a_change() -> None:
     state = two_nodes()
-    running = applied(plan(state), state)
+    decided = plan(state)
+    running = applied(decided, state)
     nodes = tuple(
         replace(
             node,
@@ -91,7 +92,7 @@ def test_another_batch_on_the_same_slice_is_a_change() -> None:
         )
         for node in running.nodes
     )
-    change = diff(plan(replace(running, nodes=nodes)), replace(running, nodes=nodes))
+    change = diff(decided, replace(running, nodes=nodes))
     assert [(old.running.batch, new.running.member) for old, new in change.changed] == [
         (3, "b"),
         (3, "a"),

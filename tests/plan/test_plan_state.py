@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from support.clusters import (
     A100,
@@ -19,42 +21,73 @@ from support.clusters import (
     measured,
     service,
 )
-from tessera_core.api import SpecInvalid
+from tessera_core.api import SpecInvalid, TaintEffect, Toleration, TolerationOperator
 from tessera_core.gpu.geometry import Placement
 from tessera_core.plan import (
     Budget,
     ClusterState,
     Goal,
+    NodeState,
     Policy,
     PoolRules,
+    Running,
     Slice,
     parse_slice,
     plan,
     state_from_dict,
     state_to_dict,
 )
+from tessera_core.plan.state import Quota, Taint
+
+TOLERATED = Toleration("nvidia.com/gpu", TolerationOperator.EXISTS)
 
 
 def mixed() -> ClusterState:
-    """Every kind of device, running instances, a geometry, a sick device, two pools."""
+    """Every kind of device, running instances, a geometry, a sick device, a taint, tenants."""
     present = (Placement("1g.10gb", 6), Placement("3g.40gb", 0))
     gpus = gpu_node("g", 2, pool="p", geometry=present)
-    state = cluster(
+    first, second = gpus.devices
+    cores = cpu_node("n", pool="p")
+    return cluster(
         [
             replace(
                 gpus,
-                devices=(gpus.devices[0], replace(gpus.devices[1], healthy=False)),
+                devices=(
+                    replace(first, running=(Running("vision.s", "a", Slice("3g.40gb"), 16, 2),)),
+                    replace(second, healthy=False),
+                ),
                 labels=(("zone", "b"),),
+                taints=(Taint("nvidia.com/gpu", "present", TaintEffect.NO_SCHEDULE),),
             ),
-            cpu_node("n", pool="p"),
+            replace(
+                cores,
+                devices=(
+                    replace(
+                        cores.devices[0],
+                        running=(Running("vision.s", "b", Slice("cpu-2", 2, (2, 3)), 1, 1),),
+                    ),
+                ),
+            ),
         ],
-        [service("s", "ab", rps=50)],
+        [service("s", "ab", rps=50, priorityClassName="online")],
         [measured(member, place) for member in "ab" for place in (gpu_place("3g.40gb"), 2)],
-        PoolRules("p", (("tier", "gold"),), True, ("3g.40gb",), True, True, 2.5),
-        policy=Policy(Goal.MAXIMISE_RATE, headroom=1.2, overhead_ms=2.5, reserved_cores=1),
+        PoolRules(
+            "p", (("tier", "gold"),), True, ("3g.40gb",), True, True, 2.5, 55.5, (TOLERATED,)
+        ),
+        policy=Policy(
+            Goal.MAXIMISE_RATE,
+            headroom=1.2,
+            overhead_ms=2.5,
+            reserved_cores=1,
+            slack=0.25,
+            min_gain_percent=7.5,
+            max_moves=3,
+        ),
         budget=Budget(7, 9),
+        priorities=(("batch", -5), ("online", 1000)),
+        default_priority_class="batch",
+        quotas=(Quota("text", shares=0.5), Quota("vision", 12, 2.5)),
     )
-    return applied(plan(state), state)
 
 
 def document() -> dict[str, Any]:
@@ -70,14 +103,67 @@ def errors_of(document: object) -> dict[str, str]:
     return found
 
 
-def test_documents_read_back_as_the_same_plan_and_documents() -> None:
+def test_documents_read_back_as_the_same_state() -> None:
     state = mixed()
     again = state_from_dict(state_to_dict(state))
-    assert state_to_dict(again) == state_to_dict(state)
-    assert plan(again) == plan(state)
-    assert again.policy == state.policy
-    assert again.pools == state.pools
-    assert [node.devices for node in again.nodes] == [node.devices for node in state.nodes]
+    # What the services say of their models' content is stated beside them once it was read.
+    known = (("vision.s", "a", digest("a")), ("vision.s", "b", digest("b")))
+    assert again == replace(state, digests=known, nodes=again.nodes)
+    assert again.nodes == tuple(
+        replace(node, labels=tuple(sorted((*node.labels, ("tessera.dev/pool", "p")))))
+        for node in state.nodes
+    )
+    assert state_from_dict(state_to_dict(again)) == again
+
+
+def test_an_applied_plan_reads_back_as_the_same_plan() -> None:
+    state = mixed()
+    state = applied(plan(state), state)
+    assert plan(state_from_dict(state_to_dict(state))) == plan(state)
+
+
+NAMES = st.from_regex(r"[a-z]([a-z0-9-]{0,8}[a-z0-9])?", fullmatch=True).filter(
+    lambda name: not name.startswith("system-")
+)
+AMOUNTS = st.floats(0, 1e9, allow_subnormal=False)
+LIMITS = st.tuples(st.integers(0, 2**31 - 1) | st.none(), AMOUNTS | st.none()).filter(
+    lambda limits: limits != (None, None)
+)
+TAINTS = st.builds(Taint, NAMES, st.sampled_from(["", "v"]), st.sampled_from(TaintEffect))
+TOLERATIONS = st.builds(
+    Toleration, NAMES, effect=st.sampled_from(TaintEffect) | st.none(), value=st.just("v")
+)
+
+
+@st.composite
+def tenants(draw: st.DrawFn) -> ClusterState:
+    priorities = draw(st.dictionaries(NAMES, st.integers(-(2**31), 10**9), max_size=4))
+    quotas = draw(st.dictionaries(NAMES, LIMITS, max_size=4))
+    taints = draw(st.lists(TAINTS, max_size=3))
+    return ClusterState(
+        nodes=(NodeState("n", "p", (), (("tessera.dev/pool", "p"),), tuple(sorted(taints))),),
+        pools=(
+            PoolRules(
+                "p",
+                idle_watts=draw(AMOUNTS),
+                tolerations=tuple(draw(st.lists(TOLERATIONS, max_size=3))),
+            ),
+        ),
+        policy=Policy(
+            slack=draw(st.floats(0, 1)),
+            min_gain_percent=draw(st.floats(0, 100)),
+            max_moves=draw(st.integers(0, 100_000)),
+        ),
+        budget=Budget(draw(st.integers(0, 1_000_000)), draw(st.integers(0, 1_000_000))),
+        priorities=tuple(sorted(priorities.items())),
+        default_priority_class=draw(st.sampled_from([None, *sorted(priorities)])),
+        quotas=tuple(Quota(name, *quotas[name]) for name in sorted(quotas)),
+    )
+
+
+@given(tenants())
+def test_what_tenants_may_reads_back_as_it_was(state: ClusterState) -> None:
+    assert state_from_dict(state_to_dict(state)) == state
 
 
 def test_without_pools_all_nodes_are_one_shared_pool() -> None:
@@ -137,6 +223,21 @@ def test_all_errors_of_all_documents_come_at_once_with_their_paths() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("place", "name", "value"),
+    [
+        ("policy", "slack", "1.5"),
+        ("policy", "minGainPercent", 5),
+        ("policy", "maxMoves", -1),
+        ("budget", "maxIterations", 1_000_001),
+        ("budget", "maxNodes", "many"),
+        ("budget", "maxNeighbours", 300),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name(place: str, name: str, value: object) -> None:
+    assert list(errors_of({place: {name: value}})) == [f"{place}.{name}"]
+
+
 def test_a_geometry_that_breaks_a_rule_is_refused() -> None:
     state = document()
     slices = state["nodes"][0]["status"]["devices"][0]["slices"]
@@ -168,7 +269,9 @@ def test_a_profile_without_rows_is_refused() -> None:
     assert "profiles[0].status" in errors_of(state)
 
 
-@pytest.mark.parametrize("kind", ["nodes", "pools", "services", "profiles"])
+@pytest.mark.parametrize(
+    "kind", ["nodes", "pools", "services", "profiles", "priorityClasses", "quotas"]
+)
 def test_nothing_may_come_twice(kind: str) -> None:
     state = document()
     state[kind].append(copy.deepcopy(state[kind][0]))
@@ -181,7 +284,8 @@ def test_a_state_is_a_mapping(value: object) -> None:
 
 
 def test_lists_are_lists() -> None:
-    assert set(errors_of({"nodes": "n", "services": {"a": 1}})) == {"nodes", "services"}
+    wrong = {"nodes": "n", "services": {"a": 1}, "priorityClasses": 3, "quotas": "q"}
+    assert set(errors_of(wrong)) == set(wrong)
 
 
 def test_an_empty_state_is_valid() -> None:

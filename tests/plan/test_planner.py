@@ -47,29 +47,38 @@ def refusals(decided: Plan) -> dict[str, Refusal]:
     return {member: refusal for _, member, refusal in decided.refused}
 
 
-def test_three_members_share_the_cores_of_one_node() -> None:
+def test_three_busy_members_share_the_cores_of_one_node() -> None:
     state = cluster(
         [cpu_node("n", cores=4)],
-        [service("s", "abc")],
+        [service("s", "abc", rps=3000)],
         [measured(member, 1) for member in "abc"],
     )
     decided = plan(state)
     cores = [each.slice.cores for each in decided.assignments]
-    assert cores == [(0,), (1,), (2,)]
+    assert sorted(cores) == [(0,), (1,), (2,)]
     (placed,) = decided.services
     assert placed.short is None
-    assert placed.max_requests_per_second >= 100
+    assert placed.max_requests_per_second >= 3000
     assert placed.latency_ms <= placed.target_ms
 
 
 def test_reserved_cores_are_left_alone() -> None:
     state = cluster(
         [cpu_node("n", cores=4)],
-        [service("s", "ab")],
+        [service("s", "ab", rps=3000)],
         [measured(member, 1) for member in "ab"],
         policy=Policy(reserved_cores=2),
     )
-    assert [each.slice.cores for each in plan(state).assignments] == [(2,), (3,)]
+    assert sorted(each.slice.cores for each in plan(state).assignments) == [(2,), (3,)]
+
+
+def test_idle_members_share_one_core() -> None:
+    state = cluster(
+        [cpu_node("n", cores=4)], [service("s", "abc")], [measured(m, 1) for m in "abc"]
+    )
+    decided = plan(state)
+    assert {each.slice.cores for each in decided.assignments} == {(0,)}
+    assert decided.services[0].short is None
 
 
 def test_one_member_spreads_over_as_many_devices_as_its_rate_needs() -> None:
@@ -387,11 +396,11 @@ def test_the_lower_bound_is_never_above_the_cost() -> None:
         assert 0 < decided.lower_bound <= decided.cost
 
 
-def test_a_spent_budget_is_said() -> None:
+def test_a_spent_budget_is_said_and_everybody_is_placed_all_the_same() -> None:
     state = cluster([gpu_node("g", 4)], [service("s", rps=9000)], [measured("m", gpu_place())])
-    cut = plan(state, Budget(max_iterations=1))
+    cut = plan(state, Budget(max_iterations=0))
     assert cut.truncated
-    assert cut.services[0].short is not None
+    assert cut.services[0].short is None
     assert not plan(state).truncated
 
 
@@ -435,7 +444,7 @@ def test_an_empty_cluster_refuses_everything() -> None:
 def test_explanations_say_where_why_and_what_limits() -> None:
     sizes = [measured("a", gpu_place()), measured("b", gpu_place(), 0.4)]
     state = cluster([gpu_node("g")], [service("s", "ab"), service("t", "x")], sizes)
-    served, refused = explain(plan(state))
+    served, refused = explain(plan(state), state)
     text = "\n".join(served.lines)
     assert "takes turns with vision.s/b" in text
     assert "limited by" in text

@@ -7,6 +7,7 @@ from math import inf
 
 import numpy as np
 import pytest
+from bench.planner.validate import simulate_pool
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -39,6 +40,38 @@ def test_an_idle_server_starts_at_the_arrival() -> None:
 def test_servers_share_one_queue() -> None:
     served = simulate(Station((3.0, 4.0), instances=2), at(0, 1, 2, 2.5))
     assert served.latency_ms.tolist() == [3, 3, 5, 4.5]
+
+
+def test_of_different_free_servers_the_one_takes_a_batch_that_finishes_it_first() -> None:
+    slow, fast = Station((5.0, 6.0, 7.0)), Station((3.0, 4.0))
+    served = simulate((slow, fast), at(0, 1, 2, 8, 8, 8))
+    # 0 to the fast one, 1 to the slow one, 2 to the fast one at 3; at 8 three wait: the fast one takes two.
+    assert served.stations.tolist() == [1, 0, 1, 1, 0]
+    assert served.batch_sizes.tolist() == [1, 1, 1, 2, 1]
+    assert served.latency_ms.tolist() == [3, 5, 4, 4, 4, 5]
+    assert served.busy_ms == 20
+    assert served.utilisation == pytest.approx(20 / (13 * 2))
+
+
+def test_a_slow_server_that_finishes_many_rows_first_takes_them() -> None:
+    narrow, wide = Station((1.0,)), Station((2.0, 2.0, 2.0, 2.0))
+    served = simulate((narrow, wide), at(0, 0, 0, 0, 0))
+    assert served.stations.tolist() == [0, 1]
+    assert served.latency_ms.tolist() == [1, 2, 2, 2, 2]
+
+
+def test_what_is_hopeless_on_the_server_that_is_free_is_dropped() -> None:
+    pool = (Station((2.0,)), Station((9.0,)))
+    served = simulate(pool, at(0, 1, 2.5), slo_ms=4.0)
+    assert served.latency_ms.tolist() == [2, inf, 2]
+    assert served.stations.tolist() == [0, 0]
+    mixed = simulate(pool, at(0, 1, 2.5), slo_ms=at(4, 4, 2))
+    assert mixed.latency_ms.tolist() == [2, inf, 2]
+
+
+def test_mixed_deadlines_start_nobody_before_they_came() -> None:
+    served = simulate(Station((0.5,), 2), at(0, 1, 1, 1), slo_ms=at(9, 9, 9, 8.5))
+    assert served.latency_ms.tolist() == [0.5, 0.5, 1.0, 0.5]
 
 
 def test_what_cannot_finish_in_the_batch_is_dropped_and_the_batch_refilled() -> None:
@@ -78,6 +111,8 @@ def test_bad_stations_are_refused() -> None:
         Station(())
     with pytest.raises(ValueError, match="instances"):
         Station((1.0,), 0)
+    with pytest.raises(ValueError, match="at least one station"):
+        simulate((), at(1.0))
 
 
 gaps = st.lists(st.sampled_from([0.0, 0.1, 0.5, 1.0, 4.0]), min_size=1, max_size=60)
@@ -119,6 +154,51 @@ def test_every_request_is_served_once_and_the_servers_never_rest_beside_work(
         starts.append(arrivals[first] + served.latency_ms[first] - times[size - 1])
     assert all(one <= two + 1e-9 for one, two in pairwise(starts))
     assert served.busy_ms == pytest.approx(sum(times[size - 1] for size in served.batch_sizes))
+
+
+stations = st.builds(
+    lambda alpha, tau0, cap, count: Station(
+        tuple(tau0 + alpha * rows for rows in range(1, cap + 1)), count
+    ),
+    st.sampled_from([0.1, 0.3, 0.7]),
+    st.sampled_from([0.5, 2.0]),
+    st.integers(1, 5),
+    st.integers(1, 3),
+)
+
+
+@given(pool=st.lists(stations, min_size=1, max_size=4), load=st.floats(0.05, 0.95))
+@settings(deadline=None)
+def test_different_servers_agree_with_an_independent_simulation(
+    pool: list[Station], load: float
+) -> None:
+    servers = [each.batch_ms for each in pool for _ in range(each.instances)]
+    rate = 1e3 * load * sum(len(times) / times[-1] for times in servers)
+    arrivals = np.cumsum(np.random.default_rng(5).exponential(1e3 / rate, 300))
+    served = simulate(pool, arrivals)
+    other = simulate_pool(servers, rate, slo_ms=5.0, seed=5, rows=300, warm_up=0.0)
+    assert served.percentile_ms(50) == pytest.approx(other.p50_ms)
+    assert served.percentile_ms(99) == pytest.approx(other.p99_ms)
+    assert served.latency_ms.mean() == pytest.approx(other.mean_ms)
+    assert served.batch_sizes.mean() == pytest.approx(other.mean_batch)
+    ran = zip(served.stations, served.batch_sizes, strict=True)
+    busy = sum(pool[station].batch_ms[size - 1] for station, size in ran)
+    assert served.busy_ms == pytest.approx(busy)
+
+
+@given(gaps=gaps, times=stations, slo=st.floats(2.5, 12), whole=st.booleans())
+@settings(deadline=None)
+def test_equal_servers_may_be_given_one_by_one(
+    gaps: list[float], times: Station, slo: float, whole: bool
+) -> None:
+    arrivals = np.cumsum(gaps)
+    # Deadlines out of order take the general loop.
+    allowed = slo if whole else slo + np.arange(len(gaps)) % 3 * 5.0
+    together = simulate(times, arrivals, allowed)
+    apart = simulate([Station(times.batch_ms)] * times.instances, arrivals, allowed)
+    assert apart.latency_ms.tolist() == together.latency_ms.tolist()
+    assert apart.batch_sizes.tolist() == together.batch_sizes.tolist()
+    assert apart.busy_ms == pytest.approx(together.busy_ms)
 
 
 @pytest.mark.parametrize(

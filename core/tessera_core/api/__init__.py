@@ -40,8 +40,15 @@ from tessera_core.api.runtimenode import (
     RuntimeNode,
     RuntimeNodeSpec,
     RuntimeNodeStatus,
+    TaintStatus,
 )
-from tessera_core.api.runtimepool import RuntimePool, RuntimePoolSpec
+from tessera_core.api.runtimepool import (
+    RuntimePool,
+    RuntimePoolSpec,
+    TaintEffect,
+    Toleration,
+    TolerationOperator,
+)
 from tessera_core.api.tensors import VARIABLE, Datatype, InputTensor, Padding, Tensor
 
 __all__ = [
@@ -88,8 +95,12 @@ __all__ = [
     "Slo",
     "SpecInvalid",
     "Step",
+    "TaintEffect",
+    "TaintStatus",
     "Target",
     "Tensor",
+    "Toleration",
+    "TolerationOperator",
     "Traffic",
     "admission",
     "decode",

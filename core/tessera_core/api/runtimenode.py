@@ -11,10 +11,19 @@ from enum import StrEnum
 from typing import Annotated, ClassVar
 
 from tessera_core.api.errors import FieldError
-from tessera_core.api.meta import CONDITIONS, LABEL, ClusterMeta, Condition, NameRef, Resource
+from tessera_core.api.meta import (
+    CONDITIONS,
+    LABEL,
+    LABEL_KEY,
+    ClusterMeta,
+    Condition,
+    NameRef,
+    Resource,
+)
 from tessera_core.api.modelservice import MOST_COUNT
 from tessera_core.api.places import DEVICE_ID, GEOMETRY, MIG_PROFILE, PRODUCT, SLICE_NAME, START
 from tessera_core.api.records import ListOf, Name, Rule, record
+from tessera_core.api.runtimepool import TaintEffect
 from tessera_core.api.scalars import integer, matching, text
 from tessera_core.gpu.geometry import Placement
 
@@ -164,6 +173,17 @@ class CpuStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class TaintStatus:
+    """A taint of the Kubernetes node, which the operator copies: the agent may not read nodes."""
+
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"timeAdded"})
+
+    key: Annotated[str, LABEL_KEY]
+    effect: TaintEffect
+    value: Annotated[str, text(63)] = ""
+
+
+@dataclass(frozen=True, slots=True)
 class RuntimeNodeStatus:
     """Inventory, and what runs."""
 
@@ -173,6 +193,7 @@ class RuntimeNodeStatus:
         tuple[DeviceStatus, ...], ListOf(record(DeviceStatus), most=MOST_DEVICES, key="uuid")
     ] = ()
     cpu: CpuStatus | None = None
+    taints: Annotated[tuple[TaintStatus, ...], ListOf(record(TaintStatus), most=64)] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,15 +64,41 @@ class Approval(StrEnum):
     MANUAL = "Manual"
 
 
+def _no_key_means_every_key(toleration: Toleration) -> Iterator[FieldError]:
+    if not toleration.key and toleration.operator is not TolerationOperator.EXISTS:
+        allowed = '"Exists" where key is absent, which means every taint'
+        yield FieldError("operator", f"'{toleration.operator.value}'", allowed)
+
+
+def _exists_compares_no_value(toleration: Toleration) -> Iterator[FieldError]:
+    if toleration.value and toleration.operator is TolerationOperator.EXISTS:
+        allowed = 'no value where operator is "Exists", which means every value'
+        yield FieldError("value", repr(toleration.value), allowed)
+
+
+def _only_eviction_waits(toleration: Toleration) -> Iterator[FieldError]:
+    evicts = toleration.effect is TaintEffect.NO_EXECUTE
+    if toleration.toleration_seconds is not None and not evicts:
+        found = str(toleration.toleration_seconds)
+        yield FieldError("tolerationSeconds", found, 'nothing unless effect is "NoExecute"')
+
+
 @dataclass(frozen=True, slots=True)
 class Toleration:
-    """A Kubernetes toleration."""
+    """A Kubernetes toleration, with the rules by which the API server takes it into a pod."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        _no_key_means_every_key,
+        _exists_compares_no_value,
+        _only_eviction_waits,
+    )
 
     key: Annotated[str | None, LABEL_KEY] = None
     """Absent, with Exists: every taint."""
     operator: TolerationOperator = TolerationOperator.EQUAL
     value: Annotated[str | None, text(63)] = None
     effect: TaintEffect | None = None
+    """Absent: every effect."""
     toleration_seconds: Annotated[int | None, integer()] = None
 
 
@@ -131,9 +157,12 @@ class PoolSize:
 
 @dataclass(frozen=True, slots=True)
 class PoolCost:
-    """What a node costs, in the platform's currency: what plans are compared by."""
+    """What a node costs: what plans are compared by."""
 
     per_node_hour: Annotated[float, decimal(least=0, example="24.5")] = 0.0
+    """In the platform's currency."""
+    idle_watts: Annotated[float, decimal(least=0, example="75")] = 0.0
+    """Power of one idle GPU, W; 0: not known. Decides between plans of equal price."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,30 +1,73 @@
 """From the facts to the problem that the search works on.
 
 Devices become boards: which classes of parts each has or can be given, what may run there, what it costs.
-Sorting happens here and nowhere else, so the order of the facts cannot reach a decision.
+Sorting happens here and nowhere else, so the order of the facts cannot reach a decision. What only depends
+on facts that rarely change is kept in ``Memory`` from one plan to the next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 
+from tessera_core.api import Isolation, ModelService
 from tessera_core.gpu.classes import full_class, slice_class
 from tessera_core.gpu.devices import FULL, DeviceClass, cpu_class
 from tessera_core.gpu.geometry import maximal_multisets
 from tessera_core.gpu.mig import GpuModel, find_profile
-from tessera_core.perf import LatencyProfile
+from tessera_core.plan.behaviour import Curves, Profiles
 from tessera_core.plan.capacity import Predictor
-from tessera_core.plan.demand import Demand, demands_of
-from tessera_core.plan.problem import Board, Kind, Packing, Problem
-from tessera_core.plan.state import CPU, ClusterState, DeviceState, PoolRules
+from tessera_core.plan.demand import Demand, demands_of, priority_values
+from tessera_core.plan.problem import Board, Kind, Problem
+from tessera_core.plan.shapes import Shape, shape_of, shape_of_cores
+from tessera_core.plan.state import CPU, ClusterState, DeviceState, Measured, NodeState, PoolRules
+from tessera_core.plan.taints import Admission, admission_of
 
 _MICRO = 1_000_000
 _GPU_COST = _MICRO
 _CORE_COST = _MICRO // 64
 """Weights where a pool states no price: what clouds charge for a core is about that share of a GPU."""
 
-Profiles = Mapping[tuple[str, str, str], LatencyProfile]
+Packing = tuple[DeviceClass, ...]
+"""Parts that exist side by side on one board, sorted."""
+
+
+CurvesFactory = Callable[[Sequence[DeviceClass], Profiles, float], Curves]
+
+
+@dataclass(slots=True)
+class Memory:
+    """What one plan leaves behind for the next: everything in it follows from the facts it is keyed by."""
+
+    make: CurvesFactory = Curves
+    """The capacity model."""
+    measured: tuple[Measured, ...] = ()
+    curves: Curves | None = None
+    demands: dict[str, tuple[ModelService, tuple[object, ...], tuple[Demand, ...]]] = field(
+        default_factory=dict
+    )
+    nodes: tuple[NodeState, ...] = ()
+    pools: tuple[PoolRules, ...] = ()
+    fleet: Fleet | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fleet:
+    """The devices as boards."""
+
+    places: tuple[DeviceClass, ...]
+    kinds: tuple[Kind, ...]
+    boards: tuple[Board, ...]
+    devices: tuple[DeviceState, ...]
+    """By board."""
+    nodes: tuple[str, ...]
+    siblings: tuple[tuple[int, ...], ...]
+    holders: tuple[frozenset[int], ...]
+    """By kind: nodes that have a board of it."""
+    most_boards: tuple[int, ...]
+    """By kind: boards of it on one node, at most."""
 
 
 def profiles_of(state: ClusterState) -> Profiles:
@@ -32,45 +75,71 @@ def profiles_of(state: ClusterState) -> Profiles:
     return {each.key: each.profile for each in state.measured}
 
 
-def demands_in(state: ClusterState) -> tuple[Demand, ...]:
+def demands_in(state: ClusterState, memory: Memory | None = None) -> tuple[Demand, ...]:
     """The demands of all services, sorted by service and member."""
+    memory = memory or Memory()
     known: dict[str, dict[str, str]] = {}
     for name, member, digest in state.digests:
         known.setdefault(name, {})[member] = digest
-    demands = chain.from_iterable(
-        demands_of(service, known.get(service.served_name, {}), state.policy)
-        for service in state.services
-    )
+    priorities = priority_values(state)
+    demands: list[Demand] = []
+    for service in state.services:
+        name = service.served_name
+        digests = known.get(name, {})
+        basis = (state.policy, tuple(digests.items()), priorities)
+        kept = memory.demands.get(name)
+        if kept is None or kept[0] is not service or kept[1] != basis:
+            kept = (service, basis, demands_of(service, digests, state.policy, priorities))
+            memory.demands[name] = kept
+        demands += kept[2]
     return tuple(sorted(demands, key=lambda demand: demand.key))
 
 
-def problem_of(state: ClusterState, demands: tuple[Demand, ...]) -> Problem:
+def problem_of(
+    state: ClusterState, demands: tuple[Demand, ...], memory: Memory | None = None
+) -> Problem:
     """The problem of placing ``demands`` (sorted) on the healthy devices of ``state``."""
-    profiles = profiles_of(state)
-    boards = boards_of(state)
-    siblings: dict[str, list[int]] = {}
-    for index, board in enumerate(boards):
-        siblings.setdefault(board.node, []).append(index)
+    memory = memory or Memory()
+    fleet = fleet_of(state, memory)
+    if memory.curves is None or memory.curves.places != fleet.places:
+        derate = state.policy.neighbour_derate
+        memory.curves = memory.make(fleet.places, profiles_of(state), derate)
     services: dict[str, list[int]] = {}
     for member, demand in enumerate(demands):
         services.setdefault(demand.service, []).append(member)
+    fewest = {each.served_name: each.spec.ensemble.min_members for each in state.services}
+    numbers = {name: index for index, name in enumerate(services)}
     rules = {pool.name: pool for pool in state.pools}
-    pairs = sorted({(board.kind.pool, board.kind.product) for board in boards})
+    asked: dict[tuple[object, ...], tuple[int, ...]] = {}
+    eligible = []
+    for demand in demands:
+        wish = (demand.pool_selector, demand.products, demand.code)
+        if wish not in asked:
+            asked[wish] = tuple(
+                kind.index
+                for kind in fleet.kinds
+                if selected(demand, rules[kind.pool], kind.product)
+                and trusted(demand, rules[kind.pool])
+            )
+        eligible.append(asked[wish])
     return Problem(
         demands=demands,
-        boards=boards,
-        predictor=Predictor(demands, profiles, state.policy.neighbour_derate),
-        eligible=tuple(
-            frozenset(
-                (pool, product)
-                for pool, product in pairs
-                if selected(demand, rules[pool], product) and trusted(demand, rules[pool])
-            )
-            for demand in demands
-        ),
-        goal=state.policy.objective,
-        siblings={node: tuple(indices) for node, indices in siblings.items()},
-        services=tuple(tuple(members) for _, members in sorted(services.items())),
+        places=fleet.places,
+        kinds=fleet.kinds,
+        boards=fleet.boards,
+        devices=fleet.devices,
+        nodes=fleet.nodes,
+        siblings=fleet.siblings,
+        holders=fleet.holders,
+        most_boards=fleet.most_boards,
+        predictor=Predictor(demands, memory.curves),
+        demanding=any(demand.isolation is not Isolation.ANY for demand in demands),
+        eligible=tuple(eligible),
+        services=tuple(map(tuple, services.values())),
+        home=tuple(numbers[demand.service] for demand in demands),
+        fewest=tuple(fewest[name] for name in services),
+        policy=state.policy,
+        quotas={quota.namespace: quota for quota in state.quotas},
     )
 
 
@@ -87,45 +156,167 @@ def trusted(demand: Demand, pool: PoolRules) -> bool:
     return pool.allow_code or not demand.code
 
 
-def boards_of(state: ClusterState) -> tuple[Board, ...]:
-    """The healthy devices, by node and uuid."""
+def fleet_of(state: ClusterState, memory: Memory) -> Fleet:
+    """The healthy devices, by node and uuid; nodes whose taints let nothing run are left out."""
+    if (
+        memory.fleet is not None
+        and memory.nodes is state.nodes
+        and memory.pools == state.pools
+        and memory.measured is state.measured
+    ):
+        return memory.fleet
+    if memory.measured is not state.measured:
+        memory.curves = None
+    memory.nodes, memory.pools, memory.measured = state.nodes, state.pools, state.measured
+    memory.fleet = _fleet(state)
+    return memory.fleet
+
+
+def _fleet(state: ClusterState) -> Fleet:
     rules = {pool.name: pool for pool in state.pools}
     slices = {(each.place.product, each.place.slice) for each in state.measured}
-    return tuple(
-        Board(device.uuid, node.name, _kind(device, rules[node.pool], gpus, slices, state))
-        for node in sorted(state.nodes, key=lambda node: node.name)
-        for gpus in [sum(not each.is_cpu for each in node.devices)]
-        for device in sorted(node.devices, key=lambda device: device.uuid)
-        if device.healthy
+    found: list[tuple[NodeState, DeviceState, _Cut, Admission]] = []
+    cuts: dict[tuple[object, ...], _Cut] = {}
+    for node in sorted(state.nodes, key=lambda node: node.name):
+        pool = rules[node.pool]
+        admission = admission_of(node, pool)
+        if admission is Admission.CLOSED:
+            continue
+        gpus = sum(not each.is_cpu for each in node.devices)
+        for device in sorted(node.devices, key=lambda device: device.uuid):
+            if not device.healthy:
+                continue
+            shape = (pool.name, gpus, *_form(device, pool), admission is Admission.AVOID)
+            if shape not in cuts:
+                cuts[shape] = _cut(device, pool, gpus, slices, state, admission)
+            found.append((node, device, cuts[shape], admission))
+    used = sorted(set(cuts.values()), key=lambda cut: cut.key)
+    places = tuple(sorted({place for cut in used for place in cut.places}))
+    kinds = {cut: _kind(index, cut, places) for index, cut in enumerate(used)}
+    nodes = tuple(dict.fromkeys(node.name for node, *_ in found))
+    numbers = {name: index for index, name in enumerate(nodes)}
+    siblings: list[list[int]] = [[] for _ in nodes]
+    boards = []
+    for index, (node, device, cut, admission) in enumerate(found):
+        number = numbers[node.name]
+        siblings[number].append(index)
+        boards.append(Board(device.uuid, number, kinds[cut], admission is Admission.KEEP))
+    return Fleet(
+        places,
+        tuple(kinds[cut] for cut in used),
+        tuple(boards),
+        tuple(device for _, device, *_ in found),
+        nodes,
+        tuple(map(tuple, siblings)),
+        tuple(
+            frozenset(board.node for board in boards if board.kind.index == index)
+            for index in range(len(used))
+        ),
+        tuple(
+            max(Counter(board.node for board in boards if board.kind.index == index).values())
+            for index in range(len(used))
+        ),
     )
 
 
-def _kind(
+def _form(device: DeviceState, pool: PoolRules) -> tuple[object, ...]:
+    """What devices of one kind have in common."""
+    fixed = None if pool.partition and device.cuttable else _names(device)
+    return (device.product, device.memory_mib, device.cuttable, device.cores, fixed)
+
+
+def _names(device: DeviceState) -> tuple[str, ...]:
+    if device.geometry is None:
+        return (FULL,)
+    return tuple(sorted(each.profile for each in device.geometry))
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """A kind before its classes have numbers."""
+
+    pool: str
+    product: str
+    memory_mib: int
+    cost: int
+    watts: int
+    sms: int
+    cores: int
+    packings: tuple[Packing, ...]
+    sizes: tuple[DeviceClass, ...]
+    private_node: bool
+    avoided: bool
+
+    @property
+    def places(self) -> tuple[DeviceClass, ...]:
+        """Classes, widest first."""
+        found = {*chain.from_iterable(self.packings), *self.sizes}
+        return tuple(sorted(found, key=lambda place: (-place.sm_count, place)))
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Sorts kinds."""
+        return (self.pool, self.product, self.memory_mib, self.cores, self.avoided, self.packings)
+
+
+def _cut(
     device: DeviceState,
     pool: PoolRules,
     gpus: int,
     measured: set[tuple[str, str]],
     state: ClusterState,
-) -> Kind:
+    admission: Admission,
+) -> _Cut:
     packings: tuple[Packing, ...] = ()
+    sizes: tuple[DeviceClass, ...] = ()
     usable = max(0, device.cores - state.policy.reserved_cores)
     if device.is_cpu:
-        sizes = sorted(
+        counts = sorted(
             int(name.removeprefix("cpu-")) for product, name in measured if product == CPU
         )
-        places = [cpu_class(n, max(1, device.memory_mib)) for n in sizes if n <= usable]
+        sizes = tuple(cpu_class(n, max(1, device.memory_mib)) for n in counts if n <= usable)
     else:
         packings = _packings(device, pool, measured)
-        places = sorted(set(chain.from_iterable(packings)))
-    return Kind(
+    return _Cut(
         pool=pool.name,
         product=device.product,
         memory_mib=device.memory_mib,
         cost=_cost(device, pool, gpus),
-        places=tuple(sorted(places, key=lambda place: (-place.sm_count, place))),
-        packings=packings,
+        watts=0 if device.is_cpu else round(pool.idle_watts),
+        sms=device.model.sm_count if device.model else 0,
         cores=usable,
+        packings=packings,
+        sizes=sizes,
         private_node=not pool.shared_between_namespaces,
+        avoided=admission is Admission.AVOID,
+    )
+
+
+def _kind(index: int, cut: _Cut, places: tuple[DeviceClass, ...]) -> Kind:
+    numbers = {place: number for number, place in enumerate(places)}
+    classes = tuple(numbers[place] for place in cut.places)
+    return Kind(
+        index=index,
+        pool=cut.pool,
+        product=cut.product,
+        memory_mib=cut.memory_mib,
+        cost=cut.cost,
+        watts=cut.watts,
+        width=max(1, cut.cores or cut.sms),
+        classes=classes,
+        shape=_shape(cut),
+        position={place: position for position, place in enumerate(classes)},
+        memory_shared=bool(cut.sizes),
+        private_node=cut.private_node,
+        avoided=cut.avoided,
+    )
+
+
+def _shape(cut: _Cut) -> Shape:
+    if cut.sizes:
+        return shape_of_cores(tuple(place.sm_count for place in cut.places), cut.cores)
+    return shape_of(
+        tuple(tuple(packing.count(place) for place in cut.places) for packing in cut.packings)
     )
 
 

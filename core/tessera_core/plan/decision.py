@@ -25,6 +25,8 @@ class Why(StrEnum):
     """Too few nodes to spread over."""
     ISOLATION_UNMET = "IsolationUnmet"
     """There is room, but only beside tenants with which it may not be shared."""
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    """The namespace has all the slices or shares that its quota allows."""
     INSUFFICIENT_CAPACITY = "InsufficientCapacity"
     MEMBER_REFUSED = "MemberRefused"
     """Another member without which the service cannot answer was refused."""
@@ -90,18 +92,6 @@ class DevicePlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Alternative:
-    """What one member would carry with a part of a device to itself: why it was put where it is."""
-
-    member: str
-    device_class: str
-    rate: float
-    """Rows per second within the member's latency budget."""
-    price: float
-    """The part's share of the cost of its device, per hour."""
-
-
-@dataclass(frozen=True, slots=True)
 class ServicePlan:
     """One placed service."""
 
@@ -118,8 +108,6 @@ class ServicePlan:
     short: Refusal | None = None
     """Set where the service is placed with less than it asked for: about its worst member, a required one
     before an optional one."""
-    alternatives: tuple[Alternative, ...] = ()
-    """By member, the best rate per price first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ found per member. Approach, for a service of M members that all have to answer:
 - latency: the target less an allowance for what happens outside the member's queue (parsing, preprocessing,
   combination, the way back).
 
+- priority: the value of the service's PriorityClass, as of a pod in Kubernetes.
+
 Under ``External`` and ``Fixed`` scaling somebody else decides how much: every member gets as many parts of
 devices as there are replicas (one replica is one full set of members), and the rate is only what the
 latency at that load is predicted for.
@@ -17,14 +19,22 @@ latency at that load is predicted for.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tessera_core.api import Isolation, ModelService, OnTimeout, ScalingMode
 from tessera_core.perf import member_percentile
-from tessera_core.plan.state import Policy
+from tessera_core.plan.state import ClusterState, Policy
 
 MOST_PARTS = 10_000
 """Bound where the service sets none."""
+# SystemPriorityClasses of k8s.io/kubernetes/pkg/apis/scheduling.
+BUILT_IN_PRIORITIES = {
+    "system-cluster-critical": 2_000_000_000,
+    "system-node-critical": 2_000_001_000,
+}
+"""Values of the PriorityClasses that every cluster has."""
+NO_CLASS = ""
 _LEAST_PERCENTILE, _MOST_PERCENTILE = 1.0, 99.9999
 """What the queue model resolves."""
 
@@ -59,6 +69,8 @@ class Demand:
     min_nodes: int = 1
     pool_selector: tuple[tuple[str, str], ...] = ()
     products: tuple[str, ...] = ()
+    priority: int = 0
+    """Where capacity is short, the greater goes first."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -66,13 +78,33 @@ class Demand:
         return self.service, self.member
 
 
+def priority_values(state: ClusterState) -> dict[str, int]:
+    """Priority by name of the class; ``NO_CLASS``: of services that name none."""
+    values = {NO_CLASS: 0, **BUILT_IN_PRIORITIES, **dict(state.priorities)}
+    values[NO_CLASS] = values[state.default_priority_class or NO_CLASS]
+    return values
+
+
+def priority_of(service: ModelService, values: Mapping[str, int]) -> int:
+    """The priority of ``service`` by ``priority_values``.
+
+    A class that is not among them, which ``state_from_dict`` refuses, is as good as none: a server on one
+    machine serves files that were written for a cluster, and knows no classes.
+    """
+    none = values.get(NO_CLASS, 0)
+    return values.get(service.spec.priority_class_name or NO_CLASS, none)
+
+
 def demands_of(
-    service: ModelService, digests: dict[str, str], policy: Policy
+    service: ModelService,
+    digests: dict[str, str],
+    policy: Policy,
+    priorities: Mapping[str, int] = BUILT_IN_PRIORITIES,
 ) -> tuple[Demand, ...]:
     """The demands of ``service``, in the order of its members.
 
     ``digests``: the digest by member name, of models that were fetched or refer to a profile; for others
-    the one that the spec states counts.
+    the one that the spec states counts. ``priorities``: as of ``priority_values``.
     """
     spec = service.spec
     traffic, placement = spec.traffic, spec.placement
@@ -106,6 +138,7 @@ def demands_of(
             min_nodes=placement.spread.min_nodes,
             pool_selector=selector.match_labels if selector else (),
             products=placement.products,
+            priority=priority_of(service, priorities),
         )
         for member in spec.members
     )

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from tessera_core.plan.behaviour import MILLI
+from tessera_core.plan.build import demands_in, problem_of
 from tessera_core.plan.decision import Assignment, Plan, Refusal, ServicePlan
 from tessera_core.plan.nodes import slice_name
+from tessera_core.plan.state import ClusterState
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,9 +20,34 @@ class Explanation:
     lines: tuple[str, ...]
 
 
-def explain(plan: Plan) -> tuple[Explanation, ...]:
-    """Per service: where and why, with which batches and why, what limits it. Sorted by service."""
-    found = [Explanation(each.service, tuple(_placed(plan, each))) for each in plan.services]
+@dataclass(frozen=True, slots=True)
+class _Alternative:
+    """What one member would carry with a part of a device to itself: why it was put where it is."""
+
+    member: str
+    device_class: str
+    rate: float
+    """Rows per second within the member's latency budget."""
+    price: float
+    """The part's share of the cost of its device, per hour."""
+
+
+def explain(plan: Plan, state: ClusterState) -> tuple[Explanation, ...]:
+    """Per service: where and why, with which batches and why, what limits it. Sorted by service.
+
+    ``state`` is the one that ``plan`` was made from.
+    """
+    choices = _alternatives(state)
+    mine: dict[str, list[Assignment]] = {}
+    for each in plan.assignments:
+        mine.setdefault(each.service, []).append(each)
+    found = [
+        Explanation(
+            each.service,
+            tuple(_placed(plan, each, mine[each.service], choices.get(each.service, []))),
+        )
+        for each in plan.services
+    ]
     placed = {each.service for each in plan.services}
     for service in sorted({service for service, _, _ in plan.refused} - placed):
         found.append(Explanation(service, ("not placed", *_refusals(plan, service))))
@@ -27,8 +55,9 @@ def explain(plan: Plan) -> tuple[Explanation, ...]:
     return tuple(sorted(found, key=lambda each: each.service))
 
 
-def _placed(plan: Plan, service: ServicePlan) -> Iterator[str]:
-    mine = [each for each in plan.assignments if each.service == service.service]
+def _placed(
+    plan: Plan, service: ServicePlan, mine: list[Assignment], choices: list[_Alternative]
+) -> Iterator[str]:
     yield (
         f"carries {service.max_requests_per_second:.6g} requests/s, "
         f"{service.requests_per_second:.6g} expected; predicted "
@@ -36,10 +65,10 @@ def _placed(plan: Plan, service: ServicePlan) -> Iterator[str]:
     )
     for each in mine:
         yield _assignment(each)
-    for member in dict.fromkeys(each.member for each in service.alternatives):
+    for member in dict.fromkeys(each.member for each in choices):
         yield f"{member} with a part to itself: " + ", ".join(
             f"{each.rate:.6g} rows/s on {each.device_class} at {each.price:.3g} per hour"
-            for each in service.alternatives
+            for each in choices
             if each.member == member
         )
     members = sorted({each.member for each in mine})
@@ -79,3 +108,26 @@ def _reason(refusal: Refusal) -> str:
         return text
     rate = f"{gap.requests_per_second:.6g} requests/s missing; " if gap.requests_per_second else ""
     return f"{text} ({rate}{gap.devices} of {gap.device} would do)"
+
+
+def _alternatives(state: ClusterState) -> dict[str, list[_Alternative]]:
+    """By service: members in order, the best rate per price first."""
+    problem = problem_of(state, demands_in(state))
+    found: dict[str, list[_Alternative]] = {}
+    for member, demand in enumerate(problem.demands):
+        behaviour = problem.predictor.behaviours[member]
+        cheapest: dict[str, _Alternative] = {}
+        for index in problem.eligible[member]:
+            kind = problem.kinds[index]
+            for place in kind.classes:
+                best = behaviour.best(place)
+                if best is not None:
+                    name = str(problem.places[place])
+                    price = kind.cost / 1e6 * problem.share_of(kind, place)
+                    one = _Alternative(demand.member, name, best.rate / MILLI, price)
+                    cheapest[name] = min(cheapest.get(name, one), one, key=lambda e: e.price)
+        ranked = sorted(
+            cheapest.values(), key=lambda e: (-e.rate / max(e.price, 1e-6), e.device_class)
+        )
+        found.setdefault(demand.service, []).extend(ranked)
+    return found

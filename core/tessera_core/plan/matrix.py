@@ -12,13 +12,10 @@ The matrix of Pochelu et al. (arXiv 2208.14049), whose entries are batch sizes, 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-
-from tessera_core.gpu.devices import DeviceClass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Cell:
+class Cell(NamedTuple):
     """One non-zero entry: ``instances`` of a member on one part, batches of at most ``cap`` rows."""
 
     member: int
@@ -27,16 +24,19 @@ class Cell:
     instances: int
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Part:
+class Part(NamedTuple):
     """A piece of a device and what runs in it; cells in the order of their members."""
 
-    place: DeviceClass
+    place: int
+    """Index of the device class in ``Problem.places``."""
     cells: tuple[Cell, ...]
 
     def of(self, member: int) -> Cell | None:
         """The cell of ``member``, None where it does not run here."""
-        return next((cell for cell in self.cells if cell.member == member), None)
+        for cell in self.cells:
+            if cell.member == member:
+                return cell
+        return None
 
     def with_cell(self, cell: Cell) -> Part:
         """The part with ``cell`` added, or in place of the member's present one."""
@@ -51,8 +51,8 @@ class Part:
 Row = tuple[Part, ...]
 """The used parts of one device, sorted; empty: the device is not used."""
 
-Change = tuple[tuple[int, Row], ...]
-"""New rows by device index: one for a change of one cell, two for a move."""
+Change = dict[int, Row]
+"""New rows by device index."""
 
 
 def row_of(parts: Iterable[Part]) -> Row:
@@ -63,30 +63,3 @@ def row_of(parts: Iterable[Part]) -> Row:
 def replace_part(row: Row, index: int, *parts: Part) -> Row:
     """``row`` with ``parts`` in place of the part at ``index``."""
     return row_of((*row[:index], *parts, *row[index + 1 :]))
-
-
-@dataclass(frozen=True, slots=True)
-class Matrix:
-    """One row per device, in the problem's order of devices."""
-
-    rows: tuple[Row, ...]
-
-    @classmethod
-    def empty(cls, devices: int) -> Matrix:
-        """The matrix of ``devices`` unused devices."""
-        return cls(((),) * devices)
-
-    def after(self, change: Change) -> Matrix:
-        """The matrix with the rows of ``change``."""
-        rows = list(self.rows)
-        for device, row in change:
-            rows[device] = row
-        return Matrix(tuple(rows))
-
-    def devices_of(self, member: int) -> tuple[int, ...]:
-        """Indices of the devices on which ``member`` runs."""
-        return tuple(
-            index
-            for index, row in enumerate(self.rows)
-            if any(part.of(member) is not None for part in row)
-        )

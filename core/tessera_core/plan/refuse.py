@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from math import ceil
 
-from tessera_core.gpu.devices import DeviceClass
+from tessera_core.plan.behaviour import MILLI
 from tessera_core.plan.build import selected, trusted
-from tessera_core.plan.capacity import MILLI
 from tessera_core.plan.decision import Refusal, Shortfall, Why
-from tessera_core.plan.matrix import Matrix, Part, row_of
-from tessera_core.plan.moves import appeal, own_part
+from tessera_core.plan.layout import Layout
+from tessera_core.plan.matrix import Cell, Part, row_of
+from tessera_core.plan.place import Placer
 from tessera_core.plan.problem import Kind, Problem
-from tessera_core.plan.score import Scorer, Standing
 from tessera_core.plan.state import ClusterState
 
 
@@ -28,41 +27,40 @@ def before_search(
     """
     demand = problem.demands[member]
     rules = {pool.name: pool for pool in state.pools}
-    kinds = sorted({board.kind for board in problem.boards}, key=str)
+    kinds = problem.kinds
     matching = [kind for kind in kinds if selected(demand, rules[kind.pool], kind.product)]
     if not matching:
         present = ", ".join(sorted({f"{kind.pool}/{kind.product}" for kind in kinds})) or "none"
         wanted = _wanted(demand.pool_selector, demand.products)
         return Refusal(Why.NO_DEVICE, f"no healthy device is of {wanted}; there are: {present}")
-    kinds = [kind for kind in matching if trusted(demand, rules[kind.pool])]
-    if not kinds:
+    trusting = [kind for kind in matching if trusted(demand, rules[kind.pool])]
+    if not trusting:
         pools = ", ".join(sorted({kind.pool for kind in matching}))
         return Refusal(
             Why.FORMAT_NOT_ALLOWED, f"the model is code, which pools {pools} do not allow"
         )
-    places = sorted({place for kind in kinds for place in kind.places})
-    measured = [place for place in places if problem.predictor.cells(member, place)]
+    places = sorted({place for kind in trusting for place in kind.classes})
+    behaviour = problem.predictor.behaviours[member]
+    measured = [p for p in places if behaviour.least_memory(p) is not None]
     if not measured:
-        products = ", ".join(sorted({kind.product for kind in kinds}))
+        products = ", ".join(sorted({kind.product for kind in trusting}))
         model = demand.digest or "the model, whose digest is not known yet,"
         return Refusal(Why.NO_PROFILE, f"{model} was not measured on any part of {products}")
-    roomy = [
-        place for place in measured if _least_memory(problem, member, place) <= place.memory_mib
-    ]
+    roomy = [place for place in measured if behaviour.columns(place)]
     if not roomy:
-        least = min(_least_memory(problem, member, place) for place in measured)
-        most = max(place.memory_mib for place in measured)
+        least = min(behaviour.least_memory(place) or 0 for place in measured)
+        most = max(problem.places[place].memory_mib for place in measured)
         return Refusal(
             Why.INSUFFICIENT_MEMORY,
             f"one instance needs {least} MiB, the largest part it was measured on has {most} MiB",
         )
-    if all(problem.predictor.best(member, place) is None for place in roomy):
+    if not any(behaviour.best(place) for place in roomy):
         return _infeasible(problem, member, roomy, overhead_ms)
-    nodes = {board.node for board in problem.boards if problem.options(member, board.kind)}
-    if demand.min_parts and len(nodes) < demand.min_nodes:
+    nodes = problem.homes(member)
+    if demand.min_parts and nodes < demand.min_nodes:
         return Refusal(
             Why.SPREAD_UNMET,
-            f"spread over {demand.min_nodes} nodes is wanted, {len(nodes)} can serve it",
+            f"spread over {demand.min_nodes} nodes is wanted, {nodes} can serve it",
         )
     return None
 
@@ -72,45 +70,60 @@ def _wanted(selector: tuple[tuple[str, str], ...], products: tuple[str, ...]) ->
     return ", ".join(parts) or "any kind"
 
 
-def _least_memory(problem: Problem, member: int, place: DeviceClass) -> int:
-    cells = problem.predictor.cells(member, place)
-    return min(problem.predictor.memory_mib(Part(place, (cell,))) for cell in cells)
-
-
-def _infeasible(
-    problem: Problem, member: int, places: list[DeviceClass], overhead_ms: float
-) -> Refusal:
+def _infeasible(problem: Problem, member: int, places: list[int], overhead_ms: float) -> Refusal:
     demand = problem.demands[member]
-    best, place = min((problem.predictor.least_latency_ms(member, p), p) for p in places)
+    behaviour = problem.predictor.behaviours[member]
+    best, place = min((behaviour.least_latency_ms(place), place) for place in places)
     best += overhead_ms
     target = demand.budget_ms + overhead_ms
     return Refusal(
         Why.INFEASIBLE,
-        f"the target is {target:g} ms; with no other load the best device, {place}, reaches "
-        f"{best:.3g} ms at percentile {demand.percentile:.4g} (overhead of {overhead_ms:g} ms included)",
+        f"the target is {target:g} ms; with no other load the best device, {problem.places[place]}, "
+        f"reaches {best:.3g} ms at percentile {demand.percentile:.4g} "
+        f"(overhead of {overhead_ms:g} ms included)",
         best_ms=best,
     )
 
 
-def without_room(problem: Problem, scorer: Scorer, standing: Standing, member: int) -> Refusal:
-    """Why the first placement found no part for ``member``."""
-    shortfall = _what_helps(problem, standing, member, scorer.missing(standing, member))
-    if _would_fit_alone(problem, standing.matrix, member):
+def without_room(placer: Placer, member: int) -> Refusal:
+    """Why no part was found for ``member``."""
+    problem, layout = placer.problem, placer.layout
+    demand = problem.demands[member]
+    shortfall = _what_helps(placer, member, max(placer.missing(member), 1))
+    quota = problem.quotas.get(demand.namespace)
+    if quota is not None and not _any_within_quota(layout, member):
+        limits = [
+            text
+            for limit, text in (
+                (quota.slices, f"{quota.slices} slices"),
+                (quota.shares, f"{quota.shares:g} devices" if quota.shares is not None else ""),
+            )
+            if limit is not None
+        ]
+        return Refusal(
+            Why.QUOTA_EXCEEDED,
+            f"namespace {demand.namespace} may have {' and '.join(limits)}, and has them",
+            shortfall,
+        )
+    if _fits_but_for_tenants(layout, member):
         return Refusal(
             Why.ISOLATION_UNMET,
             "the room that is left is on devices or nodes of other tenants",
             shortfall,
         )
-    least = min(
-        _least_memory(problem, member, place)
-        for kind in _kinds(problem, member)
-        for place in problem.options(member, kind)
-    )
+    behaviour = problem.predictor.behaviours[member]
+    places = {
+        place
+        for index in problem.eligible[member]
+        for place in problem.kinds[index].classes
+        if behaviour.best(place) is not None
+    }
+    least = min(behaviour.least_memory(place) or 0 for place in places)
     free = max(
         (
-            _free_mib(problem, index, standing)
+            _free_mib(layout, index)
             for index, board in enumerate(problem.boards)
-            if problem.options(member, board.kind)
+            if board.kind.index in problem.eligible[member]
         ),
         default=0,
     )
@@ -127,85 +140,118 @@ def without_room(problem: Problem, scorer: Scorer, standing: Standing, member: i
     )
 
 
-def short(problem: Problem, scorer: Scorer, standing: Standing, member: int) -> Refusal:
+def short(placer: Placer, member: int) -> Refusal:
     """Why a placed ``member`` has less than it asked for."""
+    problem, layout = placer.problem, placer.layout
     demand = problem.demands[member]
-    nodes = len(scorer.nodes(standing.matrix, member))
-    missing = scorer.missing(standing, member)
-    shortfall = _what_helps(problem, standing, member, missing)
+    parts, nodes = layout.parts(member), len(layout.nodes(member))
+    capacity = layout.capacity(member)
+    missing = placer.missing(member)
+    shortfall = _what_helps(placer, member, missing)
+    if parts == 0:
+        return without_room(placer, member)
     if missing == 0 and nodes < demand.min_nodes:
         return Refusal(
             Why.SPREAD_UNMET,
             f"{demand.member} is on {nodes} of {demand.min_nodes} wanted nodes",
             shortfall,
         )
-    if standing.parts[member] < demand.min_parts:
+    if parts < demand.min_parts:
         return Refusal(
             Why.INSUFFICIENT_CAPACITY,
-            f"{demand.member} has {standing.parts[member]} of {demand.min_parts} wanted parts",
+            f"{demand.member} has {parts} of {demand.min_parts} wanted parts",
             shortfall,
         )
-    if overloaded(problem, standing, member):
-        gap = int(demand.load * MILLI) - standing.capacity[member]
+    if overloaded(placer, member):
+        gap = int(demand.load * MILLI) - capacity
         return Refusal(
             Why.INSUFFICIENT_CAPACITY,
-            f"{demand.member} has the {standing.parts[member]} parts that were asked for; they carry "
-            f"{standing.capacity[member] / MILLI:.6g} of the expected {demand.load:.6g} rows/s",
-            _what_helps(problem, standing, member, gap),
+            f"{demand.member} has the {parts} parts that were asked for; they carry "
+            f"{capacity / MILLI:.6g} of the expected {demand.load:.6g} rows/s",
+            _what_helps(placer, member, gap),
         )
     limit = ""
-    if standing.parts[member] >= demand.max_parts:
+    if parts >= demand.max_parts:
         limit = f", and maxReplicas allows {demand.max_parts} parts"
+    why = Why.INSUFFICIENT_CAPACITY
+    if demand.namespace in problem.quotas and not _any_within_quota(layout, member):
+        why, limit = (
+            Why.QUOTA_EXCEEDED,
+            f", and the quota of namespace {demand.namespace} is used up",
+        )
     return Refusal(
-        Why.INSUFFICIENT_CAPACITY,
-        f"{demand.member} carries {standing.capacity[member] / MILLI:.6g} of "
-        f"{demand.rate:.6g} rows/s{limit}",
+        why,
+        f"{demand.member} carries {capacity / MILLI:.6g} of {demand.rate:.6g} rows/s{limit}",
         shortfall,
     )
 
 
-def overloaded(problem: Problem, standing: Standing, member: int) -> bool:
+def overloaded(placer: Placer, member: int) -> bool:
     """Whether a member whose parts are counted, by somebody else's decision, gets more than they carry."""
-    demand = problem.demands[member]
-    return demand.rate == 0 and standing.capacity[member] < int(demand.load * MILLI)
+    demand = placer.problem.demands[member]
+    return demand.rate == 0 and placer.layout.capacity(member) < int(demand.load * MILLI)
 
 
-def _what_helps(
-    problem: Problem, standing: Standing, member: int, missing: int
-) -> Shortfall | None:
+def _what_helps(placer: Placer, member: int, missing: int) -> Shortfall | None:
     """The class of part that carries ``missing`` at the least price, and how many of it."""
+    problem = placer.problem
     demand = problem.demands[member]
-    ranked = [
-        (appeal(problem, member, missing, kind, place), place)
-        for kind in _kinds(problem, member)
-        for place in problem.options(member, kind)
-    ]
+    behaviour = problem.predictor.behaviours[member]
+    ranked: list[tuple[bool, float, int, int, int]] = []
+    for index in problem.eligible[member]:
+        kind = problem.kinds[index]
+        prices = placer.layout.prices.of_kind[index]
+        for position, place in enumerate(kind.classes):
+            best = behaviour.best(place)
+            if best is not None:
+                count = max(1, ceil(missing / best.rate))
+                price = max(prices[position], 1e-6)
+                ranked.append((count > 1, price * count, problem.width(place), place, count))
     if not ranked:
         return None
-    _, place = min(ranked)
-    cell = problem.predictor.best(member, place)
-    assert cell is not None, "options() gives places with a best cell only"
-    (rate,) = problem.predictor.rates(Part(place, (cell,)))
-    parts = max(demand.min_parts - standing.parts[member], ceil(missing / rate), 1)
-    return Shortfall(missing / MILLI / demand.rows_per_request, str(place), parts)
+    *_, place, count = min(ranked)
+    parts = max(demand.min_parts - placer.layout.parts(member), count, 1)
+    return Shortfall(missing / MILLI / demand.rows_per_request, str(problem.places[place]), parts)
 
 
-def _kinds(problem: Problem, member: int) -> list[Kind]:
-    kinds = {board.kind for board in problem.boards if problem.may_use(member, board.kind)}
-    return sorted(kinds, key=str)
+def _any_within_quota(layout: Layout, member: int) -> bool:
+    """Whether the quota leaves room for any one part that ``member`` could use."""
+    problem = layout.problem
+    behaviour = problem.predictor.behaviours[member]
+    namespace = problem.demands[member].namespace
+    return any(
+        layout.within_quota(namespace, problem.kinds[index], (place,))
+        for index in problem.eligible[member]
+        for place in problem.kinds[index].classes
+        if behaviour.best(place) is not None
+    )
 
 
-def _free_mib(problem: Problem, index: int, standing: Standing) -> int:
-    kind, row = problem.boards[index].kind, standing.matrix.rows[index]
-    if not row:
-        return kind.memory_mib
-    return max(problem.free_mib(index, row, part) for part in row)
+def _free_mib(layout: Layout, index: int) -> int:
+    """Memory left on the roomiest part of a board, or of the whole board while it is unused."""
+    problem, row = layout.problem, layout.rows[index]
+    kind: Kind = problem.boards[index].kind
+    used = [problem.predictor.memory_mib(part) for part in row]
+    if not row or kind.memory_shared:
+        return kind.memory_mib - sum(used)
+    return max(
+        problem.places[part.place].memory_mib - mib for part, mib in zip(row, used, strict=True)
+    )
 
 
-def _would_fit_alone(problem: Problem, matrix: Matrix, member: int) -> bool:
-    """Whether some board has parts and memory for ``member``, tenants left aside."""
-    for board, row in zip(problem.boards, matrix.rows, strict=True):
-        part = own_part(problem, member, 0, board.kind, row)
-        if part is not None and problem.has_room(board.kind, row_of((*row, part))):
-            return True
+def _fits_but_for_tenants(layout: Layout, member: int) -> bool:
+    """Whether some board has a part for ``member``, tenants left aside."""
+    problem = layout.problem
+    behaviour = problem.predictor.behaviours[member]
+    for index, board in enumerate(problem.boards):
+        if board.closed or board.kind.index not in problem.eligible[member]:
+            continue
+        for place in board.kind.classes:
+            best = behaviour.best(place)
+            if best is None:
+                continue
+            part = Part(place, (Cell(member, best.cap, best.instances),))
+            row = row_of((*layout.rows[index], part))
+            if layout.state_of(board.kind, row) >= 0 and problem.has_memory(board.kind, row):
+                return True
     return False

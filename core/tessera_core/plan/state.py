@@ -13,7 +13,9 @@ from enum import StrEnum
 from typing import Annotated
 
 from tessera_core.api import ModelService
+from tessera_core.api.meta import LABEL
 from tessera_core.api.records import Name
+from tessera_core.api.runtimepool import TaintEffect, Toleration
 from tessera_core.api.scalars import decimal, integer, milliseconds
 from tessera_core.gpu.devices import FULL, DeviceClass
 from tessera_core.gpu.geometry import Geometry
@@ -46,16 +48,23 @@ class Policy:
     neighbour_derate: Annotated[float, decimal(least=1, most=3, example="1.08")] = 1.08
     """Factor on batch times of a slice that was measured with idle neighbours only. Slices share power: a
     busy board costs an A100 slice up to 8 %, an A30 slice up to 20 % (MLPerf inference v2.0 MIG logs)."""
+    slack: Annotated[float, decimal(least=0, most=1, example="0.1")] = 0.1
+    """Share of a running member's capacity that a lower rate must leave unused before any of it is taken
+    away: a rate that wavers by less moves nothing."""
+    min_gain_percent: Annotated[float, decimal(least=0, most=100, example="5")] = 2.0
+    """Least saving, percent of the cost of the used devices, that is worth moving what runs."""
+    max_moves: Annotated[int, integer(0, 100_000)] = 64
+    """Running instances that one plan may move to save cost; what is needed to serve is not counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
     """Work that a plan may cost, in units that do not depend on the machine."""
 
-    max_iterations: Annotated[int, integer(0, 100_000)] = 400
-    """Accepted improvements."""
-    max_neighbours: Annotated[int, integer(1, 100_000)] = 300
-    """Changes tried per improvement."""
+    max_iterations: Annotated[int, integer(0, 1_000_000)] = 2_000
+    """Rearrangements tried to save cost or to serve more."""
+    max_nodes: Annotated[int, integer(0, 1_000_000)] = 0
+    """Branch-and-bound nodes of the exact refinement; 0: it is left out."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -105,6 +114,15 @@ class DeviceState:
         return self.product == CPU
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Taint:
+    """A Kubernetes taint of a node."""
+
+    key: str
+    value: str
+    effect: TaintEffect
+
+
 @dataclass(frozen=True, slots=True)
 class NodeState:
     """One node of a pool and its devices."""
@@ -113,6 +131,8 @@ class NodeState:
     pool: str
     devices: tuple[DeviceState, ...]
     labels: tuple[tuple[str, str], ...] = ()
+    taints: tuple[Taint, ...] = ()
+    """What they mean for the pool's instances: ``taints.admission_of``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +150,21 @@ class PoolRules:
     allow_code: bool = False
     """Whether models that execute as code may run here."""
     cost_per_node_hour: float | None = None
+    idle_watts: float = 0.0
+    """Power of one idle GPU, W: of plans that cost the same, the one that keeps fewer watts on wins."""
+    tolerations: tuple[Toleration, ...] = ()
+    """In the order of the document: of several that match a taint, Kubernetes takes the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What one namespace may have of the shared devices; None: as much as it wants."""
+
+    namespace: Annotated[str, LABEL]
+    slices: Annotated[int | None, integer()] = None
+    """Parts of devices."""
+    shares: Annotated[float | None, decimal(least=0, example="2.5")] = None
+    """Whole devices, a slice counting as its share of the device's SMs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,3 +197,9 @@ class ClusterState:
     budget: Budget = Budget()
     digests: tuple[tuple[str, str, str], ...] = ()
     """(service, member, digest) of models whose content is known; not needed where the spec states it."""
+    priorities: tuple[tuple[str, int], ...] = ()
+    """Values of the PriorityClasses, by name; those that every cluster has need not be among them."""
+    default_priority_class: str | None = None
+    """One of ``priorities``, for services that name none; None: their priority is 0."""
+    quotas: tuple[Quota, ...] = ()
+    """At most one per namespace."""

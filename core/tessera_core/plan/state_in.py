@@ -4,8 +4,9 @@
     pools:    [RuntimePool, …]       none: every node is of one pool that tenants share, uncut, without code
     services: [ModelService, …]
     profiles: [ModelProfile, …]
-    policy:   {objective, headroom, overhead, reservedCores, neighbourDerate}
-    budget:   {maxIterations, maxNeighbours}
+    priorityClasses, quotas:         see ``tenants_in.py``
+    policy:   {objective, headroom, overhead, reservedCores, neighbourDerate, slack, minGainPercent, maxMoves}
+    budget:   {maxIterations, maxNodes}
 
 All errors of all documents are collected and raised as one SpecInvalid, with paths such as
 ``services[2].spec.slo``.
@@ -29,10 +30,12 @@ from tessera_core.api import (
 from tessera_core.api.errors import Report
 from tessera_core.api.records import record
 from tessera_core.api.runtimenode import DeviceStatus, Health, InstanceState, MigMode
+from tessera_core.api.scalars import suggestion
 from tessera_core.gpu.geometry import Placement, canonical, violations
 from tessera_core.gpu.mig import GpuModel, find_profile, label
 from tessera_core.gpu.tables import model_of
 from tessera_core.perf import LatencyProfile
+from tessera_core.plan.demand import priority_values
 from tessera_core.plan.state import (
     CPU,
     Budget,
@@ -44,6 +47,13 @@ from tessera_core.plan.state import (
     PoolRules,
     Running,
     Slice,
+    Taint,
+)
+from tessera_core.plan.tenants_in import (
+    default_class,
+    effective_quotas,
+    read_priority_class,
+    read_quota,
 )
 
 POOL_LABEL = "tessera.dev/pool"
@@ -53,7 +63,7 @@ CPU_UUID = "cpu"
 ONLY_POOL = PoolRules("default", shared_between_namespaces=True)
 """The rules where the state holds no pools: one owner, who trusts all tenants."""
 
-_LISTS = ("nodes", "pools", "services", "profiles")
+_LISTS = ("nodes", "pools", "services", "profiles", "priorityClasses", "quotas")
 _MOST_DOCUMENTS = 100_000
 _MIB = 1024 * 1024
 _SLICE = re.compile(r"(cpu-(\d{1,5})|[^@]+)(?:@(\d{1,5}))?")
@@ -74,6 +84,8 @@ def state_from_dict(document: object, *, strict: bool = True) -> ClusterState:
     pools = _documents(document, "pools", RuntimePool.from_dict, report)
     services = _documents(document, "services", ModelService.from_dict, report)
     profiles = _documents(document, "profiles", ModelProfile.from_dict, report)
+    classes = _documents(document, "priorityClasses", read_priority_class, report)
+    quotas = _documents(document, "quotas", read_quota, report)
     policy = _settings(document, "policy", Policy(), report)
     budget = _settings(document, "budget", Budget(), report)
     if report.errors:  # the rules below read what could be decoded
@@ -89,11 +101,17 @@ def state_from_dict(document: object, *, strict: bool = True) -> ClusterState:
         policy=policy,
         budget=budget,
         digests=_digests(services, profiles, report),
+        priorities=tuple(sorted((each.name, each.value) for each in classes)),
+        default_priority_class=default_class(classes),
+        quotas=effective_quotas(quotas),
     )
+    _refuse_unknown_classes(state, report)
     _refuse_repeated("nodes", [node.name for node in state.nodes], report)
     _refuse_repeated("pools", [pool.name for pool in rules], report)
     _refuse_repeated("services", [each.served_name for each in services], report)
     _refuse_repeated("profiles", [each.key for each in state.measured], report)
+    _refuse_repeated("priorityClasses", [each.name for each in classes], report)
+    _refuse_repeated("quotas", [each.name for each in quotas], report)
     if report.errors:
         raise SpecInvalid(report.errors)
     return state
@@ -135,6 +153,16 @@ def _refuse_repeated(name: str, keys: Iterable[object], report: Report) -> None:
             report.errors.append(FieldError(f"{name}[{index}]", f"a second {found}", allowed))
 
 
+def _refuse_unknown_classes(state: ClusterState, report: Report) -> None:
+    known = priority_values(state)
+    for index, service in enumerate(state.services):
+        name = service.spec.priority_class_name
+        if name is not None and name not in known:
+            hint = suggestion(name, sorted(known))
+            allowed = f"the name of a class in priorityClasses{hint}; add its name and value there"
+            report.refuse(f"services[{index}].spec.priorityClassName", name, allowed)
+
+
 def _pool(pool: RuntimePool) -> PoolRules:
     spec = pool.spec
     partition = spec.partition
@@ -146,6 +174,8 @@ def _pool(pool: RuntimePool) -> PoolRules:
         shared_between_namespaces=spec.trust.shared_between_namespaces,
         allow_code=spec.trust.allow_code,
         cost_per_node_hour=spec.cost.per_node_hour or None,
+        idle_watts=spec.cost.idle_watts,
+        tolerations=spec.node.tolerations,
     )
 
 
@@ -177,7 +207,8 @@ def _node(
             )
         cores = node.status.cpu.cores
         devices.append(DeviceState(CPU_UUID, CPU, memory or 1, cores=cores))
-    return NodeState(node.metadata.name, pool, tuple(devices), labels)
+    taints = sorted(Taint(each.key, each.value, each.effect) for each in node.status.taints)
+    return NodeState(node.metadata.name, pool, tuple(devices), labels, tuple(taints))
 
 
 def _memory_mib(pool: RuntimePool) -> int | None:

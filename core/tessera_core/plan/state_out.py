@@ -16,6 +16,7 @@ from tessera_core.api import (
     RuntimeNodeStatus,
     RuntimePool,
     RuntimePoolSpec,
+    TaintStatus,
 )
 from tessera_core.api.records import record
 from tessera_core.api.runtimenode import (
@@ -30,6 +31,7 @@ from tessera_core.api.runtimepool import NodeShape, Partition, PoolCost, PoolSiz
 from tessera_core.plan.nodes import slice_name
 from tessera_core.plan.state import ClusterState, DeviceState, Measured, NodeState, PoolRules
 from tessera_core.plan.state_in import ONLY_POOL, POOL_LABEL
+from tessera_core.plan.tenants_in import PriorityClass
 
 
 def state_to_dict(state: ClusterState) -> dict[str, Any]:
@@ -54,6 +56,13 @@ def state_to_dict(state: ClusterState) -> dict[str, Any]:
             _profile(f"profile-{index}", each).to_dict()
             for index, each in enumerate(state.measured)
         ],
+        "priorityClasses": [
+            record(PriorityClass).encode(
+                PriorityClass(name, value, name == state.default_priority_class)
+            )
+            for name, value in state.priorities
+        ],
+        "quotas": [record(type(quota)).encode(quota) for quota in state.quotas],
         "policy": record(type(state.policy)).encode(state.policy),
         "budget": record(type(state.budget)).encode(state.budget),
     }
@@ -65,9 +74,11 @@ def _pool(pool: PoolRules) -> RuntimePool:
         metadata=ClusterMeta(name=pool.name, labels=pool.labels),
         spec=RuntimePoolSpec(
             # The shape of the nodes is not part of the state; a GPU is what makes cutting legal.
-            node=NodeShape(resources=(("nvidia.com/gpu", Quantity("1")),)),
+            node=NodeShape(
+                resources=(("nvidia.com/gpu", Quantity("1")),), tolerations=pool.tolerations
+            ),
             size=PoolSize(max=0),
-            cost=PoolCost(pool.cost_per_node_hour or 0.0),
+            cost=PoolCost(pool.cost_per_node_hour or 0.0, pool.idle_watts),
             trust=Trust(pool.shared_between_namespaces, pool.allow_code),
             partition=partition,
         ),
@@ -83,6 +94,7 @@ def _node(node: NodeState, pooled: bool) -> RuntimeNode:
         status=RuntimeNodeStatus(
             devices=tuple(_device(device) for device in node.devices),
             cpu=CpuStatus(cores) if cores else None,
+            taints=tuple(TaintStatus(each.key, each.effect, each.value) for each in node.taints),
         ),
     )
 

@@ -1,0 +1,280 @@
+"""Finding parts for one member: the step that every stage of the search is made of.
+
+Three ways, of which the cheapest that carries all that is missing is taken:
+
+Parts of its own on one node, where they share a queue. For every kind of board and every way of working
+together (``behaviour.Regime``) the cheapest covers at the present prices are held against what the rooms of
+the nodes really charge: the fall in worth of the boards, waste included.
+
+A guest's place beside others (``guests``), which costs nothing.
+
+Several nodes, each with an equal share of the rate, where one node is not enough or a spread is wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from math import inf
+
+from tessera_core.plan.behaviour import MILLI, Behaviour, Regime
+from tessera_core.plan.cover import covers
+from tessera_core.plan.guests import Guests
+from tessera_core.plan.layout import Layout
+from tessera_core.plan.matrix import Cell, Change, Part, row_of
+from tessera_core.plan.problem import Kind, Problem
+from tessera_core.plan.rooms import Counts, Fit
+
+_DIVISIONS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+"""Nodes over which a rate is divided."""
+_COVERS = 3
+"""Covers tried per kind and regime."""
+_DEARER = 1.3
+"""Covers whose price is above the best real cost by more than this are not looked at: prices are a guide."""
+_MOST_NODES = 24
+"""Equal nodes that are looked at."""
+_MOST_TURNS = 256
+"""Bound on the pieces in which one member is placed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A change that gives a member something."""
+
+    cost: float
+    node: int
+    change: Change
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """Parts of one kind of board on one node that together carry a rate."""
+
+    kind: Kind
+    counts: Counts
+    settings: dict[int, tuple[int, int]]
+    """(cap, instances) by class."""
+    places: tuple[int, ...]
+    width: int
+    price: float
+
+
+def _wish(
+    problem: Problem, kind: Kind, regime: Regime, counts: Sequence[int], price: float
+) -> Wish:
+    by_class = [0] * len(kind.classes)
+    settings = {}
+    places: list[int] = []
+    for option, count in zip(regime.options, counts, strict=True):
+        if count:
+            by_class[kind.position[option.place]] = count
+            settings[option.place] = (option.cap, option.instances)
+            places += [option.place] * count
+    width = sum(problem.width(place) for place in places)
+    return Wish(kind, tuple(by_class), settings, tuple(places), width, price)
+
+
+class Placer:
+    """Places members into one layout, towards ``needs`` (rows/s × ``MILLI`` by member)."""
+
+    def __init__(self, layout: Layout, needs: Sequence[int]) -> None:
+        self.layout = layout
+        self.problem: Problem = layout.problem
+        self.needs = needs
+        self._covers: dict[tuple[Behaviour, int, tuple[int, ...]], list[Wish]] = {}
+        self.guests = Guests(self)
+
+    def missing(self, member: int) -> int:
+        """Rows/s × ``MILLI`` that ``member`` lacks."""
+        return max(0, self.needs[member] - self.layout.capacity(member))
+
+    def served(self, member: int) -> bool:
+        """Whether ``member`` has all that it needs: rate, parts, nodes."""
+        demand, layout = self.problem.demands[member], self.layout
+        if layout.capacity(member) < self.needs[member]:
+            return False
+        if len(layout.hosts[member]) < demand.min_parts > layout.parts(member):
+            return False
+        return demand.min_nodes == 1 or len(layout.nodes(member)) >= demand.min_nodes
+
+    def place(self, member: int) -> bool:
+        """Give ``member`` what it lacks; False when not all of it could be had. Harms nobody."""
+        for _ in range(_MOST_TURNS):
+            if self.served(member):
+                return True
+            mark = self.layout.mark()
+            before = self.missing(member), -self.layout.parts(member)
+            if not self._step(member):
+                return False
+            if (self.missing(member), -self.layout.parts(member)) >= before:
+                # A slow part can cost a shared queue more than it carries.
+                self.layout.rollback(mark)
+                return False
+        return False
+
+    def _step(self, member: int) -> bool:
+        """One addition for ``member``; whether there was one."""
+        layout, demand = self.layout, self.problem.demands[member]
+        nodes = layout.nodes(member)
+        scattered = max(1, demand.min_nodes - len(nodes))
+        room = demand.max_parts - layout.parts(member)
+        if room <= 0:
+            return False
+        missing = self.missing(member)
+        avoid = set(nodes) if len(nodes) < demand.min_nodes else set()
+        small = self.guests.is_small(member, missing)
+        if small and self.guests.visit(member, missing, avoid):
+            return True
+        for division in _DIVISIONS:
+            if division < scattered:
+                continue
+            rate = max(1, -(-missing // division))
+            offer = self._best_offer(member, rate, avoid, room - (scattered - 1))
+            if offer is not None:
+                self.layout.change(offer.change)
+                return True
+            if not missing or (division > 1 and rate < MILLI):
+                break
+        if not small and self.guests.visit(member, missing, avoid):
+            return True
+        return any(
+            self.guests.visit(member, missing // part, avoid)
+            for part in (2, 4, 8, 16)
+            if missing // part
+        )
+
+    # --- parts of its own
+
+    def take(self, member: int, wish: Wish) -> bool:
+        """Give ``member`` the parts of ``wish`` where they cost least; False without room."""
+        offer = self._cheapest(member, wish, set(), self.kin(member))
+        if offer is None:
+            return False
+        self.layout.change(offer.change)
+        return True
+
+    def _best_offer(self, member: int, rate: int, avoid: set[int], most: int) -> Offer | None:
+        layout, demand = self.layout, self.problem.demands[member]
+        kin = self.kin(member)
+        best: Offer | None = None
+        best_key: tuple[float, ...] = (inf,)
+        for wish in self.wishes(member, rate):
+            if len(wish.places) > most:
+                continue
+            if best is not None and wish.price > best.cost * _DEARER + 1e-6:
+                break
+            if not layout.within_quota(demand.namespace, wish.kind, wish.places):
+                continue
+            offer = self._cheapest(member, wish, avoid, kin)
+            if offer is None:
+                continue
+            near = offer.node in kin
+            key = (wish.kind.avoided, offer.cost, not near, wish.width, offer.node)
+            if key < best_key:
+                best_key, best = key, offer
+        return best
+
+    def wishes(self, member: int, rate: int) -> list[Wish]:
+        """The covers of ``rate`` worth trying, cheapest at the present prices first."""
+        behaviour = self.problem.predictor.behaviours[member]
+        key = behaviour, rate, self.problem.eligible[member]
+        found = self._covers.get(key)
+        if found is None:
+            found = self._covers[key] = self._priced(member, rate)
+        return found
+
+    def _priced(self, member: int, rate: int) -> list[Wish]:
+        problem, prices = self.problem, self.layout.prices
+        behaviour = problem.predictor.behaviours[member]
+        ways: list[tuple[bool, float, int, int, Regime]] = []
+        for index in problem.eligible[member]:
+            kind = problem.kinds[index]
+            for number, regime in enumerate(behaviour.regimes(rate, kind.classes)):
+                guess = regime.need * min(
+                    prices.of_kind[index][kind.position[option.place]] / option.rate
+                    for option in regime.options
+                )
+                ways.append((kind.avoided, guess, index, number, regime))
+        ways.sort(key=lambda way: way[:4])
+        found: dict[tuple[int, Counts], Wish] = {}
+        least = inf
+        for avoided, guess, index, _, regime in ways:
+            if guess > least * _DEARER and not avoided:
+                continue
+            kind = problem.kinds[index]
+            items = [
+                (prices.of_kind[index][kind.position[option.place]], option.rate)
+                for option in regime.options
+            ]
+            most = min(regime.most, problem.most_parts(index))
+            if most * max(rate for _, rate in items) < regime.need:
+                continue
+            for price, counts in covers(items, regime.need, most, keep=_COVERS):
+                wish = _wish(problem, kind, regime, counts, price)
+                found.setdefault((index, wish.counts), wish)
+                least = min(least, price)
+        return sorted(
+            found.values(),
+            key=lambda wish: (wish.kind.avoided, wish.price, wish.width, wish.counts),
+        )
+
+    def _cheapest(
+        self, member: int, wish: Wish, avoid: set[int], kin: dict[int, None]
+    ) -> Offer | None:
+        """The wish where it costs least; of equal nodes one that has the service already."""
+        layout, kind = self.layout, wish.kind
+        best: Offer | None = None
+        best_key: tuple[float, bool] = (inf, True)
+        for room, nodes in layout.rooms.of(kind.index).items():
+            fit = layout.rooms.fit(kind, room, wish.counts)
+            if fit is None or fit.cost > best_key[0] + 1e-6:
+                continue
+            for node in _kin_first(nodes, kin):
+                key = (fit.cost, node not in kin)
+                if key >= best_key:
+                    break
+                if node in avoid:
+                    continue
+                change = self._rows(member, kind, node, fit, wish.settings)
+                if change is not None:
+                    best_key, best = key, Offer(fit.cost, node, change)
+                    break
+        return best
+
+    def kin(self, member: int) -> dict[int, None]:
+        """Nodes that have members of the service: there queues are shared and answers combined."""
+        layout, boards = self.layout, self.problem.boards
+        return dict.fromkeys(
+            sorted(
+                {
+                    boards[index].node
+                    for other in self.problem.service_of(member)
+                    for index in layout.hosts[other]
+                }
+            )
+        )
+
+    def _rows(
+        self, member: int, kind: Kind, node: int, fit: Fit, settings: dict[int, tuple[int, int]]
+    ) -> Change | None:
+        """The rows of the boards with the new parts; None where tenants, trust or memory forbid."""
+        layout, demand = self.layout, self.problem.demands[member]
+        if not layout.admits(node, kind, demand.namespace):
+            return None
+        change: Change = {}
+        for board, place in layout.rooms.boards(kind, node, fit):
+            cell = Cell(member, *settings[place])
+            row = change.get(board, layout.rows[board])
+            change[board] = row_of((*row, Part(place, (cell,))))
+        for board, row in change.items():
+            if kind.memory_shared and not self.problem.has_memory(kind, row):
+                return None
+            if layout.rows[board] and not self.problem.isolated(row):
+                return None
+        return change
+
+
+def _kin_first(nodes: dict[int, None], kin: Iterable[int]) -> Iterator[int]:
+    yield from (node for node in kin if node in nodes)
+    yield from islice(nodes, _MOST_NODES)
