@@ -2,7 +2,8 @@
 
 A plan predicts latency with formulas for one queue at a time. Here every queue of a service is simulated on
 the same seeded arrivals, so what the formulas leave out on the safe side shows: members' queues are long
-together, and a member with several slices splits its stream at random, in proportion to what each carries.
+together. The instances of a member on one node take from one queue; a member on several nodes splits its
+stream at random, in proportion to what each node carries.
 
 The two share their batch times. Members that take turns on one slice have theirs lengthened as the planner
 lengthens them, and every answer is charged the measured spread of its batch time, as predictions are. Nothing
@@ -11,20 +12,18 @@ is dropped: a request that is late counts as late.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import isfinite, log
+from math import isfinite
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tessera_core.api import ModelService, OnTimeout
-from tessera_core.perf import ServiceModel, latency_percentile
-from tessera_core.plan import Assignment, ClusterState, Demand, Plan, slice_name
-from tessera_core.plan.build import demands_in, profiles_of
-from tessera_core.plan.capacity import Predictor, per_request
-from tessera_core.plan.matrix import Cell, Part
+from tessera_core.perf import ServiceModel
+from tessera_core.plan import ClusterState, Demand, Plan, slice_name
+from tessera_core.plan.predict import Pool, member_latency_ms, pools_of, shares_of
 from tessera_core.simulate import Station, simulate
 from tessera_core.simulate.arrivals import gamma
 
@@ -35,15 +34,23 @@ Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Queue:
-    """The instances of one member on one slice."""
+class Servers:
+    """Equal instances."""
 
-    member: str
-    where: str
     model: ServiceModel
     """Batch times as whole requests see them; rates are requests per second."""
     cap: int
     """Rows of the largest batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """The instances of one member that take from one queue."""
+
+    member: str
+    where: tuple[str, ...]
+    """The parts of devices that they run in."""
+    servers: tuple[Servers, ...]
     share: float = 1.0
     """Of the member's requests."""
 
@@ -68,12 +75,12 @@ class Scenario:
     percentile: float
     members: tuple[tuple[Queue, ...], ...]
     """Queues of every member."""
+    predicted_ms: float | None = None
+    """The planner's latency at ``percentile``; None where a queue has no steady state."""
     burstiness: float = 1.0
     overhead_ms: float = 0.0
     """Part of every latency that is spent outside the queues."""
     rows_per_request: int = 1
-    member_share: float = 1.0
-    """A service percentile q is predicted from the members' percentile q to the power of this."""
     quorum: Quorum | None = None
     """None: every answer has all members."""
 
@@ -97,7 +104,7 @@ class Outcome:
     latency_ms: Vector
     """Shape (requests after warm-up,)."""
     loads: tuple[Load, ...]
-    """By member and slice."""
+    """By member and queue."""
 
     @property
     def within(self) -> float:
@@ -126,62 +133,70 @@ def scenarios(
 
     ``state`` is the one that ``plan`` was made from. ``burstiness`` None takes each service's own.
     """
-    demands = demands_in(state)
-    queues = _queues(plan, state, demands)
+    if burstiness is not None:
+        state = replace(
+            state, services=tuple(_with_burstiness(each, burstiness) for each in state.services)
+        )
+    placed: dict[str, dict[str, list[Pool]]] = defaultdict(lambda: defaultdict(list))
+    for pool in pools_of(plan, state):
+        placed[pool.demand.service][pool.demand.member].append(pool)
     services = {each.served_name: each for each in state.services}
     found = []
     for each in plan.services:
-        mine = [demand for demand in demands if demand.service == each.service]
-        placed = [demand for demand in mine if demand.key in queues]
         if each.requests_per_second == 0:
             continue
-        first = placed[0]
+        spec = services[each.service].spec
+        rate = each.requests_per_second * rate_factor
+        # In the order of the service: of two members with equal queues the first is named.
+        members = [
+            placed[each.service][m.name] for m in spec.members if m.name in placed[each.service]
+        ]
+        latency = max(member_latency_ms(pools, rate) for pools in members)
         found.append(
             Scenario(
                 service=each.service,
-                rate_per_s=each.requests_per_second * rate_factor,
+                rate_per_s=rate,
                 target_ms=each.target_ms,
                 percentile=each.percentile,
-                members=tuple(queues[demand.key] for demand in placed),
-                burstiness=first.burstiness if burstiness is None else burstiness,
+                members=tuple(_queues(pools) for pools in members),
+                predicted_ms=latency + state.policy.overhead_ms if isfinite(latency) else None,
+                burstiness=spec.traffic.burstiness,
                 overhead_ms=state.policy.overhead_ms,
-                rows_per_request=first.rows_per_request,
-                member_share=log(first.percentile / 100) / log(each.percentile / 100),
-                quorum=_quorum(services[each.service], placed),
+                rows_per_request=spec.traffic.items_per_request,
+                quorum=_quorum(services[each.service], [pools[0].demand for pools in members]),
             )
         )
     return tuple(found)
 
 
-def _queues(
-    plan: Plan, state: ClusterState, demands: tuple[Demand, ...]
-) -> dict[tuple[str, str], tuple[Queue, ...]]:
-    """The queues by (service, member), as the planner models them."""
-    predictor = Predictor(demands, profiles_of(state), state.policy.neighbour_derate)
-    index = {demand.key: position for position, demand in enumerate(demands)}
-    places = {str(each.place): each.place for each in state.measured}
-    carried: dict[tuple[str, str], float] = defaultdict(float)
-    slices: dict[tuple[object, ...], list[Assignment]] = defaultdict(list)
-    for each in plan.assignments:
-        carried[each.service, each.member] += each.rate
-        slices[each.node, each.device, each.slice].append(each)
-    found: dict[tuple[str, str], list[Queue]] = defaultdict(list)
-    for beside in slices.values():
-        cells = [Cell(index[x.service, x.member], x.batch, x.instances) for x in beside]
-        part = Part(places[beside[0].device_class], tuple(sorted(cells)))
-        for each, cell in zip(beside, cells, strict=True):
-            alone = predictor.service(cell, part.place)
-            in_turn = replace(alone, tau0_ms=alone.tau0_ms + predictor.blocking_ms(cell, part))
-            found[each.service, each.member].append(
-                Queue(
-                    member=each.member,
-                    where=f"{each.node}/{each.device} {slice_name(each.slice)}",
-                    model=per_request(in_turn, demands[cell.member].rows_per_request),
-                    cap=each.batch,
-                    share=each.rate / carried[each.service, each.member],
-                )
-            )
-    return {key: tuple(queues) for key, queues in found.items()}
+def _with_burstiness(service: ModelService, burstiness: float) -> ModelService:
+    traffic = replace(service.spec.traffic, burstiness=burstiness)
+    return replace(service, spec=replace(service.spec, traffic=traffic))
+
+
+def _queues(pools: Sequence[Pool]) -> tuple[Queue, ...]:
+    """The queues of one member, as the planner models them."""
+    return tuple(
+        Queue(
+            member=pool.demand.member,
+            where=tuple(
+                f"{each.node}/{each.device} {slice_name(each.slice)}" for each in pool.assignments
+            ),
+            servers=_servers(pool),
+            share=share,
+        )
+        for pool, share in zip(pools, shares_of(pools), strict=True)
+    )
+
+
+def _servers(pool: Pool) -> tuple[Servers, ...]:
+    """Those that are equal put together."""
+    counts: Counter[Servers] = Counter()
+    for model, each in zip(pool.models, pool.assignments, strict=True):
+        counts[Servers(replace(model, instances=1), each.batch)] += model.instances
+    return tuple(
+        replace(each, model=replace(each.model, instances=count)) for each, count in counts.items()
+    )
 
 
 def _quorum(service: ModelService, placed: list[Demand]) -> Quorum | None:
@@ -190,19 +205,6 @@ def _quorum(service: ModelService, placed: list[Demand]) -> Quorum | None:
         return None
     required = tuple(index for index, demand in enumerate(placed) if demand.required)
     return Quorum(ensemble.min_members, required)
-
-
-def predicted_ms(scenario: Scenario, percentile: float) -> float | None:
-    """The planner's latency at ``percentile``; None where a queue has no steady state."""
-    of_member = 100 * (percentile / 100) ** scenario.member_share
-    worst = max(
-        latency_percentile(
-            queue.model, scenario.rate_per_s * queue.share, of_member, scenario.burstiness
-        )
-        for queues in scenario.members
-        for queue in queues
-    )
-    return worst + scenario.overhead_ms if isfinite(worst) else None
 
 
 def replay(
@@ -225,16 +227,27 @@ def replay(
         taken = rng.choice(len(queues), len(arrivals), p=[queue.share for queue in queues])
         for position, queue in enumerate(queues):
             mine = taken == position
-            station = Station(queue.model.batch_times_ms(), queue.model.instances)
-            served = simulate(station, arrivals[mine])
-            latency[mine] = served.latency_ms + queue.model.spread_ms
-            sizes = served.batch_sizes
-            rows = float(sizes.mean()) * scenario.rows_per_request if sizes.size else 0.0
-            loads.append(Load(queue, min(rows, queue.cap), served.utilisation))
+            latency[mine], load = _serve(queue, arrivals[mine], scenario.rows_per_request)
+            loads.append(load)
         latencies.append(latency)
         done()
     answered = _answered_ms(np.stack(latencies) + scenario.overhead_ms, scenario)
     return Outcome(scenario, answered[int(len(answered) * WARM_UP) :], tuple(loads))
+
+
+def _serve(queue: Queue, arrivals_ms: Vector, rows_per_request: int) -> tuple[Vector, Load]:
+    """Latencies of the requests of one queue, ms, and how busy it was."""
+    stations = [
+        Station(each.model.batch_times_ms(), each.model.instances) for each in queue.servers
+    ]
+    served = simulate(stations, arrivals_ms)
+    # Nothing is dropped: the batches hold all requests, in their order.
+    spread = np.array([each.model.spread_ms for each in queue.servers])[served.stations]
+    latency = served.latency_ms + np.repeat(spread, served.batch_sizes)
+    caps = np.array([each.cap for each in queue.servers])[served.stations]
+    rows = np.minimum(served.batch_sizes * rows_per_request, caps)
+    mean = float(rows.mean()) if rows.size else 0.0
+    return latency, Load(queue, mean, served.utilisation)
 
 
 def _answered_ms(latencies: Vector, scenario: Scenario) -> Vector:

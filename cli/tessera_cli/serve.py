@@ -198,7 +198,7 @@ async def _bring_up_and_run(
         _check_placed(plan)
         await agent.apply()
         status = await _until_ready(agent)
-    for explanation in explain(plan):
+    for explanation in explain(plan, agent.state):
         stdout.print(explanation.service, highlight=False)
         for line in explanation.lines:
             stdout.print(f"  {line}", highlight=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,9 @@ from rich.text import Text
 
 from tessera_cli.files import FileInvalid, add_state_argument, read_state
 from tessera_cli.output import add_output_argument, emit, fail, stderr
-from tessera_cli.replay import Outcome, Queue, Scenario, predicted_ms, replay, scenarios
+from tessera_cli.replay import Outcome, Queue, Scenario, Servers, replay, scenarios
 from tessera_cli.tables import table
-from tessera_core.perf import ServiceModel
+from tessera_core.perf import ServiceModel, latency_percentile
 from tessera_core.plan import plan, plan_to_dict
 
 _QUICK = ("alpha_ms", "tau0_ms", "cap", "rate", "slo_ms")
@@ -122,13 +123,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _one_member(arguments: argparse.Namespace) -> Scenario:
     model = ServiceModel(arguments.alpha_ms, arguments.tau0_ms, arguments.cap, arguments.instances)
+    rate = arguments.rate * arguments.rate_factor
+    burstiness = 1.0 if arguments.burstiness is None else arguments.burstiness
+    predicted = latency_percentile(model, rate, arguments.percentile, burstiness)
     return Scenario(
         service="one member",
-        rate_per_s=arguments.rate * arguments.rate_factor,
+        rate_per_s=rate,
         target_ms=arguments.slo_ms,
         percentile=arguments.percentile,
-        members=((Queue("member", "one queue", model, arguments.cap),),),
-        burstiness=1.0 if arguments.burstiness is None else arguments.burstiness,
+        members=((Queue("member", ("one queue",), (Servers(model, arguments.cap),)),),),
+        predicted_ms=predicted if isfinite(predicted) else None,
+        burstiness=burstiness,
     )
 
 
@@ -153,22 +158,21 @@ def _replay_all(found: Sequence[Scenario], requests: int, seed: int) -> list[Out
 
 def _plain(each: Outcome) -> dict[str, Any]:
     scenario = each.scenario
-    predicted = [predicted_ms(scenario, q) for q in (50, scenario.percentile)]
-    simulated = [each.percentile_ms(q) for q in (50, scenario.percentile)]
+    p50, tail = (each.percentile_ms(q) for q in (50, scenario.percentile))
     return {
         "service": scenario.service,
         "requestsPerSecond": _rounded(scenario.rate_per_s),
         "burstiness": scenario.burstiness,
         "percentile": scenario.percentile,
         "targetMs": _rounded(scenario.target_ms),
-        "predicted": {"p50Ms": _rounded(predicted[0]), "latencyMs": _rounded(predicted[1])},
-        "simulated": {"p50Ms": _rounded(simulated[0]), "latencyMs": _rounded(simulated[1])},
+        "predicted": {"latencyMs": _rounded(scenario.predicted_ms)},
+        "simulated": {"p50Ms": _rounded(p50), "latencyMs": _rounded(tail)},
         "within": round(each.within, 6),
         "met": each.met,
         "queues": [
             {
                 "member": load.queue.member,
-                "where": load.queue.where,
+                "where": list(load.queue.where),
                 "meanBatch": _rounded(load.mean_batch),
                 "utilisation": _rounded(load.utilisation),
             }
@@ -180,15 +184,15 @@ def _plain(each: Outcome) -> dict[str, Any]:
 def _table(outcomes: Sequence[Outcome], refused: Sequence[dict[str, Any]]) -> Table:
     numbers = ("req/s", "p50", "tail", "target", "batch", "busy", "within")
     shown = table(
-        "Predicted / simulated latency in ms, and the busiest queue", ("service",), numbers
+        "Latency in ms, tails predicted / simulated, and the busiest queue", ("service",), numbers
     )
     for each in outcomes:
         scenario, busiest = each.scenario, each.busiest
         shown.add_row(
             scenario.service,
             f"{scenario.rate_per_s:.4g}",
-            _both(each, 50),
-            f"p{scenario.percentile:g} {_both(each, scenario.percentile)}",
+            f"{each.percentile_ms(50):.3g}",
+            f"p{scenario.percentile:g} {_tail(each)}",
             f"{scenario.target_ms:g}",
             f"{busiest.mean_batch:.3g}",
             f"{busiest.utilisation:.0%}",
@@ -199,10 +203,10 @@ def _table(outcomes: Sequence[Outcome], refused: Sequence[dict[str, Any]]) -> Ta
     return shown
 
 
-def _both(each: Outcome, percentile: float) -> str:
-    predicted = predicted_ms(each.scenario, percentile)
+def _tail(each: Outcome) -> str:
+    predicted = each.scenario.predicted_ms
     shown = "overload" if predicted is None else f"{predicted:.3g}"
-    return f"{shown} / {each.percentile_ms(percentile):.3g}"
+    return f"{shown} / {each.percentile_ms(each.scenario.percentile):.3g}"
 
 
 def _rounded(number: float | None) -> float | None:

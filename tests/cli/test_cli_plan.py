@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tessera_core.plan import plan, plan_to_dict, state_from_dict
+from support.clusters import applied, cluster, cpu_node, measured, service
+from tessera_core.plan import (
+    NodeState,
+    PoolRules,
+    Running,
+    Slice,
+    plan,
+    plan_to_dict,
+    state_from_dict,
+    state_to_dict,
+)
 
 
 def _overload(state: dict) -> None:
@@ -159,3 +170,69 @@ def test_help_says_what_the_exit_code_means(tessera) -> None:
     result = tessera("plan", "--help")
     assert result.returncode == 0
     assert "Exit code: 0 when every service is placed" in result.stdout
+
+
+def test_steps_are_in_order_and_name_what_they_wait_for(tessera, state_file: Path) -> None:
+    found = json.loads(tessera("plan", "-f", state_file, "--steps", "-o", "json").stdout)
+    steps = {each["id"]: each for each in found["steps"]}
+    earlier: set[str] = set()
+    for name, step in steps.items():
+        assert set(step.get("requires", ())) <= earlier
+        earlier.add(name)
+    launched = [each["target"] for each in found["steps"] if each["action"] == "Launch"]
+    assert {(each["service"], each["member"]) for each in launched} == {
+        ("forms.digits", "mlp"),
+        ("vision.quality", "resnet"),
+        ("vision.quality", "vit"),
+    }
+    (cut,) = [each for each in found["steps"] if each["action"] == "Partition"]
+    assert found["interruptions"] == []
+    shown = tessera("plan", "-f", state_file, "--steps").stdout
+    order = [shown.index(f"\n{name} ") for name in steps]
+    assert order == sorted(order)
+    (line,) = [line for line in shown.splitlines() if line.startswith(cut["id"])]
+    assert "gpu-1/GPU-1: 1g.10gb@0, 3g.40gb@4" in line
+
+
+def test_an_applied_plan_needs_no_step(tessera, tmp_path: Path) -> None:
+    state = cluster([cpu_node("n1")], [service("one")], [measured("m", 4)])
+    path = tmp_path / "applied.yaml"
+    path.write_text(yaml.safe_dump(state_to_dict(applied(plan(state), state))))
+    assert "no step is needed" in tessera("plan", "-f", path, "--steps").stdout
+    assert json.loads(tessera("plan", "-f", path, "--steps", "-o", "json").stdout)["steps"] == []
+
+
+def test_two_that_have_to_change_places_without_a_spare_are_reported(
+    tessera, tmp_path: Path
+) -> None:
+    def only(pool: str) -> dict:
+        return {"poolSelector": {"matchLabels": {"is": pool}}}
+
+    def runs(node: NodeState, name: str) -> NodeState:
+        running = (Running(f"vision.{name}", name, Slice("cpu-4", 0, (0, 1, 2, 3)), 16, 1),)
+        return replace(node, devices=(replace(node.devices[0], running=running),))
+
+    state = replace(
+        cluster(
+            [runs(cpu_node("n1", pool="p"), "a"), runs(cpu_node("n2", pool="q"), "b")],
+            [
+                service("a", ("a",), placement=only("q")),
+                service("b", ("b",), placement=only("p")),
+            ],
+            [measured(name, 4, memory_mib=9000.0) for name in "ab"],
+        ),
+        pools=tuple(
+            PoolRules(p, labels=(("is", p),), shared_between_namespaces=True) for p in "pq"
+        ),
+    )
+    path = tmp_path / "swap.yaml"
+    path.write_text(yaml.safe_dump(state_to_dict(state)))
+    found = json.loads(tessera("plan", "-f", path, "--steps", "-o", "json").stdout)
+    (given_up,) = found["interruptions"]
+    assert given_up["loss"] == "Outage"
+    assert (given_up["serving"], given_up["expected"]) == (0, 1)
+    (step,) = [each for each in found["steps"] if each["id"] == given_up["step"]]
+    assert step["action"] == "Unload"
+    assert step["target"]["service"] == given_up["service"]
+    shown = tessera("plan", "-f", path, "--steps").stdout
+    assert f"{given_up['step']}: {given_up['service']}/{given_up['member']} gives up" in shown

@@ -8,13 +8,19 @@ import numpy as np
 import pytest
 
 from support.clusters import cluster, cpu_node, measured, service
-from tessera_cli.replay import Outcome, Queue, Quorum, Scenario, predicted_ms, replay, scenarios
+from tessera_cli.replay import Outcome, Queue, Quorum, Scenario, Servers, replay, scenarios
 from tessera_core.perf import ServiceModel, latency_percentile
-from tessera_core.plan import Plan, plan
+from tessera_core.plan import ClusterState, Goal, Plan, Policy, plan
 from tessera_core.plan.predict import latency_at
 
-FAST = Queue("fast", "", ServiceModel(0.1, 1.0, 16), 16)
-SLOW = Queue("slow", "", ServiceModel(0.1, 500.0, 16), 16)
+
+def queue(member: str, *models: ServiceModel, share: float = 1.0) -> Queue:
+    return Queue(member, (), tuple(Servers(model, model.cap or 1) for model in models), share)
+
+
+QUICK = ServiceModel(0.1, 1.0, 16)
+FAST = queue("fast", QUICK)
+SLOW = queue("slow", ServiceModel(0.1, 500.0, 16))
 
 
 def outcome(scenario: Scenario, seed: int = 0) -> Outcome:
@@ -22,8 +28,7 @@ def outcome(scenario: Scenario, seed: int = 0) -> Outcome:
 
 
 def both(quorum: Quorum | None) -> Scenario:
-    members = ((FAST,), (SLOW,))
-    return Scenario("s", 10.0, 50.0, 99.0, members, quorum=quorum, member_share=0.5)
+    return Scenario("s", 10.0, 50.0, 99.0, ((FAST,), (SLOW,)), quorum=quorum)
 
 
 def test_an_answer_waits_for_all_members_unless_a_quorum_may_be_short() -> None:
@@ -43,13 +48,21 @@ def test_a_late_member_that_is_required_makes_the_answer_late() -> None:
 
 def test_overhead_and_measured_spread_are_part_of_every_latency() -> None:
     plain = Scenario("s", 100.0, 50.0, 99.0, ((FAST,),))
-    spread = replace(FAST, model=replace(FAST.model, spread_ms=3.0))
+    spread = queue("fast", replace(QUICK, spread_ms=3.0))
     slower = replace(plain, members=((spread,),), overhead_ms=2.0)
     np.testing.assert_allclose(outcome(slower).latency_ms, outcome(plain).latency_ms + 5.0)
-    assert predicted_ms(slower, 99.0) == pytest.approx(predicted_ms(plain, 99.0) + 5.0)
 
 
-def test_a_member_with_two_slices_divides_its_requests_by_what_each_carries() -> None:
+def test_the_spread_is_that_of_the_server_that_ran_the_batch() -> None:
+    servers = queue("fast", QUICK, ServiceModel(0.1, 2.0, 16, spread_ms=100.0))
+    latency = outcome(Scenario("s", 1000.0, 50.0, 99.0, ((servers,),))).latency_ms
+    slow = latency > 100.0
+    assert 0.05 < slow.mean() < 0.95
+    assert latency[slow].min() == pytest.approx(102.1)
+    assert latency[~slow].max() < 20.0
+
+
+def test_a_member_on_two_nodes_divides_its_requests_by_what_each_carries() -> None:
     parts = (replace(FAST, share=0.75), replace(FAST, share=0.25))
     found = outcome(Scenario("s", 800.0, 50.0, 99.0, (parts,)))
     large, small = (load.utilisation for load in found.loads)
@@ -63,7 +76,7 @@ def test_progress_is_told_once_per_member() -> None:
     assert len(told) == 2
 
 
-def two_shared_members() -> tuple[Plan, object]:
+def two_shared_members() -> tuple[Plan, ClusterState]:
     state = cluster(
         [cpu_node("n1", cores=2), cpu_node("n2", cores=2)],
         [
@@ -83,7 +96,44 @@ def test_scenarios_are_predicted_as_the_planner_predicts_them() -> None:
     made = {each.service: each for each in scenarios(found, state)}
     assert set(made) == {"vision.pair", "vision.rows"}
     for each in found.services:
-        assert predicted_ms(made[each.service], each.percentile) == pytest.approx(each.latency_ms)
+        assert made[each.service].predicted_ms == pytest.approx(each.latency_ms)
+
+
+def spread_out(nodes: int, cores: int) -> tuple[Plan, ClusterState]:
+    """One member on every core there is."""
+    state = cluster(
+        [cpu_node(f"n{index}", cores=cores) for index in range(nodes)],
+        [service("wide", rps=10.0, target="30ms")],
+        [measured("m", 1)],
+        policy=Policy(objective=Goal.MAXIMISE_RATE),
+    )
+    found = plan(state)
+    assert len(found.assignments) == nodes * cores
+    return found, state
+
+
+def test_the_instances_on_one_node_share_a_queue_and_nodes_have_their_own() -> None:
+    (scenario,) = scenarios(*spread_out(nodes=2, cores=3))
+    ((one, other),) = scenario.members
+    assert (one.share, other.share) == (0.5, 0.5)
+    assert sorted(one.where) == ["n0/cpu cpu-1@0", "n0/cpu cpu-1@1", "n0/cpu cpu-1@2"]
+    (servers,) = one.servers
+    assert servers.model.instances == 3
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+@pytest.mark.parametrize("load", [0.05, 0.3, 0.6, 0.9, 1.0])
+def test_what_is_predicted_for_a_shared_queue_is_what_is_simulated(nodes: int, load: float) -> None:
+    found, state = spread_out(nodes, cores=3)
+    (planned,) = found.services
+    factor = load * planned.max_requests_per_second / planned.requests_per_second
+    (scenario,) = scenarios(found, state, rate_factor=factor)
+    (at_most,) = scenarios(found, state, rate_factor=factor / load)
+    simulated = replay(scenario, 100_000, np.random.default_rng(5)).percentile_ms(99.0)
+    assert scenario.predicted_ms is not None
+    assert 0.9 * simulated <= scenario.predicted_ms <= 1.3 * simulated
+    assert at_most.predicted_ms is not None
+    assert scenario.predicted_ms <= at_most.predicted_ms <= planned.target_ms
 
 
 def test_the_rate_factor_scales_what_is_predicted() -> None:
@@ -92,7 +142,24 @@ def test_the_rate_factor_scales_what_is_predicted() -> None:
     (doubled,) = scenarios(found, state, rate_factor=2.0)
     assert doubled.rate_per_s == 400.0
     expected = latency_at(found, state, "vision.one", 400.0)
-    assert predicted_ms(doubled, 99.0) == pytest.approx(expected)
+    assert doubled.predicted_ms == pytest.approx(expected)
+
+
+def test_a_burstiness_that_is_asked_for_is_predicted_and_simulated() -> None:
+    state = cluster([cpu_node("n1")], [service("one", rps=200.0)], [measured("m", 4)])
+    found = plan(state)
+    (own,), (bursty,) = scenarios(found, state), scenarios(found, state, burstiness=8.0)
+    assert (own.burstiness, bursty.burstiness) == (1.0, 8.0)
+    assert own.predicted_ms is not None
+    assert bursty.predicted_ms is not None
+    assert bursty.predicted_ms > 1.2 * own.predicted_ms
+    assert outcome(bursty).percentile_ms(99.0) > 1.2 * outcome(own).percentile_ms(99.0)
+
+
+def test_beyond_what_the_servers_finish_nothing_is_predicted() -> None:
+    state = cluster([cpu_node("n1")], [service("one", rps=200.0)], [measured("m", 4)])
+    (overloaded,) = scenarios(plan(state), state, rate_factor=1e3)
+    assert overloaded.predicted_ms is None
 
 
 def test_a_service_without_traffic_is_not_simulated() -> None:
@@ -110,13 +177,13 @@ def test_requests_of_several_rows_fill_batches_with_all_their_rows() -> None:
     )
     (scenario,) = scenarios(plan(state), state)
     (load,) = outcome(scenario).loads
-    assert 8 <= load.mean_batch <= load.queue.cap
+    assert 8 <= load.mean_batch <= load.queue.servers[0].cap
 
 
 def test_one_poisson_queue_is_predicted_within_noise() -> None:
     scenario = Scenario("s", 3000.0, 50.0, 99.0, ((FAST,),))
     found = replay(scenario, 200_000, np.random.default_rng(1))
-    expected = latency_percentile(FAST.model, 3000.0, 99.0)
+    expected = latency_percentile(QUICK, 3000.0, 99.0)
     assert found.percentile_ms(99.0) == pytest.approx(expected, rel=0.03)
 
 
