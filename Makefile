@@ -29,6 +29,11 @@ check: env-check  ## format, lint, types, layers
 bench-runtime: env-demo  ## the server beside an in-process loop; QUICK=1 for a run under a minute
 	$(RUN)/python bench/runtime.py $(if $(QUICK),--quick)
 
+# PARVAGPU_DATA names the folder with the ParvaGPU profiles; without it the cases that need them are left out.
+.PHONY: bench-planner
+bench-planner: env-bench  ## the planner beside other rules, bounds and brute force; QUICK=1 for a smoke run
+	$(RUN)/python bench/planner/main.py $(if $(QUICK),--quick)
+
 .PHONY: format
 format: env-check  ## rewrite the sources as `make check` wants them
 	$(RUN)/ruff check --fix
@@ -40,11 +45,13 @@ proto: env-test  ## regenerate the gRPC descriptors from oip.proto
 	  -I runtime/tessera_runtime/protocol --descriptor_set_out=runtime/tessera_runtime/protocol/oip.binpb oip.proto
 
 # The environments share .venv and only add to it. `check` stays without torch (5 GB).
-.PHONY: env-check env-test env-demo
+.PHONY: env-check env-test env-demo env-bench
 env-check: $(UV)
 	$(SYNC) --extra serve --group check
 env-test: $(UV)
-	$(SYNC) --extra runtime --extra onnx --extra s3 --extra gs --extra hf --group test --group demo
+	$(SYNC) --extra runtime --extra onnx --extra s3 --extra gs --extra hf --extra solver --group test --group demo
+env-bench: $(UV)
+	$(SYNC) --extra solver --group bench
 env-demo: $(UV)
 	$(SYNC) --extra runtime --extra onnx --group demo
 
