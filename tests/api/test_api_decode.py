@@ -10,7 +10,17 @@ from typing import Any
 import pytest
 import yaml
 
-from tessera_core.api import PlacementPlan, RuntimePool, SpecInvalid, decode
+from tessera_core.api import (
+    PlacementPlan,
+    RuntimeNode,
+    RuntimePool,
+    SpecInvalid,
+    TaintEffect,
+    TaintStatus,
+    Toleration,
+    TolerationOperator,
+    decode,
+)
 from tessera_core.api.errors import SHOWN_ERRORS, FieldError, Report
 from tessera_core.api.places import MIG_PROFILE, SLICE_KIND
 from tessera_core.gpu.tables import MODELS
@@ -67,6 +77,20 @@ def test_an_unknown_kind_gets_a_suggestion() -> None:
             "daily",
             "spec.partition.disruption.windows[0].schedule",
         ),
+        ("runtimepool", "spec.cost.idleWatts", "-1", "spec.cost.idleWatts"),
+        ("runtimepool", "spec.node.tolerations.0.key", None, "spec.node.tolerations[0].operator"),
+        (
+            "runtimepool",
+            "spec.node.tolerations.0.operator",
+            "Exists",
+            "spec.node.tolerations[0].value",
+        ),
+        (
+            "runtimepool",
+            "spec.node.tolerations.0.effect",
+            "NoSchedule",
+            "spec.node.tolerations[0].tolerationSeconds",
+        ),
         ("runtimepool", "metadata.namespace", "vision", "metadata.namespace"),
         ("runtimenode", "spec.epoch", -1, "spec.epoch"),
         (
@@ -82,6 +106,9 @@ def test_an_unknown_kind_gets_a_suggestion() -> None:
             "spec.devices[0].instances[0].slice",
         ),
         ("runtimenode", "spec.devices.0.geometry.0.start", 16, "spec.devices[0].geometry[0].start"),
+        ("runtimenode", "status.taints.0.key", "no key", "status.taints[0].key"),
+        ("runtimenode", "status.taints.0.effect", "NoRun", "status.taints[0].effect"),
+        ("runtimenode", "status.taints.0.effect", None, "status.taints[0].effect"),
         ("placementplan", "spec.steps.0.id", "cut-1", "spec.steps[1].id"),
         ("placementplan", "spec.steps.0.requires", ["launch-1"], "spec.steps[0].requires[0]"),
         ("placementplan", "spec.steps.2.target.batch", None, "spec.steps[2].target.batch"),
@@ -105,6 +132,21 @@ def test_instances_of_one_member_on_one_slice_are_one_entry() -> None:
     instances = damaged["spec"]["devices"][0]["instances"]
     instances.append(copy.deepcopy(instances[0]))
     assert [error.path for error in errors_of(damaged)] == ["spec.devices[0].instances[2]"]
+
+
+def test_a_taint_is_read_as_the_api_server_writes_it() -> None:
+    node = document("runtimenode")
+    added = {"key": "node.kubernetes.io/unreachable", "timeAdded": "2026-01-31T12:00:00Z"}
+    node["status"]["taints"] = [added | {"effect": "NoExecute"}]
+    (taint,) = RuntimeNode.from_dict(node).status.taints
+    assert taint == TaintStatus("node.kubernetes.io/unreachable", TaintEffect.NO_EXECUTE, "")
+
+
+def test_a_toleration_of_everything_has_neither_key_nor_effect() -> None:
+    pool = document("runtimepool")
+    pool["spec"]["node"]["tolerations"] = [{"operator": "Exists"}]
+    (everything,) = RuntimePool.from_dict(pool).spec.node.tolerations
+    assert everything == Toleration(operator=TolerationOperator.EXISTS)
 
 
 def test_every_tabled_mig_profile_can_be_written_in_documents() -> None:
