@@ -145,6 +145,7 @@ class Behaviour:
         self._together: list[tuple[float, dict[int, tuple[Point, float]]]] | None = None
         self._regimes: dict[tuple[int, tuple[int, ...]], tuple[Regime, ...]] = {}
         self._rates: dict[tuple[Running, ...], int] = {}
+        self._kept: dict[Running, int | None] = {}
         self._most_rates: NDArray[np.float64] | None = None
         self._most_of: dict[int, float] = {}
 
@@ -187,6 +188,23 @@ class Behaviour:
             if column.instances == running.instances:
                 return running.cap <= column.points[-1].cap
         return False
+
+    def cap_to_keep(self, running: Running) -> int | None:
+        """The cap of ``running``, or a smaller one that answers an idle row within the budget; None without."""
+        if running not in self._kept:
+            self._kept[running] = self._find_cap_to_keep(running)
+        return self._kept[running]
+
+    def _find_cap_to_keep(self, running: Running) -> int | None:
+        if not self.knows(running):
+            return None
+        if self.idle_latency_ms(running) <= self.budget_ms:
+            return running.cap
+        for caps in self.settings():
+            cap = caps.get((running.place, running.instances), running.cap)
+            if cap < running.cap:
+                return cap  # a batch of that many is in time, so one row is
+        return None
 
     def settings(self) -> list[dict[tuple[int, int], int]]:
         """Caps by (place, instances) that go together, one way per batch time tried."""

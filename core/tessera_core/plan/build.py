@@ -17,7 +17,7 @@ from tessera_core.gpu.classes import full_class, slice_class
 from tessera_core.gpu.devices import FULL, DeviceClass, cpu_class
 from tessera_core.gpu.geometry import maximal_multisets
 from tessera_core.gpu.mig import GpuModel, find_profile
-from tessera_core.plan.behaviour import Curves, Profiles
+from tessera_core.plan.behaviour import Behaviour, Curves, Profiles
 from tessera_core.plan.capacity import Predictor
 from tessera_core.plan.demand import Demand, demands_of, priority_values
 from tessera_core.plan.problem import Board, Kind, Problem
@@ -51,6 +51,8 @@ class Memory:
     nodes: tuple[NodeState, ...] = ()
     pools: tuple[PoolRules, ...] = ()
     fleet: Fleet | None = None
+    homes: dict[tuple[Behaviour, tuple[int, ...]], int] = field(default_factory=dict)
+    """``Problem.homes`` on the present fleet, by behaviour and eligible kinds."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,6 +106,7 @@ def problem_of(
     if memory.curves is None or memory.curves.places != fleet.places:
         derate = state.policy.neighbour_derate
         memory.curves = memory.make(fleet.places, profiles_of(state), derate)
+        memory.homes.clear()
     services: dict[str, list[int]] = {}
     for member, demand in enumerate(demands):
         services.setdefault(demand.service, []).append(member)
@@ -169,6 +172,7 @@ def fleet_of(state: ClusterState, memory: Memory) -> Fleet:
         memory.curves = None
     memory.nodes, memory.pools, memory.measured = state.nodes, state.pools, state.measured
     memory.fleet = _fleet(state)
+    memory.homes.clear()
     return memory.fleet
 
 

@@ -48,16 +48,12 @@ class Predictor:
         return Running(part.place, cell.cap, cell.instances, blocking)
 
     def rate(self, member: int, hosts: Iterable[Part]) -> int:
-        """Rows/s × ``MILLI`` that ``member`` is carried with by the parts ``hosts`` of one node."""
-        together = tuple(
-            sorted(
-                self.running(part, cell)
-                for part in hosts
-                for cell in part.cells
-                if cell.member == member
-            )
-        )
-        return self.behaviours[member].rate(together) if together else 0
+        """Rows/s × ``MILLI`` that ``member`` is carried with by those of ``hosts``, parts of one node, it is in."""
+        together = [
+            self.running(part, cell) for part in hosts for cell in part.cells if cell[0] == member
+        ]
+        together.sort()
+        return self.behaviours[member].rate(tuple(together)) if together else 0
 
     def batch_ms(self, place: int, cell: Cell) -> float:
         """Time of a full batch of ``cell``, alone on ``place``, other parts of the device being busy."""
@@ -75,9 +71,11 @@ class Predictor:
 
     def blocking_ms(self, part: Part, cell: Cell) -> float:
         """Time that the other members of ``part`` may add to each batch of ``cell``, ms."""
-        others = sum(
-            self.batch_ms(part.place, other) for other in part.cells if other.member != cell.member
-        )
+        member = cell.member
+        others = 0.0
+        for other in part.cells:
+            if other.member != member:
+                others += self.batch_ms(part.place, other)
         if not others:
             return 0.0
         step = 2.0 ** floor(log2(others)) / _BLOCKING_STEPS

@@ -38,6 +38,7 @@ class Layout:
         self.problem = problem
         self.prices = prices
         boards = len(problem.boards)
+        self._width = [problem.width(place) for place in range(len(problem.places))]
         self.rows: list[Row] = [()] * boards
         self.states = [0] * boards
         self.hosts: list[dict[int, None]] = [{} for _ in problem.demands]
@@ -88,30 +89,32 @@ class Layout:
         problem = self.problem
         board = problem.boards[index]
         kind = board.kind
+        free, width, cells = -(self._free(index) ** 2), 0, 0
         for part in old:
-            for cell in part.cells:
-                self.hosts[cell.member].pop(index, None)
-                self._capacity[cell.member] = None
+            width -= self._width[part.place]
+            cells -= len(part.cells)
+            for member, _, _ in part.cells:
+                self.hosts[member].pop(index, None)
+                self._capacity[member] = None
         for part in row:
-            for cell in part.cells:
-                self.hosts[cell.member][index] = None
-                self._capacity[cell.member] = None
-        free = self._free(index)
+            width += self._width[part.place]
+            cells += len(part.cells)
+            for member, _, _ in part.cells:
+                self.hosts[member][index] = None
+                self._capacity[member] = None
         self.rows[index] = row
         self.sharable.pop(index, None)
         if row:
             self.sharable[index] = None
         self.states[index] = self.state_of(kind, row)
+        free += self._free(index) ** 2
         used = bool(row) - bool(old)
-        width = sum(problem.width(part.place) for part in row)
-        width -= sum(problem.width(part.place) for part in old)
-        cells = sum(len(part.cells) for part in row) - sum(len(part.cells) for part in old)
         cost, watts, wide, scatter, many = self.score
         self.score = Score(
             cost + used * kind.cost,
             watts + used * kind.watts,
             wide + width,
-            scatter + free * free - self._free(index) ** 2,
+            scatter - free,
             many + cells,
         )
         if kind.private_node or problem.quotas:
@@ -121,8 +124,10 @@ class Layout:
 
     def _free(self, index: int) -> int:
         """Share of a used board that is still worth something, in 64ths."""
+        if not self.rows[index]:
+            return 0
         state = self.states[index]
-        if not self.rows[index] or state < 0:
+        if state < 0:
             return 0
         worth = self.prices.worth[self.problem.boards[index].kind.index]
         return int(64 * worth[state] / worth[0]) if worth[0] else 0
@@ -183,7 +188,7 @@ class Layout:
             predictor, hosts = self.problem.predictor, self.hosts[member]
             if len(hosts) == 1:
                 (index,) = hosts
-                known = predictor.rate(member, self.parts_of(member, index))
+                known = predictor.rate(member, self.rows[index])
             else:
                 known = sum(predictor.rate(member, parts) for parts in self.nodes(member).values())
             self._capacity[member] = known

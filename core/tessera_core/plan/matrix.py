@@ -34,7 +34,7 @@ class Part(NamedTuple):
     def of(self, member: int) -> Cell | None:
         """The cell of ``member``, None where it does not run here."""
         for cell in self.cells:
-            if cell.member == member:
+            if cell[0] == member:
                 return cell
         return None
 

@@ -32,6 +32,8 @@ _COVERS = 3
 """Covers tried per kind and regime."""
 _DEARER = 1.3
 """Covers whose price is above the best real cost by more than this are not looked at: prices are a guide."""
+_FIRST_RATES = 6
+"""Unequal divisions of a rate that are tried."""
 _MOST_NODES = 24
 """Equal nodes that are looked at."""
 _MOST_TURNS = 256
@@ -84,6 +86,8 @@ class Placer:
         self.needs = needs
         self._covers: dict[tuple[Behaviour, int, tuple[int, ...]], list[Wish]] = {}
         self.guests = Guests(self)
+        self.thorough = False
+        """Whether rates are also divided unequally among nodes, which takes several times as long."""
 
     def missing(self, member: int) -> int:
         """Rows/s × ``MILLI`` that ``member`` lacks."""
@@ -100,6 +104,42 @@ class Placer:
 
     def place(self, member: int) -> bool:
         """Give ``member`` what it lacks; False when not all of it could be had. Harms nobody."""
+        return self._place_best(member) if self.thorough else self._place_rest(member)
+
+    def _place_best(self, member: int) -> bool:
+        """The best of several first parts: nodes need not carry equal shares of a rate."""
+        layout = self.layout
+        mark, cost = layout.mark(), layout.score.cost
+        missing = self.missing(member)
+        done = self._place_rest(member)
+        if done and layout.score.cost == cost:
+            return True  # no other way costs less
+        best = not done, self.missing(member), layout.score
+        rows = self._changed(mark)
+        for rate in self._first_rates(member, missing):
+            layout.rollback(mark)
+            if self._take_offer(member, rate, 1):
+                done = self._place_rest(member)
+                found = not done, self.missing(member), layout.score
+                if found < best:
+                    best, rows = found, self._changed(mark)
+        layout.rollback(mark)
+        layout.change(rows)
+        return not best[0]
+
+    def _first_rates(self, member: int, missing: int) -> list[int]:
+        """Rates below ``missing`` that one part can carry, the largest first."""
+        problem = self.problem
+        behaviour = problem.predictor.behaviours[member]
+        places = {p for index in problem.eligible[member] for p in problem.kinds[index].classes}
+        rates = {best.rate for place in places if (best := behaviour.best(place)) is not None}
+        return sorted((rate for rate in rates if rate < missing), reverse=True)[:_FIRST_RATES]
+
+    def _changed(self, mark: int) -> Change:
+        layout = self.layout
+        return {index: layout.rows[index] for index in layout.changed(mark)}
+
+    def _place_rest(self, member: int) -> bool:
         for _ in range(_MOST_TURNS):
             if self.served(member):
                 return True
@@ -116,13 +156,10 @@ class Placer:
     def _step(self, member: int) -> bool:
         """One addition for ``member``; whether there was one."""
         layout, demand = self.layout, self.problem.demands[member]
-        nodes = layout.nodes(member)
-        scattered = max(1, demand.min_nodes - len(nodes))
-        room = demand.max_parts - layout.parts(member)
-        if room <= 0:
+        if layout.parts(member) >= demand.max_parts:
             return False
         missing = self.missing(member)
-        avoid = set(nodes) if len(nodes) < demand.min_nodes else set()
+        avoid, scattered = self._spread(member)
         small = self.guests.is_small(member, missing)
         if small and self.guests.visit(member, missing, avoid):
             return True
@@ -130,9 +167,7 @@ class Placer:
             if division < scattered:
                 continue
             rate = max(1, -(-missing // division))
-            offer = self._best_offer(member, rate, avoid, room - (scattered - 1))
-            if offer is not None:
-                self.layout.change(offer.change)
+            if self._take_offer(member, rate, scattered):
                 return True
             if not missing or (division > 1 and rate < MILLI):
                 break
@@ -144,7 +179,23 @@ class Placer:
             if missing // part
         )
 
+    def _spread(self, member: int) -> tuple[set[int], int]:
+        """Nodes that ``member`` has to leave out for the sake of its spread, and how many more it needs."""
+        nodes = self.layout.nodes(member)
+        lacking = self.problem.demands[member].min_nodes - len(nodes)
+        return (set(nodes) if lacking > 0 else set()), max(1, lacking)
+
     # --- parts of its own
+
+    def _take_offer(self, member: int, rate: int, scattered: int) -> bool:
+        """Take the best offer for ``rate`` on one node, so that parts are left for ``scattered - 1`` more."""
+        room = self.problem.demands[member].max_parts - self.layout.parts(member)
+        avoid, _ = self._spread(member)
+        offer = self._best_offer(member, rate, avoid, room - (scattered - 1))
+        if offer is None:
+            return False
+        self.layout.change(offer.change)
+        return True
 
     def take(self, member: int, wish: Wish) -> bool:
         """Give ``member`` the parts of ``wish`` where they cost least; False without room."""
@@ -154,19 +205,20 @@ class Placer:
         self.layout.change(offer.change)
         return True
 
-    def _best_offer(self, member: int, rate: int, avoid: set[int], most: int) -> Offer | None:
+    def _best_offer(self, member: int, rate: int, avoid: set[int], parts: int) -> Offer | None:
         layout, demand = self.layout, self.problem.demands[member]
         kin = self.kin(member)
         best: Offer | None = None
         best_key: tuple[float, ...] = (inf,)
         for wish in self.wishes(member, rate):
-            if len(wish.places) > most:
+            if len(wish.places) > parts:
                 continue
             if best is not None and wish.price > best.cost * _DEARER + 1e-6:
                 break
             if not layout.within_quota(demand.namespace, wish.kind, wish.places):
                 continue
-            offer = self._cheapest(member, wish, avoid, kin)
+            most = best.cost if best is not None and wish.kind.avoided >= best_key[0] else inf
+            offer = self._cheapest(member, wish, avoid, kin, most)
             if offer is None:
                 continue
             near = offer.node in kin
@@ -199,9 +251,13 @@ class Placer:
         ways.sort(key=lambda way: way[:4])
         found: dict[tuple[int, Counts], Wish] = {}
         least = inf
+        tried: set[int] = set()
         for avoided, guess, index, _, regime in ways:
-            if guess > least * _DEARER and not avoided:
+            # The first way of a kind counts however dear it looks: prices share a board out among tenants
+            # that there may not be.
+            if guess > least * _DEARER and index in tried and not avoided:
                 continue
+            tried.add(index)
             kind = problem.kinds[index]
             items = [
                 (prices.of_kind[index][kind.position[option.place]], option.rate)
@@ -220,26 +276,36 @@ class Placer:
         )
 
     def _cheapest(
-        self, member: int, wish: Wish, avoid: set[int], kin: dict[int, None]
+        self,
+        member: int,
+        wish: Wish,
+        avoid: set[int],
+        kin: dict[int, None],
+        most: float = inf,
     ) -> Offer | None:
-        """The wish where it costs least; of equal nodes one that has the service already."""
+        """The wish where it costs least, ``most`` at most; of equal nodes one that has the service already."""
         layout, kind = self.layout, wish.kind
+        fits = [
+            (fit.cost, fit, nodes)
+            for room, nodes in layout.rooms.of(kind.index).items()
+            if (fit := layout.rooms.fit(kind, room, wish.counts)) is not None and fit.cost <= most
+        ]
+        fits.sort(key=lambda each: each[0])
         best: Offer | None = None
-        best_key: tuple[float, bool] = (inf, True)
-        for room, nodes in layout.rooms.of(kind.index).items():
-            fit = layout.rooms.fit(kind, room, wish.counts)
-            if fit is None or fit.cost > best_key[0] + 1e-6:
-                continue
+        for cost, fit, nodes in fits:
+            if best is not None and cost > best.cost:
+                break
             for node in _kin_first(nodes, kin):
-                key = (fit.cost, node not in kin)
-                if key >= best_key:
+                if best is not None and node not in kin:
                     break
                 if node in avoid:
                     continue
                 change = self._rows(member, kind, node, fit, wish.settings)
                 if change is not None:
-                    best_key, best = key, Offer(fit.cost, node, change)
+                    best = Offer(cost, node, change)
                     break
+            if best is not None and best.node in kin:
+                break
         return best
 
     def kin(self, member: int) -> dict[int, None]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tessera_core.plan.admit import grow, serve_all
-from tessera_core.plan.behaviour import Behaviour, Curves
+from tessera_core.plan.behaviour import Curves
 from tessera_core.plan.build import CurvesFactory, Memory, demands_in, problem_of
 from tessera_core.plan.decision import Plan, Refusal, Why
 from tessera_core.plan.demand import Demand
@@ -38,6 +38,7 @@ from tessera_core.plan.state import Budget, ClusterState, Goal
 
 _MILLI = 1000
 _ROUNDS = 3
+_MOST_HOMES = 100_000
 
 
 class Planner:
@@ -90,7 +91,9 @@ class Planner:
         problem = problem_of(state, demands, self._memory)
         refused: Refused = {}
         runs: set[tuple[str, str]] | None = None
-        homes: dict[tuple[Behaviour, tuple[int, ...]], int] = {}
+        homes = self._memory.homes
+        if len(homes) > _MOST_HOMES:
+            homes.clear()
         for member, demand in enumerate(demands):
             key = problem.predictor.behaviours[member], problem.eligible[member]
             if key not in homes:

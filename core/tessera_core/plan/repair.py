@@ -36,7 +36,8 @@ def present_row(
         place = _place(problem, kind, each.slice)
         if member is None or place is None or kind.index not in problem.eligible[member]:
             continue
-        cap = _still_good(problem, member, Setting(place, each.batch, each.instances))
+        setting = Setting(place, each.batch, each.instances)
+        cap = problem.predictor.behaviours[member].cap_to_keep(setting)
         if cap is not None:
             pieces.setdefault(each.slice, []).append(Cell(member, cap, each.instances))
     return row_of(
@@ -44,21 +45,6 @@ def present_row(
         for piece, cells in pieces.items()
         if (place := _place(problem, kind, piece)) is not None
     )
-
-
-def _still_good(problem: Problem, member: int, running: Setting) -> int | None:
-    """The cap to keep: the present one, or a smaller one that answers an idle row in time; None without."""
-    behaviour = problem.predictor.behaviours[member]
-    if not behaviour.knows(running):
-        return None
-    if behaviour.idle_latency_ms(running) <= behaviour.budget_ms:
-        return running.cap
-    for caps in behaviour.settings():
-        cap = caps.get((running.place, running.instances), running.cap)
-        if cap < running.cap:
-            # The batch of this setting is in time, so one row is.
-            return cap
-    return None
 
 
 def _place(problem: Problem, kind: Kind, piece: Slice) -> int | None:

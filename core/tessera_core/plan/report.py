@@ -127,11 +127,11 @@ def _queues(layout: Layout, member: int) -> Iterable[list[tuple[int, Part, Runni
     predictor, boards = layout.problem.predictor, layout.problem.boards
     by_node: dict[int, list[tuple[int, Part, Running]]] = {}
     for index in sorted(layout.hosts[member]):
+        here = by_node.setdefault(boards[index].node, [])
         for part in layout.rows[index]:
-            cell = part.of(member)
-            if cell is not None:
-                server = index, part, predictor.running(part, cell)
-                by_node.setdefault(boards[index].node, []).append(server)
+            for cell in part.cells:
+                if cell[0] == member:
+                    here.append((index, part, predictor.running(part, cell)))
     return by_node.values()
 
 

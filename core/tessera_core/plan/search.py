@@ -25,6 +25,8 @@ _MOST_PLACED = 6000
 """Members placed in all those orders together."""
 LITTLE_FAITH = 0.1
 """``Layout.faith`` when few members, or none, are still to come."""
+_FEW = 8
+"""Members that are placed again with every effort when they are all that is missing."""
 _PAIRS = 24
 """Boards that are dissolved together with each of the emptiest."""
 
@@ -79,10 +81,18 @@ def arrange(placer: Placer, members: Sequence[int], work: Work) -> list[int]:
     layout = placer.layout
     mark = layout.mark()
     order = list(members)
+    new = {member for member in order if not layout.hosts[member]}
     best: tuple[tuple[int, int], list[int], Change] | None = None
     attempts = max(2, min(_SQUEAKS, _MOST_PLACED // max(1, len(order))))
     for attempt in range(attempts):
+        # Few members: worth every effort, once the plain way has failed.
+        placer.thorough = attempt > 0 and attempts == _SQUEAKS
         failed = construct(placer, order)
+        if len(failed) <= _FEW:
+            failed = [
+                member for member in failed if member not in new or not _afresh(placer, member)
+            ]
+        placer.thorough = False
         if not failed:
             return []
         merit = len(failed), sum(not layout.hosts[member] for member in failed)
@@ -93,7 +103,7 @@ def arrange(placer: Placer, members: Sequence[int], work: Work) -> list[int]:
         layout.rollback(mark)
         loud = set(failed)
         following = [*failed, *(member for member in order if member not in loud)]
-        if following == order:
+        if following == order and attempt:
             break
         order = following
     assert best is not None
@@ -102,13 +112,25 @@ def arrange(placer: Placer, members: Sequence[int], work: Work) -> list[int]:
     return best[1]
 
 
+def _afresh(placer: Placer, member: int) -> bool:
+    """Place a ``member`` that lacks something again, with every effort; unless that helps nothing is changed."""
+    layout = placer.layout
+    mark = layout.mark()
+    layout.without(member)
+    placer.thorough = True
+    if placer.place(member):
+        return True
+    layout.rollback(mark)
+    return False
+
+
 def consolidate(placer: Placer, work: Work) -> None:
     """Lower the score of a layout without serving anybody less."""
     layout = placer.layout
     everyone = range(len(placer.problem.demands))
     served = frozenset(member for member in everyone if placer.served(member))
     layout.faith = LITTLE_FAITH
-    for size in (1, 2):
+    for placer.thorough, size in ((False, 1), (False, 2), (True, 1), (True, 2)):
         improved = True
         while improved:
             improved = False
@@ -116,9 +138,11 @@ def consolidate(placer: Placer, work: Work) -> None:
                 if not all(layout.rows[index] for index in boards):
                     continue
                 if not work.spend():
+                    placer.thorough = False
                     return
                 if _dissolved(placer, boards, served):
                     improved = True
+    placer.thorough = False
 
 
 def _neighbourhoods(layout: Layout, size: int) -> Iterator[tuple[int, ...]]:
