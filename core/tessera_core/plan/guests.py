@@ -10,6 +10,7 @@ need.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from tessera_core.api import Isolation
@@ -113,15 +114,16 @@ class Guests:
         return False
 
     def _hosts(self, member: int, avoid: set[int]) -> list[int]:
-        """Boards with tenants, those with the service's other members first, then the least filled."""
+        """Boards with tenants: those with the service's other members, those on their nodes, the last changed."""
         layout, problem = self._layout, self._problem
         demand = problem.demands[member]
         if demand.isolation is Isolation.EXCLUSIVE:
             return []
         kinds = set(problem.eligible[member])
         kin = self._placer.kin(member)
+        near = sorted({i for other in problem.service_of(member) for i in layout.hosts[other]})
         found = []
-        for index in reversed(layout.sharable):
+        for index in dict.fromkeys(chain(near, reversed(layout.sharable))):
             board = problem.boards[index]
             if (
                 board.kind.index in kinds
