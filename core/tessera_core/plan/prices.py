@@ -132,16 +132,10 @@ def _market(problem: Problem, needs: Sequence[int]) -> Market:
         first.append(first[-1] + len(kind.classes))
     columns = np.array([place for kind in kinds for place in kind.classes], dtype=np.int64)
     rates = np.zeros((len(problem.demands), first[-1]))
-    allowed: dict[tuple[int, ...], NDArray[np.bool_]] = {}
-    for member, eligible in enumerate(problem.eligible):
-        if eligible not in allowed:
-            mask = np.zeros(first[-1], dtype=bool)
-            for index in eligible:
-                mask[first[index] : first[index + 1]] = True
-            allowed[eligible] = mask
-        if first[-1]:
-            finished = problem.predictor.behaviours[member].most_rates()
-            rates[member] = np.where(allowed[eligible], finished[columns], 0.0)
+    if len(columns) and len(rates):
+        # By (member, place), then by column, of the kinds that the member may use.
+        finished = np.array([each.most_rates() for each in problem.predictor.behaviours])
+        rates = finished[:, columns] * _allowed(problem, first)
     supply = np.zeros(len(kinds))
     for board in problem.boards:
         supply[board.kind.index] += 1
@@ -153,6 +147,17 @@ def _market(problem: Problem, needs: Sequence[int]) -> Market:
         np.array([kind.cost for kind in kinds], dtype=np.float64),
         supply,
     )
+
+
+def _allowed(problem: Problem, first: Sequence[int]) -> NDArray[np.bool_]:
+    """Which columns each member may use, shape (members, columns)."""
+    numbers = {each: number for number, each in enumerate(dict.fromkeys(problem.eligible))}
+    masks = np.zeros((len(numbers), first[-1]), dtype=bool)
+    for eligible, number in numbers.items():
+        for index in eligible:
+            masks[number, first[index] : first[index + 1]] = True
+    allowed: NDArray[np.bool_] = masks[[numbers[eligible] for eligible in problem.eligible]]
+    return allowed
 
 
 def _payments(needs: Vector, rates: Vector, prices: Vector) -> Vector:
