@@ -497,3 +497,15 @@ def test_replicas_that_cannot_carry_the_expected_rate_are_reported() -> None:
     assert short is not None
     assert short.shortfall is not None
     assert short.shortfall.devices == 1
+
+
+@pytest.mark.parametrize("isolation", ["Partition", "Exclusive"])
+def test_members_of_a_service_that_shares_with_nobody_share_with_each_other(isolation: str) -> None:
+    wanted = [
+        service("x", ["k", "m"], rps=5, placement={"isolation": isolation}),
+        service("y", "z", rps=5),
+    ]
+    models = [measured(model, gpu_place()) for model in "kmz"]
+    decided = plan(cluster([gpu_node("a"), gpu_node("b"), gpu_node("c")], wanted, models))
+    assert decided.refused == ()
+    assert decided.lower_bound <= decided.cost == 2.0

@@ -115,7 +115,7 @@ def test_whatever_runs_now_the_plan_is_legal_and_complete(
 
 
 @examples(20)
-@given(plain_clusters())
+@given(clusters())
 def test_the_lower_bound_is_never_above_the_cost(state: ClusterState) -> None:
     decided = plan(state)
     assert decided.lower_bound <= decided.cost * (1 + LEAST)

@@ -294,7 +294,9 @@ class ModelServiceSpec:
     @staticmethod
     def complete(document: Mapping[str, Any]) -> Mapping[str, Any]:
         """The document with those defaults of ``ensemble`` that depend on the members."""
-        members, ensemble = document.get("members"), document.get("ensemble") or {}
+        members, ensemble = document.get("members"), document.get("ensemble")
+        if ensemble is None:
+            ensemble = {}
         if not isinstance(ensemble, Mapping):
             return document
         if not isinstance(members, list | tuple):

@@ -25,6 +25,8 @@ from tessera_core.api.scalars import decimal, duration, integer, matching, quant
 
 GPU_RESOURCE = "nvidia.com/gpu"
 """Extended resource of the NVIDIA device plugin; a pool without it is a CPU pool."""
+MOST_GPUS = 64
+"""Of one node."""
 
 # Five fields; what they mean is for whoever evaluates them against a clock.
 CRON = matching(
@@ -104,8 +106,9 @@ class Toleration:
 
 def _whole_gpus(node: NodeShape) -> Iterator[FieldError]:
     gpus = dict(node.resources).get(GPU_RESOURCE)
-    if gpus is not None and gpus.value % 1:
-        yield FieldError(f"resources[{GPU_RESOURCE}]", gpus.text, "a whole number of GPUs")
+    if gpus is not None and (gpus.value % 1 or gpus.value > MOST_GPUS):
+        allowed = f"a whole number of GPUs, {MOST_GPUS} at most"
+        yield FieldError(f"resources[{GPU_RESOURCE}]", gpus.text, allowed)
 
 
 def _shared_memory_is_memory(node: NodeShape) -> Iterator[FieldError]:

@@ -98,10 +98,7 @@ def _arranged_anew(placer: Placer, members: list[int], work: Work) -> None:
     failed = arrange(placer, members, work)
     if failed:
         placer.layout.rollback(mark)
-        asked = placer.needs
-        placer.needs = _within_reach(placer, failed)
-        _shared_out(placer, members, work)
-        placer.needs = asked
+        _shared_out(placer, members, _within_reach(placer, failed), work)
 
 
 def _add(placer: Placer, members: list[int]) -> None:
@@ -175,10 +172,10 @@ def _put_back(layout: Layout, rows: Change, lower: frozenset[int]) -> None:
 
 
 def _within_reach(placer: Placer, failed: Sequence[int]) -> list[int]:
-    """Needs cut down to what a service could have if it were alone in its class.
+    """By member, what it needs or, where that is less, what it would have if its service were alone in its class.
 
     Whoever is held back by a quota of its own, or by the greatest number of replicas, is no reason for others
-    to get less.
+    to get less: shares rise together, and who has reached this is left behind.
     """
     layout, problem = placer.layout, placer.problem
     reach = list(placer.needs)
@@ -195,7 +192,7 @@ def _within_reach(placer: Placer, failed: Sequence[int]) -> list[int]:
     return reach
 
 
-def _shared_out(placer: Placer, members: list[int], work: Work) -> None:
+def _shared_out(placer: Placer, members: list[int], reach: Sequence[int], work: Work) -> None:
     layout, problem = placer.layout, placer.problem
     full = list(placer.needs)
     base = layout.mark()
@@ -204,7 +201,7 @@ def _shared_out(placer: Placer, members: list[int], work: Work) -> None:
     failed: list[int] = []
     while present:
         layout.rollback(base)
-        failed = _arranged(placer, present, full, _LEAST_SHARE, work)
+        failed = _arranged(placer, present, full, reach, _LEAST_SHARE, work)
         if not failed:
             break
         out = _hopeless(problem, layout, failed).intersection(present)
@@ -223,7 +220,7 @@ def _shared_out(placer: Placer, members: list[int], work: Work) -> None:
     for _ in range(_BISECTIONS if len(present) <= _MANY else _FEW_BISECTIONS):
         share = (low + high) / 2
         layout.rollback(base)
-        failed = _arranged(placer, present, full, share, work)
+        failed = _arranged(placer, present, full, reach, share, work)
         if not lame.issuperset(failed) or not all(layout.hosts[member] for member in failed):
             high = share
         else:
@@ -235,12 +232,18 @@ def _shared_out(placer: Placer, members: list[int], work: Work) -> None:
 
 
 def _arranged(
-    placer: Placer, members: Sequence[int], full: Sequence[int], share: float, work: Work
+    placer: Placer,
+    members: Sequence[int],
+    full: Sequence[int],
+    reach: Sequence[int],
+    share: float,
+    work: Work,
 ) -> list[int]:
-    """Place ``members`` at ``share`` of what they need; those that lack something."""
+    """Place ``members`` at ``share`` of what they need, ``reach`` at most; those that lack something."""
     needs = list(full)
     for member in members:
-        needs[member] = max(min(1, full[member]), int(full[member] * share))
+        wanted = min(int(full[member] * share), reach[member])
+        needs[member] = max(min(1, full[member]), wanted)
     placer.needs = needs
     return arrange(placer, members, work)
 

@@ -117,13 +117,12 @@ class Guests:
         """Boards with tenants: those with the service's other members, those on their nodes, the last changed."""
         layout, problem = self._layout, self._problem
         demand = problem.demands[member]
-        if demand.isolation is Isolation.EXCLUSIVE:
-            return []
         kinds = set(problem.eligible[member])
         kin = self._placer.kin(member)
         near = sorted({i for other in problem.service_of(member) for i in layout.hosts[other]})
+        others = () if demand.isolation is Isolation.EXCLUSIVE else reversed(layout.sharable)
         found = []
-        for index in dict.fromkeys(chain(near, reversed(layout.sharable))):
+        for index in dict.fromkeys(chain(near, others)):
             board = problem.boards[index]
             if (
                 board.kind.index in kinds

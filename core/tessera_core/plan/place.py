@@ -116,9 +116,14 @@ class Placer:
             return True  # no other way costs less
         best = not done, self.missing(member), layout.score
         rows = self._changed(mark)
-        for rate in self._first_rates(member, missing):
+        for rate in (0, *self._first_rates(member, missing)):
             layout.rollback(mark)
-            if self._take_offer(member, rate, 1):
+            avoid, _ = self._spread(member)
+            if rate:
+                started = self._take_offer(member, rate, 1)
+            else:
+                started = self.guests.visit(member, missing, avoid)
+            if started:
                 done = self._place_rest(member)
                 found = not done, self.missing(member), layout.score
                 if found < best:

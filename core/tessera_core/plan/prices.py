@@ -11,9 +11,9 @@ the bound is the sum of what the members pay at those prices. ANY such prices gi
 be optimal: a few rounds of ascent find good ones (raise what is bought more than its share of the best
 packing, lower the rest). The price of a kind that is scarce rises above its cost until its boards suffice.
 
-Fractions make the bound hold for members that share a part, too. A member that shares with nobody
-(isolation ``Partition`` or ``Exclusive``) pays for whole parts, and the bound counts the cheapest whole ones
-(``cover.cheapest``): that is the bound of the configuration linear program.
+Fractions make the bound hold for members that share a part, too. A service that shares with nobody (isolation
+``Partition`` or ``Exclusive``) has whole parts, so it pays at least for the cheapest whole ones of any of its
+members (``cover.cheapest``): with one member, that is the bound of the configuration linear program.
 """
 
 from __future__ import annotations
@@ -90,35 +90,38 @@ def lower_bound(
     if not served:
         return 0
     market = prices.market
-    columns = np.array([price for each in prices.of_kind for price in each])
+    alone = len(problem.services) == 1
+    by_column = [price for each in prices.of_kind for price in each]
     scarcity = sum(
         float(supply) * max(0.0, worth[0] - kind.cost)
         for kind, worth, supply in zip(problem.kinds, prices.worth, market.supply, strict=True)
     )
-    paid = _payments(market.needs, market.rates, columns).tolist()
+    paid = _payments(market.needs, market.rates, np.array(by_column)).tolist()
     total = 0.0
     least = 0
     cheapest_board: dict[tuple[int, ...], int] = {}
-    for member, demand in enumerate(problem.demands):
-        if demand.service not in served:
+    for members in problem.services:
+        if problem.demands[members[0]].service not in served:
             continue
-        eligible = problem.eligible[member]
-        if eligible not in cheapest_board:
-            cheapest_board[eligible] = min(
-                (problem.kinds[index].cost for index in eligible), default=0
-            )
-        if demand.min_parts:
-            least = max(least, demand.min_nodes * cheapest_board[eligible])
-        whole = demand.isolation is not Isolation.ANY and len(problem.services) > 1
-        if whole and needs[member]:
-            items = tuple(
-                (price, int(rate) + 1)
-                for price, rate in zip(columns.tolist(), market.rates[member].tolist(), strict=True)
-                if rate
-            )
-            total += max(paid[member], cheapest(items, needs[member]))
-        else:
-            total += paid[member]
+        shares, whole = 0.0, 0.0
+        for member in members:
+            demand, eligible = problem.demands[member], problem.eligible[member]
+            if eligible not in cheapest_board:
+                cheapest_board[eligible] = min(
+                    (problem.kinds[index].cost for index in eligible), default=0
+                )
+            if demand.min_parts:
+                least = max(least, demand.min_nodes * cheapest_board[eligible])
+            shares += paid[member]
+            if needs[member] and (demand.isolation is not Isolation.ANY or alone):
+                items = tuple(
+                    (price, int(rate) + 1)
+                    for price, rate in zip(by_column, market.rates[member].tolist(), strict=True)
+                    if rate
+                )
+                whole = max(whole, cheapest(items, needs[member]))
+        # Its own members may share the parts of a service that shares with nobody else.
+        total += max(shares, whole)
     total = (total - scarcity) * _SAFE
     # Costs are sums of whole boards, so a bound between two such sums is really the higher one.
     unit = gcd(*(kind.cost for kind in problem.kinds)) or 1
@@ -182,7 +185,6 @@ def _ascend(market: Market) -> tuple[Vector, float]:
     tops = market.costs.copy()
     buyers = market.rates.any(axis=1)
     rates, needs = market.rates[buyers], market.needs[buyers]
-    # Equal buyers are one: a fleet has far fewer kinds of members than members.
     with np.errstate(divide="ignore"):
         inverse = np.where(rates > 0, 1 / np.maximum(rates, 1e-300), np.inf)
     best, best_bound = prices, -np.inf
