@@ -34,6 +34,11 @@ bench-runtime: env-demo  ## the server beside an in-process loop; QUICK=1 for a 
 bench-planner: env-bench  ## the planner beside other rules, bounds and brute force; QUICK=1 for a smoke run
 	$(RUN)/python bench/planner/main.py $(if $(QUICK),--quick)
 
+# Needs Go 1.24 or newer; the first run builds Kubernetes from its modules into ~/.cache (minutes, 6 GB).
+.PHONY: e2e
+e2e: env-e2e  ## the CRDs on a real API server
+	$(RUN)/pytest e2e --override-ini pythonpath=.
+
 .PHONY: format
 format: env-check  ## rewrite the sources as `make check` wants them
 	$(RUN)/ruff check --fix
@@ -45,13 +50,16 @@ proto: env-test  ## regenerate the gRPC descriptors from oip.proto
 	  -I runtime/tessera_runtime/protocol --descriptor_set_out=runtime/tessera_runtime/protocol/oip.binpb oip.proto
 
 # The environments share .venv and only add to it. `check` stays without torch (5 GB).
-.PHONY: env-check env-test env-demo env-bench
+.PHONY: env-check env-test env-demo env-bench env-e2e
 env-check: $(UV)
 	$(SYNC) --extra serve --group check
 env-test: $(UV)
 	$(SYNC) --extra runtime --extra onnx --extra s3 --extra gs --extra hf --extra solver --group test --group demo
 env-bench: $(UV)
 	$(SYNC) --extra solver --group bench
+env-e2e: $(UV)
+	@command -v go >/dev/null || { echo "e2e: no go in PATH; install Go 1.24 or newer from https://go.dev/dl"; exit 1; }
+	$(SYNC) --group e2e
 env-demo: $(UV)
 	$(SYNC) --extra runtime --extra onnx --group demo
 

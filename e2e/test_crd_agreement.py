@@ -1,0 +1,96 @@
+"""The API server and the Python classes judge alike: every field of every sample, damaged in many ways.
+
+What the schema lets in and the class refuses would reach the operator as an object it cannot read; what the
+class lets in and the schema refuses would be served from a file and not from a cluster.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from e2e.api import Api
+
+from tessera_core.api import SpecInvalid, decode
+
+SAMPLES = sorted((Path(__file__).parents[1] / "crds" / "samples").glob("*.yaml"))
+PROBES: tuple[object, ...] = (
+    *("", " ", "0", "-1", "1", "0.5", "101", "1e-9", "1e99", "x", "X", "a.b", "-a", "none", "None"),
+    *("0s", "1ns", "1us", "5m", "1.5h", "9000h", "5 m", "16Gi", "0.5Gi", "1Xi", "Fixed", "Mean"),
+    *("cpu-4", "cpu-4@2", "full", "1g.10gb", "1g.10gb@3", "sha256:00", "file:///a", "s3://u@h/a"),
+    *("a" * 64, "a" * 400, "0 2 * * 6", "0 2 * *", "NVIDIA-L4"),
+    *(-2, -1, 0, 1, 2, 17, 4097, 65537, 2**31, 2**62, 1.5, True, None),
+    *([], {}, [1], ["a"], {"a": "b"}),
+)
+ABSENT = object()
+Place = tuple[str | int, ...]
+
+
+def places(value: Any, at: Place = ()) -> Iterator[Place]:
+    """Where the parts of a document are."""
+    if at:
+        yield at
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from places(item, (*at, key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from places(item, (*at, index))
+
+
+def damaged(document: dict[str, Any], place: Place, probe: object) -> dict[str, Any]:
+    changed = copy.deepcopy(document)
+    inner: Any = changed
+    for step in place[:-1]:
+        inner = inner[step]
+    inner[place[-1]] = probe
+    return changed
+
+
+def without(document: dict[str, Any], place: Place) -> dict[str, Any]:
+    changed = copy.deepcopy(document)
+    inner: Any = changed
+    for step in place[:-1]:
+        inner = inner[step]
+    del inner[place[-1]]
+    return changed
+
+
+def refused_by_class(document: dict[str, Any]) -> str | None:
+    try:
+        decode(document)
+    except SpecInvalid as invalid:
+        return str(invalid)
+    return None
+
+
+def differs_on_purpose(place: Place, probe: object) -> object:
+    """Files are for local mode; which steps come earlier costs the server too much; it drops nulls in maps."""
+    return (
+        (place[-1] == "uri" and probe == "file:///a")
+        or ("steps" in place and (len(place) == 3 or {"id", "requires"}.intersection(place)))
+        or (probe is None and {"matchLabels", "resources", "selector"}.intersection(place[:-1]))
+    )
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
+def test_both_judge_a_damaged_sample_alike(api: Api, path: Path) -> None:
+    document = yaml.safe_load(path.read_text())
+    differences = []
+    for place in places(document["spec"], ("spec",)):
+        variants = [
+            (repr(probe), damaged(document, place, probe))
+            for probe in PROBES
+            if not differs_on_purpose(place, probe)
+        ]
+        if not differs_on_purpose(place, ABSENT):
+            variants.append(("absent", without(document, place)))
+        for what, variant in variants:
+            server, own = api.admits(variant), refused_by_class(variant)
+            if (server is None) != (own is None):
+                differences.append(f"{'.'.join(map(str, place))}={what}: {server or own}")
+    assert not differences, "\n".join(differences)
