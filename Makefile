@@ -59,7 +59,7 @@ env-bench: $(UV)
 	$(SYNC) --extra solver --group bench
 env-e2e: $(UV)
 	@command -v go >/dev/null || { echo "e2e: no go in PATH; install Go 1.24 or newer from https://go.dev/dl"; exit 1; }
-	$(SYNC) --group e2e
+	$(SYNC) --extra operator --group e2e
 env-demo: $(UV)
 	$(SYNC) --extra runtime --extra onnx --group demo
 

@@ -158,14 +158,15 @@ def test_every_tabled_mig_profile_can_be_written_in_documents() -> None:
     assert report.errors == []
 
 
-def test_a_plan_is_named_by_its_content_and_not_by_its_approval() -> None:
+def test_a_plan_is_named_by_its_content_and_not_by_its_approval_or_leader() -> None:
     spec = PlacementPlan.from_dict(document("placementplan")).spec
     reordered = document("placementplan")
     reordered["spec"] = dict(reversed(reordered["spec"].items()))
 
     assert PlacementPlan.from_dict(reordered).spec.name == spec.name
     assert replace(spec, approved=True).name == spec.name
-    assert replace(spec, epoch=5).name != spec.name
+    assert replace(spec, epoch=5).name == spec.name
+    assert replace(spec, basis="sha256:ab02").name != spec.name
     assert replace(spec, steps=spec.steps[:1]).name != spec.name
     decode(document("placementplan") | {"metadata": {"name": spec.name}})
 

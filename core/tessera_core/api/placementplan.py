@@ -127,9 +127,12 @@ class PlacementPlanSpec:
 
     @property
     def name(self) -> str:
-        """The plan's name: SHA-256 of the content in canonical JSON, without the approval."""
+        """The plan's name: SHA-256 of the content in canonical JSON, without the approval and the epoch.
+
+        A new leader that decides the same goes on with the same plan, and what was approved stays approved.
+        """
         content = record(PlacementPlanSpec).encode(self)
-        del content["approved"]
+        del content["approved"], content["epoch"]
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:_NAME_DIGITS]
 
