@@ -1,1 +1,1 @@
-"""The Kubernetes operator's package. It holds no code yet; the README's status table says so."""
+"""The Kubernetes operator's package. It elects a leader so far; the README's status table says what is missing."""
