@@ -8,7 +8,7 @@ SYNC := $(UV) sync --frozen --inexact --python $(PYTHON)
 
 .PHONY: help
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 
 .PHONY: demo
 demo: env-demo  ## train three small networks, serve their ensemble under an SLO, load it, draw what happened
