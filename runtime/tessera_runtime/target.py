@@ -37,6 +37,8 @@ class DeviceTarget(msgspec.Struct, frozen=True):
 class InstanceTarget(msgspec.Struct, frozen=True):
     device: str
     count: int = 1
+    cap: int | None = None
+    """Rows per batch on this device; None: the member's."""
 
 
 class ServiceTime(msgspec.Struct, frozen=True):
@@ -58,7 +60,7 @@ class MemberTarget(msgspec.Struct, frozen=True):
     max_batch: int
     """Largest batch, warmed on load; more rows than this in one request are refused."""
     cap: int
-    """Setpoint: rows per batch now, at most ``max_batch``."""
+    """Setpoint: rows per batch now, at most ``max_batch``, where an instance has no cap of its own."""
     instances: tuple[InstanceTarget, ...]
     allow_code: bool = False
     weight: float = 1.0

@@ -106,21 +106,21 @@ def test_everything_the_user_said_reaches_the_server() -> None:
     assert service.inputs[0].buckets == ((64,), (128,))
     cnn, mlp = service.members
     assert (cnn.max_batch, cnn.cap, cnn.weight, cnn.required) == (16, 8, 2.0, True)
-    assert cnn.instances == (InstanceTarget("cpu/cpu-1@1", 1),)
+    assert cnn.instances == (InstanceTarget("cpu/cpu-1@1", 1, 8),)
     assert cnn.service_time == ServiceTime(0.1, 2.0)
     assert (mlp.weight, mlp.required, mlp.instances) == (
         1.0,
         False,
-        (InstanceTarget("cpu/cpu-1@0", 2),),
+        (InstanceTarget("cpu/cpu-1@0", 2, 4),),
     )
     assert {device.id for device in found.devices} == {"cpu/cpu-1@0", "cpu/cpu-1@1"}
 
 
-def test_instances_on_several_slices_share_one_cap() -> None:
+def test_instances_on_several_slices_keep_their_caps() -> None:
     wanted = node(instance("cnn", "cpu-1@0", 4), instance("cnn", "cpu-1@1", 8))
     [service] = server_target(wanted, [SERVICE], MODELS, (0, 1), 1, allow_code=False).services
     assert service.members[0].cap == 8
-    assert len(service.members[0].instances) == 2
+    assert [place.cap for place in service.members[0].instances] == [4, 8]
 
 
 def test_standby_instances_take_no_work() -> None:

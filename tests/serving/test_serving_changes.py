@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from support.clients import Load
-from support.model_files import ModelFile
+from support.clients import Crowd, Load
+from support.model_files import ModelFile, rows
 from support.server import Server
 from support.targets import member, service
 from support.targets import server as target
@@ -46,6 +46,22 @@ def test_batch_caps_change(server: Server, file: ModelFile):
             assert server.member("test.m").cap == cap
         load.wait_answers(A_FEW)
     load.check()
+
+
+def test_a_device_takes_batches_of_its_own_cap(server: Server, crowd: Crowd, file: ModelFile):
+    """Behind a held batch of one row wait six; the member's cap of 8 would make them one batch."""
+    for cap, batches in ((3, 1 + 2), (2, 1 + 3)):
+        server.apply(one(file, instances={"cpu-0": 1}, caps={"cpu-0": cap, "cpu-1": 1}))
+        before = server.member("test.m").batches
+        file.hold()
+        asked = [crowd.ask("test.m", rows(1))]
+        file.wait_held()
+        asked += [crowd.ask("test.m", rows(i)) for i in range(2, 8)]
+        server.wait_for(lambda r: r.services[0].members[0].queued_rows == 6, "six wait")
+        file.let_go()
+        for each in asked:
+            each.result()
+        assert server.member("test.m").batches - before == batches
 
 
 def test_a_new_version_takes_over(server: Server, file: ModelFile, tmp_path: Path):

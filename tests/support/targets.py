@@ -23,6 +23,7 @@ def member(
     path: Path | ModelFile,
     *,
     instances: int | dict[str, int] = 1,
+    caps: dict[str, int] | None = None,
     max_batch: int = 8,
     **settings: object,
 ) -> MemberTarget:
@@ -39,7 +40,10 @@ def member(
         name=name,
         path=str(file),
         max_batch=max_batch,
-        instances=tuple(InstanceTarget(device, count) for device, count in places.items()),
+        instances=tuple(
+            InstanceTarget(device, count, (caps or {}).get(device))
+            for device, count in places.items()
+        ),
         **(values | settings),
     )
 

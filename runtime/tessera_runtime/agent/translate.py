@@ -55,7 +55,7 @@ def server_target(
                 continue
             target = device_target(device.uuid, instance.slice, cores, memory_mib)
             devices[target.id] = target
-            where = InstanceTarget(target.id, instance.count)
+            where = InstanceTarget(target.id, instance.count, instance.batch)
             wanted.setdefault((instance.service, instance.member), []).append((instance, where))
     return ServerTarget(
         devices=tuple(devices[key] for key in sorted(devices)),
@@ -133,7 +133,6 @@ def _member_target(
     *,
     allow_code: bool,
 ) -> MemberTarget:
-    # One queue feeds all instances of a member, so it has one cap: the largest that some slice was given.
     cap = max((instance.batch for instance, _ in placed), default=member.batch.max)
     return MemberTarget(
         name=member.name,

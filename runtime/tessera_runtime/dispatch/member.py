@@ -179,6 +179,8 @@ class Member:
     ) -> None:
         self.name = name
         self.cap = cap
+        self.caps: dict[str, int] = {}
+        """Caps of devices that have their own: a slow slice takes smaller batches from the same queue."""
         self.service_time = service_time
         self.statistics = MemberStatistics()
         self.lanes: list[Lane] = []
@@ -217,10 +219,12 @@ class Member:
         self._pump_due = False
         while self._free and self.queue.rows:
             now = time.monotonic()
-            taken = self.queue.take(now, min(self.cap, self.largest), self.expected_s)
+            # The instance that finished last has the warmest caches.
+            lane = self._free[-1]
+            cap = min(self.caps.get(lane.worker.place.device, self.cap), self.largest)
+            taken = self.queue.take(now, cap, self.expected_s)
             if taken.batch:
-                # The instance that finished last has the warmest caches.
-                lane = self._free.pop()
+                self._free.pop()
                 observe = self.statistics.queue.observe
                 for work in taken.batch:
                     work.request.retain()

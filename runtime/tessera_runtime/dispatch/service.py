@@ -48,6 +48,7 @@ class Service:
             Member(member.name, member.cap, member.max_batch, member.service_time, self)
             for member in target.members
         )
+        self._set_caps()
         self.metadata: ModelMetadata | None = None
         """Known once every member has been loaded by some worker."""
         self.in_flight = 0
@@ -92,6 +93,13 @@ class Service:
         for member, wanted in zip(self.members, target.members, strict=True):
             member.cap = wanted.cap
             member.service_time = wanted.service_time
+        self._set_caps()
+
+    def _set_caps(self) -> None:
+        for member, wanted in zip(self.members, self.target.members, strict=True):
+            member.caps = {
+                place.device: place.cap for place in wanted.instances if place.cap is not None
+            }
 
     def submit(self, call: InferCall, done: Done) -> Request:
         """Queue ``call`` at every member. Raises a ServeError; the call's slots are the service's from here."""
