@@ -1,1 +1,1 @@
-"""The Kubernetes operator's package. It elects a leader so far; the README's status table says what is missing."""
+"""The Kubernetes operator's package: leader election, and the cluster as facts. The README says what is missing."""

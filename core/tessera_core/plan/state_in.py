@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from tessera_core.api import (
@@ -50,6 +50,8 @@ from tessera_core.plan.state import (
     Taint,
 )
 from tessera_core.plan.tenants_in import (
+    PriorityClass,
+    StatedQuota,
     default_class,
     effective_quotas,
     read_priority_class,
@@ -80,40 +82,71 @@ def state_from_dict(document: object, *, strict: bool = True) -> ClusterState:
     known = (*_LISTS, "policy", "budget")
     for key in sorted(set(map(str, document)) - set(known)):
         report.errors.append(FieldError(key, "an unknown field", ", ".join(known)))
-    nodes = _documents(document, "nodes", RuntimeNode.from_dict, report)
-    pools = _documents(document, "pools", RuntimePool.from_dict, report)
-    services = _documents(document, "services", ModelService.from_dict, report)
-    profiles = _documents(document, "profiles", ModelProfile.from_dict, report)
-    classes = _documents(document, "priorityClasses", read_priority_class, report)
-    quotas = _documents(document, "quotas", read_quota, report)
+    objects = Objects(
+        nodes=_documents(document, "nodes", RuntimeNode.from_dict, report),
+        pools=_documents(document, "pools", RuntimePool.from_dict, report),
+        services=_documents(document, "services", ModelService.from_dict, report),
+        profiles=_documents(document, "profiles", ModelProfile.from_dict, report),
+        classes=_documents(document, "priorityClasses", read_priority_class, report),
+        quotas=_documents(document, "quotas", read_quota, report),
+    )
     policy = _settings(document, "policy", Policy(), report)
     budget = _settings(document, "budget", Budget(), report)
     if report.errors:  # the rules below read what could be decoded
         raise SpecInvalid(report.errors)
-    rules = tuple(_pool(pool) for pool in pools) or (ONLY_POOL,)
+    rules = () if objects.pools else (ONLY_POOL,)
+    state = state_of(objects, rules, policy, budget, report)
+    if report.errors:
+        raise SpecInvalid(report.errors)
+    return state
+
+
+@dataclass(frozen=True, slots=True)
+class Objects:
+    """The decoded documents of one cluster; the fields are the lists of a state's document."""
+
+    nodes: tuple[RuntimeNode, ...] = ()
+    pools: tuple[RuntimePool, ...] = ()
+    services: tuple[ModelService, ...] = ()
+    profiles: tuple[ModelProfile, ...] = ()
+    classes: tuple[PriorityClass, ...] = ()
+    quotas: tuple[StatedQuota, ...] = ()
+
+
+def state_of(
+    objects: Objects,
+    more_rules: tuple[PoolRules, ...],
+    policy: Policy,
+    budget: Budget,
+    report: Report,
+) -> ClusterState:
+    """The facts in ``objects``; what contradicts itself is in ``report``, with paths such as ``nodes[3].status``.
+
+    ``more_rules`` are those of pools that have no document.
+    """
+    rules = (*map(_pool, objects.pools), *more_rules)
     state = ClusterState(
         nodes=tuple(
-            _node(f"nodes[{index}]", node, rules, pools, report) for index, node in enumerate(nodes)
+            _node(f"nodes[{index}]", node, rules, objects.pools, report)
+            for index, node in enumerate(objects.nodes)
         ),
-        services=tuple(services),
-        measured=_measured(profiles, report),
+        services=objects.services,
+        measured=_measured(objects.profiles, report),
         pools=rules,
         policy=policy,
         budget=budget,
-        digests=_digests(services, profiles, report),
-        priorities=tuple(sorted((each.name, each.value) for each in classes)),
-        default_priority_class=default_class(classes),
-        quotas=effective_quotas(quotas),
+        digests=_digests(objects.services, objects.profiles, report),
+        priorities=tuple(sorted((each.name, each.value) for each in objects.classes)),
+        default_priority_class=default_class(objects.classes),
+        quotas=effective_quotas(objects.quotas),
     )
     _refuse_unknown_classes(state, report)
     _refuse_repeated("nodes", [node.name for node in state.nodes], report)
     _refuse_repeated("pools", [pool.name for pool in rules], report)
-    _refuse_repeated("services", [each.served_name for each in services], report)
+    _refuse_repeated("services", [each.served_name for each in objects.services], report)
     _refuse_repeated("profiles", [each.key for each in state.measured], report)
-    _refuse_repeated("priorityClasses", [each.name for each in classes], report)
-    _refuse_repeated("quotas", [each.name for each in quotas], report)
-    if report.errors:
-        raise SpecInvalid(report.errors)
+    _refuse_repeated("priorityClasses", [each.name for each in objects.classes], report)
+    _refuse_repeated("quotas", [each.name for each in objects.quotas], report)
     return state
 
 
@@ -122,18 +155,18 @@ def _documents(
     name: str,
     read: Callable[..., T],
     report: Report,
-) -> list[T]:
+) -> tuple[T, ...]:
     found = document.get(name) or []
     if not isinstance(found, Sequence) or isinstance(found, str) or len(found) > _MOST_DOCUMENTS:
         report.refuse(name, found, f"a list of at most {_MOST_DOCUMENTS} documents")
-        return []
+        return ()
     read_ones: list[T] = []
     for index, each in enumerate(found):
         try:
             read_ones.append(read(each, strict=report.strict))
         except SpecInvalid as error:
             report.errors += (one.within(f"{name}[{index}]") for one in error.errors)
-    return read_ones
+    return tuple(read_ones)
 
 
 def _settings(document: Mapping[object, object], name: str, default: T, report: Report) -> T:
@@ -191,8 +224,8 @@ def _node(
     pool = dict(labels).get(POOL_LABEL, names[0] if len(names) == 1 else None)
     if pool not in names:
         where = f"{path}.metadata.labels[{POOL_LABEL}]"
-        report.refuse(where, pool, f"one of the pools {', '.join(names)}")
-        pool = names[0]
+        report.refuse(where, pool, f"one of the pools {', '.join(names) or '(there are none)'}")
+        pool = ""
     devices = [
         _device(f"{path}.status.devices[{index}]", device, node, report)
         for index, device in enumerate(node.status.devices)
