@@ -118,8 +118,7 @@ def test_a_thorough_division_takes_unequal_nodes_where_they_cost_less(
     costs = {}
     for thorough in (False, True):
         placer = placer_of(state)
-        placer.thorough = thorough
-        assert placer.place(0)
+        assert placer.place(0, thorough)
         costs[thorough] = placer.layout.score.cost / 1e6
     assert costs == {False: equal, True: 1.3}
     assert plan(state).cost == pytest.approx(1.3)
@@ -128,8 +127,7 @@ def test_a_thorough_division_takes_unequal_nodes_where_they_cost_less(
 def test_a_part_that_is_not_needed_in_the_end_is_given_back() -> None:
     """Trying other divisions leaves nothing behind: one node is enough here."""
     placer = placer_of(fleet("big mid small", 1500))
-    placer.thorough = True
-    assert placer.place(0)
+    assert placer.place(0, thorough=True)
     assert used(placer) == ["n2-small"]
 
 

@@ -13,8 +13,9 @@ Several nodes, each with an equal share of the rate, where one node is not enoug
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from math import inf
 
@@ -86,8 +87,6 @@ class Placer:
         self.needs = needs
         self._covers: dict[tuple[Behaviour, int, tuple[int, ...]], list[Wish]] = {}
         self.guests = Guests(self)
-        self.thorough = False
-        """Whether rates are also divided unequally among nodes, which takes several times as long."""
 
     def missing(self, member: int) -> int:
         """Rows/s × ``MILLI`` that ``member`` lacks."""
@@ -102,12 +101,13 @@ class Placer:
             return False
         return demand.min_nodes == 1 or len(layout.nodes(member)) >= demand.min_nodes
 
-    def place(self, member: int) -> bool:
-        """Give ``member`` what it lacks; False when not all of it could be had. Harms nobody."""
-        return self._place_best(member) if self.thorough else self._place_rest(member)
+    def place(self, member: int, thorough: bool = False) -> bool:
+        """Give ``member`` what it lacks; False when not all of it could be had. Harms nobody.
 
-    def _place_best(self, member: int) -> bool:
-        """The best of several first parts: nodes need not carry equal shares of a rate."""
+        ``thorough``: several beginnings are tried and the best result is kept, which takes as many times as long.
+        """
+        if not thorough:
+            return self._place_rest(member)
         layout = self.layout
         mark, cost = layout.mark(), layout.score.cost
         missing = self.missing(member)
@@ -116,14 +116,9 @@ class Placer:
             return True  # no other way costs less
         best = not done, self.missing(member), layout.score
         rows = self._changed(mark)
-        for rate in (0, *self._first_rates(member, missing)):
+        for begin in self._beginnings(member, missing):
             layout.rollback(mark)
-            avoid, _ = self._spread(member)
-            if rate:
-                started = self._take_offer(member, rate, 1)
-            else:
-                started = self.guests.visit(member, missing, avoid)
-            if started:
+            if begin():
                 done = self._place_rest(member)
                 found = not done, self.missing(member), layout.score
                 if found < best:
@@ -132,13 +127,19 @@ class Placer:
         layout.change(rows)
         return not best[0]
 
-    def _first_rates(self, member: int, missing: int) -> list[int]:
-        """Rates below ``missing`` that one part can carry, the largest first."""
+    def _beginnings(self, member: int, missing: int) -> Iterator[Callable[[], bool]]:
+        """First additions other than the usual one: as a guest, or by one part as full as it gets.
+
+        The rest goes elsewhere, for nodes need not carry equal shares of a rate.
+        """
         problem = self.problem
         behaviour = problem.predictor.behaviours[member]
         places = {p for index in problem.eligible[member] for p in problem.kinds[index].classes}
         rates = {best.rate for place in places if (best := behaviour.best(place)) is not None}
-        return sorted((rate for rate in rates if rate < missing), reverse=True)[:_FIRST_RATES]
+        avoid, _ = self._spread(member)
+        yield partial(self.guests.visit, member, missing, avoid)
+        for rate in sorted((rate for rate in rates if rate < missing), reverse=True)[:_FIRST_RATES]:
+            yield partial(self._take_offer, member, rate, 1)
 
     def _changed(self, mark: int) -> Change:
         layout = self.layout

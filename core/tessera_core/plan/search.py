@@ -6,7 +6,7 @@ Clements 1999), which finds an order that works where one exists for small cases
 
 ``consolidate`` takes the tenants off the emptiest board and places them again elsewhere; when everybody is
 still served and the score is lower, that stands, otherwise all of it is undone. Pairs of boards come after
-single ones. An attempt is one unit of the budget.
+single ones, and thorough placing (``Placer.place``) after both. An attempt is one unit of the budget.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ def order_of(
     )
 
 
-def construct(placer: Placer, members: Iterable[int]) -> list[int]:
+def construct(placer: Placer, members: Iterable[int], thorough: bool = False) -> list[int]:
     """Place ``members`` in this order; those that did not get all they need."""
-    return [member for member in members if not placer.place(member)]
+    return [member for member in members if not placer.place(member, thorough)]
 
 
 def arrange(placer: Placer, members: Sequence[int], work: Work) -> list[int]:
@@ -86,13 +86,11 @@ def arrange(placer: Placer, members: Sequence[int], work: Work) -> list[int]:
     attempts = max(2, min(_SQUEAKS, _MOST_PLACED // max(1, len(order))))
     for attempt in range(attempts):
         # Few members: worth every effort, once the plain way has failed.
-        placer.thorough = attempt > 0 and attempts == _SQUEAKS
-        failed = construct(placer, order)
+        failed = construct(placer, order, thorough=attempt > 0 and attempts == _SQUEAKS)
         if len(failed) <= _FEW:
             failed = [
                 member for member in failed if member not in new or not _afresh(placer, member)
             ]
-        placer.thorough = False
         if not failed:
             return []
         merit = len(failed), sum(not layout.hosts[member] for member in failed)
@@ -117,8 +115,7 @@ def _afresh(placer: Placer, member: int) -> bool:
     layout = placer.layout
     mark = layout.mark()
     layout.without(member)
-    placer.thorough = True
-    if placer.place(member):
+    if placer.place(member, thorough=True):
         return True
     layout.rollback(mark)
     return False
@@ -130,7 +127,7 @@ def consolidate(placer: Placer, work: Work) -> None:
     everyone = range(len(placer.problem.demands))
     served = frozenset(member for member in everyone if placer.served(member))
     layout.faith = LITTLE_FAITH
-    for placer.thorough, size in ((False, 1), (False, 2), (True, 1), (True, 2)):
+    for thorough, size in ((False, 1), (False, 2), (True, 1), (True, 2)):
         improved = True
         while improved:
             improved = False
@@ -138,11 +135,9 @@ def consolidate(placer: Placer, work: Work) -> None:
                 if not all(layout.rows[index] for index in boards):
                     continue
                 if not work.spend():
-                    placer.thorough = False
                     return
-                if _dissolved(placer, boards, served):
+                if _dissolved(placer, boards, served, thorough):
                     improved = True
-    placer.thorough = False
 
 
 def _neighbourhoods(layout: Layout, size: int) -> Iterator[tuple[int, ...]]:
@@ -165,7 +160,9 @@ def _neighbourhoods(layout: Layout, size: int) -> Iterator[tuple[int, ...]]:
             yield (index, other)
 
 
-def _dissolved(placer: Placer, boards: tuple[int, ...], served: frozenset[int]) -> bool:
+def _dissolved(
+    placer: Placer, boards: tuple[int, ...], served: frozenset[int], thorough: bool
+) -> bool:
     """Place the tenants of ``boards`` anew; whether the score fell, otherwise nothing is changed."""
     layout, problem = placer.layout, placer.problem
     mark, before = layout.mark(), layout.score
@@ -184,9 +181,9 @@ def _dissolved(placer: Placer, boards: tuple[int, ...], served: frozenset[int]) 
     order = sorted(parts, key=lambda member: (-parts[member], member))
     for attempt in (order, order[::-1]):
         inner = layout.mark()
-        if all(placer.place(member) or _keeps(layout, member, had) for member in attempt) and (
-            layout.score < before
-        ):
+        if all(
+            placer.place(member, thorough) or _keeps(layout, member, had) for member in attempt
+        ) and (layout.score < before):
             return True
         layout.rollback(inner)
     layout.rollback(mark)
