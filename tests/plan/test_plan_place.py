@@ -93,8 +93,8 @@ def test_a_rate_that_no_node_carries_is_divided_among_as_few_as_carry_it(gpus: f
 
 def test_what_the_nodes_cannot_carry_together_is_not_called_placed() -> None:
     placer = placer_of(fleet("big mid", 8000))
-    for placer.thorough in (False, True):
-        assert not placer.place(0)
+    for thorough in (False, True):
+        assert not placer.place(0, thorough)
         assert used(placer) == ["n0-big", "n1-mid"]
 
 
