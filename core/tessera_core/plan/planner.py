@@ -9,7 +9,8 @@ plan then says what would close the gap.
 
 What runs is the start, and it stays unless moving it pays (``Policy.min_gain_percent``, ``max_moves``). A
 plan first serves and at another time tidies up: only when nothing else has to change are boards dissolved to
-save cost. So an applied plan comes back unchanged, and a change of one service touches that service.
+save cost. So a plan made from nothing comes back unchanged once it is applied, and a change of one service
+touches that service; after one that took parts away, the next plan may still tidy up.
 
 The result depends on the facts and the budget only. ``Planner`` remembers what follows from facts that did
 not change, which makes it faster and nothing else.
