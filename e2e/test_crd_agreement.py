@@ -69,9 +69,12 @@ def refused_by_class(document: dict[str, Any]) -> str | None:
 
 
 def differs_on_purpose(place: Place, probe: object) -> object:
-    """Files are for local mode; which steps come earlier costs the server too much; it drops nulls in maps."""
+    """Files are for local mode; which steps come earlier costs the server too much; it drops nulls in maps;
+    the spec that a node is given was admitted as a ModelService's.
+    """
     return (
-        (place[-1] == "uri" and probe == "file:///a")
+        (place[:2] == ("spec", "services") and place[3:4] == ("spec",))
+        or (place[-1] == "uri" and probe == "file:///a")
         or ("steps" in place and (len(place) == 3 or {"id", "requires"}.intersection(place)))
         or (probe is None and {"matchLabels", "resources", "selector"}.intersection(place[:-1]))
     )

@@ -11,23 +11,33 @@ from enum import StrEnum
 from typing import Annotated, ClassVar
 
 from tessera_core.api.errors import FieldError
+from tessera_core.api.members import DIGEST
 from tessera_core.api.meta import (
     CONDITIONS,
+    GENERATION,
     LABEL,
     LABEL_KEY,
+    SUBDOMAIN,
     ClusterMeta,
     Condition,
     NameRef,
     Resource,
 )
-from tessera_core.api.modelservice import MOST_COUNT
+from tessera_core.api.modelprofile import DEVICE_CLASS, ROW
+from tessera_core.api.modelservice import MOST_COUNT, MOST_MEMBERS, ModelServiceSpec
 from tessera_core.api.places import DEVICE_ID, GEOMETRY, MIG_PROFILE, PRODUCT, SLICE_NAME, START
 from tessera_core.api.records import ListOf, Name, Rule, record
 from tessera_core.api.runtimepool import TaintEffect
-from tessera_core.api.scalars import integer, matching, text
+from tessera_core.api.scalars import decimal, integer, matching, text
+from tessera_core.gpu.devices import DeviceClass
 from tessera_core.gpu.geometry import Placement
+from tessera_core.perf.profile import ProfileRow
 
 MOST_DEVICES = 64
+MOST_SERVICES = 512
+"""Of one node."""
+MOST_ROUTES = 256
+"""Other nodes that one member is reached at."""
 MOST_INSTANCES = 512
 """Of one device."""
 
@@ -110,6 +120,55 @@ class ProfilingTask:
 
 
 @dataclass(frozen=True, slots=True)
+class Route:
+    """Another pod that runs a member, to which requests may be passed on."""
+
+    node: Annotated[str, SUBDOMAIN]
+    address: Annotated[
+        str, matching(r"[0-9A-Za-z.:\[\]-]{1,128}:[0-9]{1,5}", 'a "host:port" of gRPC', 134)
+    ]
+    rows_per_second: Annotated[int, integer()] = 0
+    """What its instances are planned to carry; 0: not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchTime:
+    """How long a batch takes, on the slow side: ``tau0_ms + alpha_ms · rows``."""
+
+    alpha_ms: Annotated[float, decimal()]
+    tau0_ms: Annotated[float, decimal()]
+
+
+@dataclass(frozen=True, slots=True)
+class ServedMember:
+    """What the node has to know of a member beyond the service's spec."""
+
+    name: Annotated[str, LABEL]
+    digest: Annotated[str | None, DIGEST] = None
+    """Of the model file to run; absent until somebody has fetched it."""
+    batch_time: BatchTime | None = None
+    """Absent: not measured, so nothing is dropped before its deadline."""
+    routes: Annotated[tuple[Route, ...], ListOf(record(Route), most=MOST_ROUTES, key="node")] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ServedService:
+    """The version of a ModelService that the node shall run: pinned, so that a change of the ModelService
+    arrives when it is measured and planned, and everywhere by the operator's decision.
+    """
+
+    name: Annotated[str, SERVED_NAME]
+    generation: Annotated[int, GENERATION]
+    """``metadata.generation`` of the ModelService whose spec this is."""
+    spec: ModelServiceSpec
+    members: Annotated[
+        tuple[ServedMember, ...], ListOf(record(ServedMember), most=MOST_MEMBERS, key="name")
+    ] = ()
+    hold: Annotated[int, integer(0, 100_000)] = 0
+    """Requests that may wait here while no instance runs anywhere."""
+
+
+@dataclass(frozen=True, slots=True)
 class RuntimeNodeSpec:
     """What the pod shall run."""
 
@@ -118,6 +177,10 @@ class RuntimeNodeSpec:
     devices: Annotated[
         tuple[Device, ...], ListOf(record(Device), most=MOST_DEVICES, key="uuid")
     ] = ()
+    services: Annotated[
+        tuple[ServedService, ...], ListOf(record(ServedService), most=MOST_SERVICES, key="name")
+    ] = ()
+    """Every service that has an instance, a profiling task or held requests here."""
     profiling: Annotated[tuple[ProfilingTask, ...], ListOf(record(ProfilingTask))] = ()
 
 
@@ -132,17 +195,12 @@ class SliceStatus:
 
 @dataclass(frozen=True, slots=True)
 class InstanceStatus(Instance):
-    """Copies of one member that exist, and what they did since the agent started."""
+    """Copies of one member that exist."""
 
     ready: Annotated[int, integer(0, 1024)] = 0
     """How many of ``count`` answer."""
     memory_mib: Annotated[int, integer(), Name("memoryMiB")] = 0
     """Of all of them together."""
-    good: Annotated[int, integer(0, MOST_COUNT)] = 0
-    """Requests within the SLO's target, of ``total``."""
-    total: Annotated[int, integer(0, MOST_COUNT)] = 0
-    latency_buckets: Annotated[tuple[int, ...], ListOf(integer(0, MOST_COUNT))] = ()
-    """Requests by latency, per bucket and not cumulative, in the runtime's fixed bucket bounds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +221,42 @@ class DeviceStatus:
         tuple[InstanceStatus, ...], ListOf(record(InstanceStatus), most=MOST_INSTANCES)
     ] = ()
     health: Health = Health.UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class ServedStatus:
+    """What the server of this node does for one service, counted since the server started."""
+
+    name: Annotated[str, SERVED_NAME]
+    generation: Annotated[int, GENERATION] = 0
+    """Of the version that answers."""
+    ready: bool = False
+    """Whether a request that comes here is answered, by this node and those that it passes work on to."""
+    held: Annotated[int, integer()] = 0
+    """Requests that wait for a first instance."""
+    good: Annotated[int, integer(0, MOST_COUNT)] = 0
+    """Requests within the SLO's target, of ``total``."""
+    total: Annotated[int, integer(0, MOST_COUNT)] = 0
+    latency_buckets: Annotated[tuple[int, ...], ListOf(integer(0, MOST_COUNT))] = ()
+    """Requests by latency, per bucket and not cumulative, in the runtime's fixed bucket bounds."""
+    problem: Annotated[str, text(1024)] = ""
+    """Why it is not ready, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileResult:
+    """What became of a profiling task; kept until the task is taken back."""
+
+    service: Annotated[str, SERVED_NAME]
+    member: Annotated[str, LABEL]
+    model_digest: Annotated[str | None, DIGEST] = None
+    """Absent: the model could not be fetched."""
+    device_class: Annotated[DeviceClass | None, DEVICE_CLASS] = None
+    engine: Annotated[str | None, text(128)] = None
+    driver: Annotated[str | None, text(128)] = None
+    rows: Annotated[tuple[ProfileRow, ...], ListOf(ROW, most=1024)] = ()
+    problem: Annotated[str, text(1024)] = ""
+    """Why there are no rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,10 +283,19 @@ class RuntimeNodeStatus:
 
     conditions: Annotated[tuple[Condition, ...], CONDITIONS] = ()
     agent_version: Annotated[str | None, text(64)] = None
+    observed_generation: Annotated[int | None, GENERATION] = None
+    """Of the spec that the server was told last."""
+    pod: Annotated[str | None, SUBDOMAIN] = None
+    address: Annotated[str | None, text(64)] = None
+    """Of the pod, where it can be reached from other pods."""
     devices: Annotated[
         tuple[DeviceStatus, ...], ListOf(record(DeviceStatus), most=MOST_DEVICES, key="uuid")
     ] = ()
     cpu: CpuStatus | None = None
+    services: Annotated[
+        tuple[ServedStatus, ...], ListOf(record(ServedStatus), most=MOST_SERVICES, key="name")
+    ] = ()
+    profiles: Annotated[tuple[ProfileResult, ...], ListOf(record(ProfileResult), most=64)] = ()
     taints: Annotated[tuple[TaintStatus, ...], ListOf(record(TaintStatus), most=64)] = ()
 
 
