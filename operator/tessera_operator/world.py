@@ -4,17 +4,21 @@ Problem: one object that makes no sense must not keep a thousand others from bei
 counters move every few seconds must not look like another cluster each time. Approach: documents are decoded when
 they change; those that cannot be, or that contradict others, are left out with the reason, which becomes their
 condition; and what did not change stays the very same value, which is what the planner's memory goes by.
+
+What runs on a node is what was ordered in its spec, and what its status still has beyond that: it is leaving, but
+takes its place until it is gone.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from tessera_core.api import (
     FieldError,
+    Instance,
     ModelProfile,
     ModelService,
     RuntimeNode,
@@ -22,12 +26,11 @@ from tessera_core.api import (
     SpecInvalid,
 )
 from tessera_core.api.errors import Report
+from tessera_core.api.runtimenode import DeviceStatus, Health, InstanceStatus
 from tessera_core.plan.state import Budget, ClusterState, Policy
 from tessera_core.plan.state_in import Objects, state_of
 from tessera_core.plan.tenants_in import read_priority_class, read_quota
-
-Key = tuple[str, str, str]
-"""(kind, namespace, name); the namespace of a cluster-scoped object is empty."""
+from tessera_operator.kinds import Key, key_of
 
 _READ: Mapping[str, tuple[str, Callable[..., object]]] = {
     "ModelProfile": ("profiles", ModelProfile.from_dict),
@@ -38,14 +41,9 @@ _READ: Mapping[str, tuple[str, Callable[..., object]]] = {
     "RuntimePool": ("pools", RuntimePool.from_dict),
 }
 """By kind: the list of ``Objects`` that it belongs to, and how it is decoded."""
+T = TypeVar("T")
 _NAMED = re.compile(r"([A-Za-z]+)\[(\d+)\]")
 _LIST_OF_PATH = {"priorityClasses": "classes"}
-
-
-def key_of(document: Mapping[str, Any]) -> Key:
-    """How a document is known. Raises KeyError when it is no object."""
-    metadata = document["metadata"]
-    return document["kind"], metadata.get("namespace", ""), metadata["name"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +61,8 @@ class World:
         self._decoded: dict[str, dict[Key, object]] = {kind: {} for kind in _READ}
         self._undecoded: dict[Key, SpecInvalid] = {}
         self._last: tuple[Objects, ClusterState] | None = None
+        self._nodes: dict[Key, tuple[RuntimeNode, bool, RuntimeNode]] = {}
+        """By key: a node as decoded, whether it was lost, and what the planner was shown."""
 
     def put(self, document: Mapping[str, Any]) -> None:
         """Take over an object that is new or has changed; other kinds than those of the planner are ignored.
@@ -84,18 +84,62 @@ class World:
     def remove(self, key: Key) -> None:
         """Forget an object; nothing happens when it is not known."""
         self._undecoded.pop(key, None)
+        self._nodes.pop(key, None)
         if key[0] in _READ:
             self._decoded[key[0]].pop(key, None)
 
-    def observe(self, policy: Policy, budget: Budget) -> Observed:
-        """The facts as of now. Raises SpecInvalid only for what no single object is to blame for."""
+    @property
+    def nodes(self) -> tuple[RuntimeNode, ...]:
+        """As they are, by name."""
+        return self._of(RuntimeNode)
+
+    @property
+    def pools(self) -> tuple[RuntimePool, ...]:
+        return self._of(RuntimePool)
+
+    @property
+    def profiles(self) -> tuple[ModelProfile, ...]:
+        return self._of(ModelProfile)
+
+    @property
+    def services(self) -> tuple[ModelService, ...]:
+        return self._of(ModelService)
+
+    @property
+    def undecoded(self) -> Mapping[Key, SpecInvalid]:
+        """Objects whose present document cannot be read."""
+        return self._undecoded
+
+    def observe(
+        self,
+        policy: Policy,
+        budget: Budget,
+        services: Collection[ModelService] | None = None,
+        lost: Collection[str] = (),
+    ) -> Observed:
+        """The facts as of now. Raises SpecInvalid only for what no single object is to blame for.
+
+        ``services``: what to plan for, where that is not what the objects say. ``lost``: nodes that nobody
+        hears of; nothing is planned there.
+        """
         rejected = dict(self._undecoded)
-        present = {kind: sorted(found) for kind, found in self._decoded.items()}
+        decoded = {kind: dict(found) for kind, found in self._decoded.items()}
+        if services is not None:
+            decoded["ModelService"] = {
+                ("ModelService", each.metadata.namespace, each.metadata.name): each
+                for each in services
+            }
+        decoded["RuntimeNode"] = {
+            key: self._shown(key, node, key[2] in lost)
+            for key, node in self._decoded["RuntimeNode"].items()
+            if isinstance(node, RuntimeNode)
+        }
+        present = {kind: sorted(found) for kind, found in decoded.items()}
         while True:
             report = Report(strict=False)
             objects = Objects(
                 **{  # type: ignore[arg-type]  # each reader gives what its list holds
-                    name: tuple(self._decoded[kind][key] for key in present[kind])
+                    name: tuple(decoded[kind][key] for key in present[kind])
                     for kind, (name, _) in _READ.items()
                 }
             )
@@ -108,6 +152,17 @@ class World:
             for key, errors in blamed.items():
                 rejected[key] = SpecInvalid(errors)
                 present[key[0]].remove(key)
+
+    def _of(self, cls: type[T]) -> tuple[T, ...]:
+        found = self._decoded[cls.__name__]
+        return tuple(each for key in sorted(found) if isinstance(each := found[key], cls))
+
+    def _shown(self, key: Key, node: RuntimeNode, lost: bool) -> RuntimeNode:
+        """``node`` as the planner is to see it; the same value as before where nothing changed."""
+        known = self._nodes.get(key)
+        if known is None or known[0] is not node or known[1] != lost:
+            known = self._nodes[key] = node, lost, as_ordered(node, lost)
+        return known[2]
 
     def _same(self, objects: Objects, state: ClusterState) -> ClusterState:
         """``state``, its parts those of the last one where they are equal."""
@@ -125,6 +180,34 @@ class World:
             )
         self._last = objects, state
         return state
+
+
+def as_ordered(node: RuntimeNode, lost: bool) -> RuntimeNode:
+    """``node`` with the instances of its spec, and those that it has not yet let go, as what it runs."""
+    wanted = {device.uuid: device.instances for device in node.spec.devices}
+    devices = tuple(
+        replace(
+            device,
+            instances=tuple(
+                InstanceStatus(
+                    each.service, each.member, each.slice, each.batch, each.state, each.count
+                )
+                for each in wanted.get(device.uuid, ())
+            )
+            + leaving(device, wanted.get(device.uuid, ())),
+            health=Health.UNHEALTHY if lost else device.health,
+        )
+        for device in node.status.devices
+    )
+    return replace(node, status=replace(node.status, devices=devices))
+
+
+def leaving(device: DeviceStatus, wanted: Collection[Instance]) -> tuple[InstanceStatus, ...]:
+    """Instances that the device still has although they are not ``wanted``."""
+    ordered = {(each.service, each.member, each.slice) for each in wanted}
+    return tuple(
+        each for each in device.instances if (each.service, each.member, each.slice) not in ordered
+    )
 
 
 def _blamed(

@@ -14,7 +14,8 @@ from tessera_core.plan import plan
 from tessera_core.plan.state import Budget, ClusterState, Policy
 from tessera_core.plan.state_in import state_from_dict
 from tessera_core.plan.state_out import state_to_dict
-from tessera_operator.world import Key, Observed, World
+from tessera_operator.kinds import Key
+from tessera_operator.world import Observed, World
 
 GOLDEN = sorted((Path(__file__).parents[1] / "plan" / "golden").glob("*.input.yaml"))
 Document = dict[str, Any]

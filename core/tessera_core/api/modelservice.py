@@ -317,6 +317,8 @@ class MemberStatus:
     name: Annotated[str, LABEL]
     digest: Annotated[str | None, DIGEST] = None
     """Of the file that was fetched."""
+    uri: Annotated[str | None, text(2048)] = None
+    """Where it was fetched; the digest says nothing of another one."""
     ready: Annotated[int, integer()] = 0
     """Instances that answer."""
     instances: Annotated[int, integer()] = 0

@@ -36,6 +36,7 @@ from tessera_core.perf.profile import ProfileRow
 MOST_DEVICES = 64
 MOST_SERVICES = 512
 """Of one node."""
+MOST_CANDIDATES = 64
 MOST_ROUTES = 256
 """Other nodes that one member is reached at."""
 MOST_INSTANCES = 512
@@ -180,7 +181,11 @@ class RuntimeNodeSpec:
     services: Annotated[
         tuple[ServedService, ...], ListOf(record(ServedService), most=MOST_SERVICES, key="name")
     ] = ()
-    """Every service that has an instance, a profiling task or held requests here."""
+    """Every service that has an instance here, or whose requests may come here."""
+    candidates: Annotated[
+        tuple[ServedService, ...], ListOf(record(ServedService), most=MOST_CANDIDATES, key="name")
+    ] = ()
+    """Versions that are measured here: what ``profiling`` is about."""
     profiling: Annotated[tuple[ProfilingTask, ...], ListOf(record(ProfilingTask))] = ()
 
 

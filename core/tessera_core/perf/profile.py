@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import accumulate, pairwise
 from math import isfinite
 from operator import mul
+from statistics import median
 
 from tessera_core.perf.service import MS_PER_S, ServiceModel
 
@@ -196,6 +197,16 @@ class LatencyProfile:
         median = _batch_ms(cells, cap, tail=False)
         tail = _batch_ms(cells, cap, tail=True)
         return ServiceModel(line.alpha_ms, line.tau0_ms, cap, instances, max(0.0, tail - median))
+
+    def slow_line(self, instances: int = 1) -> LinearFit:
+        """Batch time on the slow side: the fit, raised by what a slow batch takes more.
+
+        By the median of ``p99 - p50`` over the batch sizes: the tail of one cell may be one stall of the
+        machine, and whoever expects a stall in every batch drops what would have been in time.
+        """
+        fit = self.fit(instances)
+        slack = median(row.p99_ms - row.p50_ms for row in self.cells(instances))
+        return replace(fit, tau0_ms=fit.tau0_ms + slack)
 
     def scaled(self, factor: float) -> LatencyProfile:
         """Every time multiplied by ``factor`` > 0: a measured/predicted correction, or a derate for neighbours."""

@@ -338,9 +338,10 @@ def _digests(
     }
     found = []
     for index, service in enumerate(services):
-        fetched = {each.name: each.digest for each in service.status.members}
+        fetched = {(each.name, each.uri): each.digest for each in service.status.members}
         for position, member in enumerate(service.spec.members):
-            digest = member.model.digest or fetched.get(member.name)
+            uri = member.model.uri
+            digest = member.model.digest or fetched.get((member.name, uri))
             reference = member.profile_ref
             if digest is None and reference is not None:
                 digest = named.get((service.metadata.namespace, reference.name))

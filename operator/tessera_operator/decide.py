@@ -1,0 +1,207 @@
+"""From the objects to a plan: which version of which service, at which rate, on which nodes.
+
+Keeps what makes the next decision cheap and steady: decoded objects, the planner's memory, what traffic there was.
+It plans again only when a fact changed that a plan depends on.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+from tessera_core.api import FieldError, ModelService, ModelServiceStatus, ObjectMeta
+from tessera_core.api.admission import admission
+from tessera_core.api.modelservice import MemberStatus
+from tessera_core.api.runtimenode import BatchTime
+from tessera_core.gpu.mig import label
+from tessera_core.plan.decision import Plan
+from tessera_core.plan.planner import Planner
+from tessera_core.plan.state import Budget, ClusterState
+from tessera_operator.config import Config, refused_sources
+from tessera_operator.kinds import Key
+from tessera_operator.plans import idle_facts
+from tessera_operator.traffic import Traffic
+from tessera_operator.versions import (
+    Version,
+    before,
+    choose,
+    latest,
+    pinned,
+    profile_names,
+)
+from tessera_operator.world import World
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What is to run, and what is not and why."""
+
+    state: ClusterState
+    plan: Plan
+    versions: Mapping[str, Version]
+    """By service, of all that are planned."""
+    newest: Mapping[str, Version]
+    """By service, as the objects say; what is measured next."""
+    errors: Mapping[str, tuple[FieldError, ...]]
+    """By service, why its present spec cannot be planned."""
+    is_new: bool
+    """Whether the facts differ from those of the decision before."""
+
+
+class Decider:
+    """One planning loop's memory. Not thread-safe."""
+
+    def __init__(self, config: Config, world: World, traffic: Traffic) -> None:
+        self._config, self._world, self._traffic = config, world, traffic
+        self._planner = Planner()
+        self._budget = Budget()
+        self._shown: dict[str, ModelService] = {}
+        self._last: tuple[ClusterState, Plan, frozenset[str]] | None = None
+        """Facts, plan, and the services whose newest version fitted nowhere."""
+
+    def decide(self, now_s: float, lost: Collection[str], *, afresh: bool) -> Decision:
+        """The plan for the present facts. ``afresh``: also where they are those of the plan before."""
+        world = self._world
+        named, running = profile_names(world.profiles), pinned(world.nodes)
+        measured = {each.spec.model_digest for each in world.profiles}
+        errors: dict[str, tuple[FieldError, ...]] = {}
+        newest: dict[str, Version] = {}
+        versions: dict[str, Version] = {}
+        fallback: dict[str, Version] = {}
+        for service in world.services:
+            if service.metadata.deletion_timestamp is not None:
+                continue
+            name = service.served_name
+            new, old = latest(service, named), None
+            if (served := running.get(name)) is not None:
+                old = fallback[name] = before(service, served)
+            found = self._errors(service)
+            if found:
+                errors[name] = found
+                if old is not None:
+                    versions[name] = old
+                continue
+            newest[name] = new
+            versions[name] = choose(new, old, measured)
+        state, rejected = self._observe(versions, now_s, lost)
+        errors.update((_served(key), found) for key, found in rejected.items())
+        facts = idle_facts(state)
+        is_new = afresh or self._last is None or self._last[0] != facts
+        if is_new:
+            self._last = facts, *self._plan(state, versions, fallback, now_s, lost)
+        assert self._last is not None
+        _, plan, unfit = self._last
+        for name in unfit & fallback.keys() & versions.keys():
+            versions[name] = fallback[name]
+        return Decision(state, plan, versions, newest, errors, is_new)
+
+    def _plan(
+        self,
+        state: ClusterState,
+        versions: Mapping[str, Version],
+        fallback: Mapping[str, Version],
+        now_s: float,
+        lost: Collection[str],
+    ) -> tuple[Plan, frozenset[str]]:
+        """The plan, and the services whose new version fits nowhere while an older one runs: that one goes on."""
+        plan = self._planner.plan(state, self._budget)
+        unfit = frozenset(
+            service
+            for service, _, _ in plan.refused
+            if service in fallback and versions[service].generation != fallback[service].generation
+        )
+        if unfit:
+            refusals = [each for each in plan.refused if each[0] in unfit]
+            kept = {name: fallback[name] if name in unfit else versions[name] for name in versions}
+            state, _ = self._observe(kept, now_s, lost)
+            plan = self._planner.plan(state, self._budget)
+            others = [each for each in plan.refused if each[0] not in unfit]
+            plan = replace(
+                plan, refused=tuple(sorted((*refusals, *others), key=lambda each: each[:2]))
+            )
+        if self._last is None:
+            gc.freeze()  # what stays for good need not be looked at again and again
+        return plan, unfit
+
+    def _errors(self, service: ModelService) -> tuple[FieldError, ...]:
+        key = "ModelService", service.metadata.namespace, service.metadata.name
+        undecoded = self._world.undecoded.get(key)
+        if undecoded is not None:
+            return tuple(undecoded.errors)
+        return (
+            *admission(service.spec, local=False, allow_code=True),
+            *refused_sources(service.spec, service.metadata.namespace, self._config),
+        )
+
+    def _observe(
+        self, versions: Mapping[str, Version], now_s: float, lost: Collection[str]
+    ) -> tuple[ClusterState, Mapping[Key, tuple[FieldError, ...]]]:
+        shown = [self._show(version, now_s) for version in versions.values()]
+        observed = self._world.observe(self._config.policy, self._budget, shown, lost)
+        rejected = {
+            key: tuple(invalid.errors)
+            for key, invalid in observed.rejected.items()
+            if key[0] == "ModelService"
+        }
+        return observed.state, rejected
+
+    def _show(self, version: Version, now_s: float) -> ModelService:
+        """The service as the planner sees it, the same value as before where nothing changed for it."""
+        service, metadata = version.service, version.service.metadata
+        rate = self._traffic.planned_rate(service, now_s)
+        members = tuple(
+            MemberStatus(member.name, version.digests.get(member.name), member.model.uri)
+            for member in service.spec.members
+        )
+        found = ModelService(
+            metadata=ObjectMeta(name=metadata.name, namespace=metadata.namespace),
+            spec=replace(
+                service.spec, traffic=replace(service.spec.traffic, requests_per_second=rate)
+            ),
+            status=ModelServiceStatus(members=members),
+        )
+        known = self._shown.get(version.name)
+        if known == found:
+            return known
+        self._shown[version.name] = found
+        return found
+
+
+def batch_times(
+    decision: Decision,
+) -> dict[tuple[str, str], BatchTime]:
+    """By (service, member): how long a batch takes where it is slowest, for the rule that drops late requests."""
+    profiles = {
+        (each.digest, f"{label(each.place.product)}/{each.place.slice}"): each.profile
+        for each in decision.state.measured
+    }
+    found: dict[tuple[str, str], BatchTime] = {}
+    for each in decision.plan.assignments:
+        version = decision.versions.get(each.service)
+        digest = version.digests.get(each.member) if version is not None else None
+        profile = profiles.get((digest or "", each.device_class))
+        if profile is None or each.instances not in profile.instance_counts:
+            continue
+        line = profile.slow_line(each.instances)
+        key = each.service, each.member
+        if key not in found or line.tau0_ms > found[key].tau0_ms:
+            found[key] = BatchTime(_rounded(line.alpha_ms), _rounded(line.tau0_ms))
+    return found
+
+
+def capacity(plan: Plan) -> dict[tuple[str, str, str], float]:
+    """Rows per second by (node, service, member)."""
+    found: dict[tuple[str, str, str], float] = {}
+    for each in plan.assignments:
+        key = each.node, each.service, each.member
+        found[key] = found.get(key, 0.0) + each.rate
+    return found
+
+
+def _served(key: Key) -> str:
+    return f"{key[1]}.{key[2]}"
+
+
+def _rounded(number: float) -> float:
+    return float(f"{number:.4g}")

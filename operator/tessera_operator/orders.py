@@ -1,0 +1,127 @@
+"""Carrying out a plan: which steps are done, which are under way, and what nodes are then told. Pure.
+
+A step is done when the cluster shows it, not when it was ordered, and it stays done: a later one may undo it. Only
+steps whose requirements are done are looked at, as what a step takes away may not have been there before. Orders
+are the steps under way, applied to what a node was told last; applying them twice changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from tessera_core.api import Device, Instance, RuntimeNode
+from tessera_core.api.placementplan import Action, Step, Target
+from tessera_core.api.runtimenode import DeviceStatus, InstanceState, InstanceStatus
+from tessera_core.gpu.geometry import Placement, canonical
+
+Spot = tuple[str, str, str, str]
+"""(device, slice, service, member)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """What steps are judged by."""
+
+    nodes: Mapping[str, RuntimeNode]
+    lost: Collection[str] = ()
+    """Nodes that nobody hears of: nothing can be done there."""
+    routed: Callable[[str], bool] = lambda service: True
+    """Whether requests of a service reach every ready copy of it."""
+
+
+def advance(
+    steps: Sequence[Step], done: frozenset[str], present: Present, *, may_cut: bool
+) -> tuple[tuple[Step, ...], frozenset[str]]:
+    """The steps that are done or under way, in order, and the ids of those that are done.
+
+    ``may_cut``: whether geometry may be changed now; without it, such steps are not begun.
+    """
+    finished = set(done)
+    begun: list[Step] = []
+    for step in steps:  # requirements come earlier
+        if not finished.issuperset(step.requires):
+            continue
+        if step.id not in finished and _shows(step, present):
+            finished.add(step.id)
+        if step.id in finished or may_cut or step.action is not Action.PARTITION:
+            begun.append(step)
+    return tuple(begun), frozenset(finished)
+
+
+def ordered(node: RuntimeNode, begun: Sequence[Step]) -> tuple[Device, ...]:
+    """What ``node`` is to be told after the ``begun`` steps: devices by id, their instances by spot."""
+    devices = {device.uuid: device for device in node.spec.devices}
+    for step in begun:
+        target = step.target
+        if target.node == node.metadata.name and target.device is not None:
+            device = devices.get(target.device) or Device(target.device)
+            devices[target.device] = _after(device, step)
+    return tuple(
+        device for _, device in sorted(devices.items()) if device.instances or device.geometry
+    )
+
+
+def _after(device: Device, step: Step) -> Device:
+    target = step.target
+    if step.action is Action.PARTITION:
+        return replace(device, geometry=target.geometry)
+    spot = _spot_of(target)
+    others = {_spot(device.uuid, each): each for each in device.instances}
+    others.pop(spot, None)
+    if step.action is Action.LAUNCH:
+        _, piece, service, member = spot
+        others[spot] = Instance(service, member, piece, target.batch or 1, count=target.count or 1)
+    return replace(device, instances=tuple(others[key] for key in sorted(others)))
+
+
+def _shows(step: Step, present: Present) -> bool:
+    target = step.target
+    if step.action is Action.ROUTE:
+        return present.routed(target.service or "")
+    node = present.nodes.get(target.node or "")
+    if node is None or target.node in present.lost:
+        return step.action is not Action.LAUNCH  # nothing runs there that could be in the way
+    device = next((each for each in node.status.devices if each.uuid == target.device), None)
+    match step.action:
+        case Action.LAUNCH:
+            found = _present(device, target)
+            wanted = target.count or 1
+            return (
+                found is not None
+                and (found.batch, found.count) == (target.batch, wanted)
+                and found.ready >= wanted
+            )
+        case Action.UNLOAD:
+            told = {_spot(d.uuid, each) for d in node.spec.devices for each in d.instances}
+            return _present(device, target) is None and _spot_of(target) not in told
+        case Action.PARTITION:
+            return device is not None and _geometry(device) == canonical(target.geometry)
+        case Action.DRAIN:
+            return not any(each.instances for each in node.status.devices)
+
+
+def _present(device: DeviceStatus | None, target: Target) -> InstanceStatus | None:
+    if device is None:
+        return None
+    spot = _spot_of(target)
+    return next(
+        (
+            each
+            for each in device.instances
+            if each.state is InstanceState.ACTIVE and _spot(device.uuid, each) == spot
+        ),
+        None,
+    )
+
+
+def _geometry(device: DeviceStatus) -> tuple[Placement, ...]:
+    return canonical(tuple(Placement(each.profile, each.start) for each in device.slices))
+
+
+def _spot(uuid: str, instance: Instance) -> Spot:
+    return uuid, instance.slice, instance.service, instance.member
+
+
+def _spot_of(target: Target) -> Spot:
+    return target.device or "", target.slice or "", target.service or "", target.member or ""

@@ -1,0 +1,165 @@
+"""A plan as an object: what changes, the steps, what it was made from, and how far it is. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from tessera_core.api import Condition
+from tessera_core.api.meta import ClusterMeta, ConditionStatus
+from tessera_core.api.placementplan import (
+    Action,
+    PlacementPlan,
+    PlacementPlanSpec,
+    PlacementPlanStatus,
+    Step,
+    StepStatus,
+)
+from tessera_core.plan.decision import Plan
+from tessera_core.plan.nodes import Located, diff, slice_name
+from tessera_core.plan.state import ClusterState
+from tessera_core.plan.state_out import state_to_dict
+from tessera_core.plan.steps import Steps
+
+MOST_STEPS = 2000
+"""Of one object, which the API server stores up to 1.5 MB of; what is left is the next plan's."""
+MOST_LINES = 2000
+KEPT = 10
+"""Plans that are no longer under way and are kept to be looked at."""
+APPROVED, APPLIED, SUPERSEDED = "Approved", "Applied", "Superseded"
+
+
+def idle_facts(state: ClusterState) -> ClusterState:
+    """``state`` without what a plan itself changes: two that are equal call for no other plan."""
+    return replace(
+        state,
+        nodes=tuple(
+            replace(
+                node,
+                devices=tuple(
+                    replace(device, running=(), geometry=None) for device in node.devices
+                ),
+            )
+            for node in state.nodes
+        ),
+    )
+
+
+def to_spec(plan: Plan, steps: Steps, state: ClusterState, epoch: int) -> PlacementPlanSpec:
+    """What to write of a decision, not approved yet."""
+    canonical = json.dumps(state_to_dict(idle_facts(state)), sort_keys=True)
+    return PlacementPlanSpec(
+        epoch=epoch,
+        basis=f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}",
+        cost=round(plan.cost, 4),
+        lower_bound=round(plan.lower_bound, 4),
+        gap_percent=round(max(0.0, plan.gap_percent), 1),
+        truncated=plan.truncated,
+        diff=tuple(_lines(plan, steps, state))[:MOST_LINES],
+        # A prefix is closed: steps require earlier ones only.
+        steps=steps.steps[:MOST_STEPS],
+    )
+
+
+def to_object(spec: PlacementPlanSpec) -> PlacementPlan:
+    return PlacementPlan(metadata=ClusterMeta(name=spec.name), spec=spec)
+
+
+def needs_approval(steps: Sequence[Step]) -> bool:
+    """Whether it cuts GPUs: all else can be undone without a person."""
+    return any(step.action is Action.PARTITION for step in steps)
+
+
+def progress(
+    before: PlacementPlanStatus,
+    steps: Sequence[Step],
+    done: frozenset[str],
+    begun: Sequence[Step],
+    *,
+    approved: bool,
+    superseded: bool,
+    now: str,
+) -> PlacementPlanStatus:
+    """The status after ``done``; times of conditions that did not change stay."""
+    applied = all(step.id in done for step in steps)
+    under_way = next((step for step in begun if step.id not in done), None)
+    if needs_approval(steps):
+        approval = ("Approved" if approved else "Waiting"), approved
+    else:
+        approval = "NotNeeded", True
+    wanted = (
+        _condition(APPROVED, approval[1], approval[0]),
+        _condition(
+            APPLIED,
+            applied,
+            "Applied" if applied else "UnderWay",
+            f"{len(done)} of {len(steps)} steps done",
+        ),
+        _condition(SUPERSEDED, superseded, "NewerPlan" if superseded else "Current"),
+    )
+    step = before.step
+    if under_way is not None and (step is None or step.id != under_way.id or step.result):
+        step = StepStatus(under_way.id, now)
+    elif under_way is None and step is not None and step.result is None:
+        step = replace(step, result="Done" if applied else "Waiting")
+    return PlacementPlanStatus(_dated(wanted, before.conditions, now), step)
+
+
+def obsolete(plans: Iterable[PlacementPlan], current: str | None) -> tuple[str, ...]:
+    """Names of those to delete: all but the newest that are no longer under way."""
+    others = [each for each in plans if each.metadata.name != current]
+    others.sort(
+        key=lambda each: (each.metadata.creation_timestamp or "", each.metadata.name), reverse=True
+    )
+    return tuple(each.metadata.name for each in others[KEPT:])
+
+
+def is_open(plan: PlacementPlan) -> bool:
+    """Whether nobody has said yet that it is done or replaced."""
+    states = {each.type: each.status is ConditionStatus.TRUE for each in plan.status.conditions}
+    return not states.get(APPLIED) and not states.get(SUPERSEDED)
+
+
+def _lines(plan: Plan, steps: Steps, state: ClusterState) -> Iterable[str]:
+    changes = diff(plan, state)
+    for node, device in changes.recut:
+        yield f"cut {node}/{device} anew"
+    for each in changes.removed:
+        yield f"- {_place(each)}"
+    for old, new in changes.changed:
+        yield f"~ {_place(new)}, from {old.running.instances} x batch {old.running.batch}"
+    for each in changes.added:
+        yield f"+ {_place(each)}"
+    for interruption in steps.interruptions:
+        yield f"! {interruption}"[:512]
+
+
+def _place(located: Located) -> str:
+    each = located.running
+    return (
+        f"{each.service}/{each.member} {each.instances} x batch {each.batch} "
+        f"on {located.node}/{located.device} {slice_name(each.slice)}"
+    )
+
+
+def _condition(kind: str, holds: bool, reason: str, message: str = "") -> Condition:
+    return Condition(
+        kind, ConditionStatus.TRUE if holds else ConditionStatus.FALSE, reason, message
+    )
+
+
+def _dated(
+    wanted: Iterable[Condition], before: Iterable[Condition], now: str
+) -> tuple[Condition, ...]:
+    known = {each.type: each for each in before}
+    return tuple(
+        replace(
+            each,
+            last_transition_time=now
+            if (old := known.get(each.type)) is None or old.status is not each.status
+            else old.last_transition_time,
+        )
+        for each in wanted
+    )

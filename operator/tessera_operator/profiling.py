@@ -1,0 +1,181 @@
+"""What is measured next, and what becomes of it. Pure.
+
+A model is measured once per kind of place that it may run on. A node measures one thing at a time, on the kind of
+place that it has; nodes that serve least are asked first, because measuring takes their processor's time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from tessera_core.api import ModelProfile, RuntimeNode, RuntimePool
+from tessera_core.api.meta import ObjectMeta
+from tessera_core.api.modelprofile import ModelProfileSpec, ModelProfileStatus
+from tessera_core.api.runtimenode import MigMode, ProfileResult, ProfilingTask
+from tessera_core.gpu.devices import FULL
+from tessera_core.gpu.mig import label
+from tessera_core.perf import LatencyProfile
+from tessera_core.plan.state import CPU
+from tessera_core.plan.state_in import POOL_LABEL
+from tessera_operator.versions import Version
+
+Place = tuple[str, str]
+"""(product, slice kind)."""
+Wanted = tuple[str, str, Place]
+"""(service, member, place) that lacks a measurement."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """Where something can be measured on one node."""
+
+    device: str
+    slice: str
+    place: Place
+
+
+def spots(node: RuntimeNode, cpu_slices: Sequence[int]) -> tuple[Spot, ...]:
+    """Every kind of place of ``node``, each once. Processor cores only where there is no GPU."""
+    found: dict[Place, Spot] = {}
+    for device in node.status.devices:
+        product = label(device.product)
+        if product == CPU:
+            continue
+        if device.mig_mode is MigMode.DISABLED:
+            found.setdefault((product, FULL), Spot(device.uuid, FULL, (product, FULL)))
+        for each in device.slices:
+            place = product, each.profile
+            name = f"{each.profile}@{each.start}"
+            found.setdefault(place, Spot(device.uuid, name, place))
+    cpu = next((each for each in node.status.devices if label(each.product) == CPU), None)
+    if not found and cpu is not None and node.status.cpu is not None:
+        for cores in cpu_slices:
+            if cores <= node.status.cpu.cores:
+                # At the end of the cores, away from where the dispatcher runs and instances are placed first.
+                name = f"cpu-{cores}@{node.status.cpu.cores - cores}"
+                found[CPU, f"cpu-{cores}"] = Spot(cpu.uuid, name, (CPU, f"cpu-{cores}"))
+    return tuple(found[place] for place in sorted(found))
+
+
+def missing(
+    versions: Iterable[Version],
+    profiles: Iterable[ModelProfile],
+    nodes: Sequence[RuntimeNode],
+    pools: Sequence[RuntimePool],
+    cpu_slices: Sequence[int],
+) -> tuple[Wanted, ...]:
+    """What is to be measured: every member on every kind of place where its service may run."""
+    measured = {
+        (
+            each.spec.model_digest,
+            label(each.spec.device_class.product),
+            each.spec.device_class.slice,
+        )
+        for each in profiles
+    }
+    rules = {pool.metadata.name: pool for pool in pools}
+    offered: dict[str, set[Place]] = {}
+    for node in nodes:
+        pool = dict(node.metadata.labels).get(POOL_LABEL, "")
+        offered.setdefault(pool, set()).update(each.place for each in spots(node, cpu_slices))
+    found: dict[Wanted, None] = {}
+    for version in versions:
+        spec = version.service.spec
+        for member in spec.members:
+            digest = version.digests.get(member.name)
+            for pool, places in sorted(offered.items()):
+                if pool not in rules or not _may_run(
+                    version, rules[pool], member.model.format.is_code
+                ):
+                    continue
+                for place in sorted(places):
+                    if spec.placement.products and place[0] not in map(
+                        label, spec.placement.products
+                    ):
+                        continue
+                    if digest is None or (digest, *place) not in measured:
+                        found[version.name, member.name, place] = None
+    return tuple(found)
+
+
+def assign(
+    wanted: Sequence[Wanted],
+    nodes: Sequence[RuntimeNode],
+    usable: Collection[str],
+    waiting: Mapping[Wanted, float],
+    now_s: float,
+    cpu_slices: Sequence[int],
+) -> dict[str, tuple[ProfilingTask, ...]]:
+    """The tasks of each node, at most one each. What a node does already it goes on with.
+
+    ``usable``: nodes whose agents answer. ``waiting``: until when a task that failed is not tried again.
+    """
+    tasks: dict[str, tuple[ProfilingTask, ...]] = {}
+    taken: set[Wanted] = set()
+    by_place: dict[str, dict[Place, Spot]] = {
+        node.metadata.name: {each.place: each for each in spots(node, cpu_slices)}
+        for node in nodes
+        if node.metadata.name in usable
+    }
+    for node in nodes:
+        name = node.metadata.name
+        for task in node.spec.profiling:
+            places = [
+                each.place
+                for each in by_place.get(name, {}).values()
+                if (each.device, each.slice) == (task.device, task.slice)
+            ]
+            keys = [(task.service, task.member, place) for place in places]
+            open_keys = [key for key in keys if key in wanted and key not in taken]
+            if open_keys and waiting.get(open_keys[0], 0.0) <= now_s:
+                taken.add(open_keys[0])
+                tasks[name] = (task,)
+    # One place at a time: the first measurement of a model tells its digest, which may be known already.
+    started = {key[:2] for key in taken}
+    for key in wanted:
+        service, member, place = key
+        if key[:2] in started or waiting.get(key, 0.0) > now_s:
+            continue
+        free = [
+            (sum(len(d.instances) for d in node.spec.devices), node.metadata.name)
+            for node in nodes
+            if node.metadata.name not in tasks and place in by_place.get(node.metadata.name, {})
+        ]
+        if free:
+            _, name = min(free)
+            spot = by_place[name][place]
+            tasks[name] = (ProfilingTask(service, member, spot.device, spot.slice),)
+            started.add(key[:2])
+    return tasks
+
+
+def to_profile(result: ProfileResult) -> ModelProfile | None:
+    """The ModelProfile of a result, in the namespace of its service; None where nothing was measured."""
+    digest, place = result.model_digest, result.device_class
+    if digest is None or place is None or result.engine is None or not result.rows:
+        return None
+    try:
+        profile = LatencyProfile(result.rows)
+        status = ModelProfileStatus(rows=profile.rows, fit=profile.fit(1))
+    except ValueError:
+        return None
+    slug = re.sub(r"[^a-z0-9]", "-", str(place).lower())
+    name = f"{digest.removeprefix('sha256:')[:12]}-{slug}"[:63].strip("-")
+    namespace = result.service.partition(".")[0]
+    return ModelProfile(
+        metadata=ObjectMeta(name=name, namespace=namespace),
+        spec=ModelProfileSpec(digest, place, result.engine, result.driver),
+        status=status,
+    )
+
+
+def _may_run(version: Version, pool: RuntimePool, code: bool) -> bool:
+    selector = version.service.spec.placement.pool_selector
+    labels = dict(pool.metadata.labels)
+    if code and not pool.spec.trust.allow_code:
+        return False
+    return selector is None or all(
+        labels.get(name) == value for name, value in selector.match_labels
+    )
