@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import urlencode
 
 import urllib3
-from kubernetes import client
+from kubernetes import client, config
 
 from tessera_operator.kinds import KINDS, Document, Kind, key_of
 
@@ -39,6 +40,18 @@ class ApiError(ClusterError):
         super().__init__(f"{status}: {message}")
         self.status = status
         self.retry_after_s = retry_after_s
+
+
+def connect(kubeconfig: str | None) -> client.ApiClient:
+    """By a kubeconfig, or inside a cluster as the pod's account."""
+    configuration = client.Configuration()
+    # One connection for each watch, and some for the loop and the lease.
+    configuration.connection_pool_maxsize = 32
+    if kubeconfig:
+        config.load_kube_config(kubeconfig, client_configuration=configuration)
+    else:
+        config.load_incluster_config(client_configuration=configuration)
+    return client.ApiClient(configuration)
 
 
 class Cluster:
@@ -144,10 +157,7 @@ class Cluster:
         try:
             response = self._api.rest_client.pool_manager.request(
                 method,
-                self._host + path,
-                fields={name: value for name, value in query.items() if value}
-                if method in ("GET", "DELETE")
-                else None,
+                f"{self._host}{path}?{urlencode({k: v for k, v in query.items() if v})}",
                 body=None if body is None else json.dumps(body).encode(),
                 headers=headers,
                 timeout=urllib3.Timeout(connect=_CONNECT_S, read=read_s),

@@ -9,11 +9,10 @@ from tessera_core.api import Condition, FieldError, ModelService, ModelServiceSt
 from tessera_core.api.meta import ConditionStatus, NameRef
 from tessera_core.api.modelservice import MemberStatus, Shortfall, SloStatus
 from tessera_core.plan.decision import Assignment, Refusal, ServicePlan, Why
-from tessera_operator.traffic import Window
+from tessera_operator.traffic import SCALED_TO_ZERO, Window
 
 ACCEPTED, PROFILED, PLANNED, PLACED = "Accepted", "Profiled", "Planned", "Placed"
 READY, SLO_MET, SHORTFALL, PROGRESSING = "Ready", "SLOMet", "CapacityShortfall", "Progressing"
-SCALED_TO_ZERO = "ScaledToZero"
 _TRUE, _FALSE, _UNKNOWN = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN
 _MOST_MESSAGE = 1024
 
@@ -57,7 +56,7 @@ def status_of(seen: Seen, now: str) -> ModelServiceStatus:
     service = seen.service
     refusal = _worst(seen)
     conditions = tuple(
-        _dated(condition, service.status.conditions, service.metadata.generation, now)
+        dated(condition, service.status.conditions, service.metadata.generation, now)
         for condition in (
             _accepted(seen),
             _profiled(seen),
@@ -100,9 +99,17 @@ def status_of(seen: Seen, now: str) -> ModelServiceStatus:
 
 
 def changes(old: Iterable[Condition], new: Iterable[Condition]) -> tuple[Condition, ...]:
-    """Conditions of ``new`` that say something else than before: what Events are about."""
+    """Conditions of ``new`` that say something else than before: what Events are about.
+
+    That nothing is wrong with a new service, and that nothing is known of it yet, is no news.
+    """
     before = {each.type: (each.status, each.reason) for each in old}
-    return tuple(each for each in new if before.get(each.type) != (each.status, each.reason))
+    return tuple(
+        each
+        for each in new
+        if before.get(each.type) != (each.status, each.reason)
+        and (before or (each.status is _FALSE and each.type in (ACCEPTED, PLANNED)))
+    )
 
 
 def _accepted(seen: Seen) -> Condition:
@@ -257,10 +264,10 @@ def _condition(kind: str, status: ConditionStatus, reason: str, message: str = "
     return Condition(kind, status, reason, message.strip("; ")[:_MOST_MESSAGE])
 
 
-def _dated(
+def dated(
     condition: Condition, before: Iterable[Condition], generation: int | None, now: str
 ) -> Condition:
-    """With the time of the last change of its status, and what it was made from."""
+    """``condition`` with the time of the last change of its status, and the generation that it is about."""
     old = next((each for each in before if each.type == condition.type), None)
     changed = old is None or old.status is not condition.status
     then = now if changed or old is None else old.last_transition_time or now

@@ -114,11 +114,43 @@ class Facts:
                 if self._documents.pop(key, None) is None:
                     return
             else:
+                before = self._documents.get(key)
                 self._documents[key] = document
+                if before is not None and _says_the_same(before, document):
+                    return
             self._changed.add(key)
             if self._since_s is None:
                 self._since_s = time.monotonic()
             self._wake.set()
+
+
+def trimmed(document: dict[str, Any]) -> dict[str, Any]:
+    """``document`` without what nobody asks for, which of large clusters is most of it."""
+    metadata = document["metadata"]
+    metadata.pop("managedFields", None)
+    match document["kind"]:
+        case "Node":
+            metadata.pop("annotations", None)
+            taints = document["spec"].get("taints")
+            return {**document, "spec": {"taints": taints} if taints else {}, "status": {}}
+        case "Pod":
+            spec, status = document.get("spec", {}), document.get("status", {})
+            return {
+                **document,
+                "spec": {"nodeName": spec.get("nodeName")},
+                "status": {"phase": status.get("phase")},
+            }
+    return document
+
+
+def _says_the_same(one: Document, other: Document) -> bool:
+    """Whether only the version differs: nodes and pods change more often than what is kept of them."""
+    if one["kind"] not in ("Node", "Pod"):
+        return False
+    old, new = dict(one["metadata"]), dict(other["metadata"])
+    old.pop("resourceVersion", None)
+    new.pop("resourceVersion", None)
+    return old == new and one["spec"] == other["spec"] and one["status"] == other["status"]
 
 
 class Follower(threading.Thread):

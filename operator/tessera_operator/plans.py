@@ -79,7 +79,6 @@ def progress(
     begun: Sequence[Step],
     *,
     approved: bool,
-    superseded: bool,
     now: str,
 ) -> PlacementPlanStatus:
     """The status after ``done``; times of conditions that did not change stay."""
@@ -97,7 +96,7 @@ def progress(
             "Applied" if applied else "UnderWay",
             f"{len(done)} of {len(steps)} steps done",
         ),
-        _condition(SUPERSEDED, superseded, "NewerPlan" if superseded else "Current"),
+        _condition(SUPERSEDED, False, "Current"),
     )
     step = before.step
     if under_way is not None and (step is None or step.id != under_way.id or step.result):
@@ -105,6 +104,13 @@ def progress(
     elif under_way is None and step is not None and step.result is None:
         step = replace(step, result="Done" if applied else "Waiting")
     return PlacementPlanStatus(_dated(wanted, before.conditions, now), step)
+
+
+def superseded(before: PlacementPlanStatus, now: str) -> PlacementPlanStatus:
+    """The status of a plan that another one took over from."""
+    others = [each for each in before.conditions if each.type != SUPERSEDED]
+    wanted = (*others, _condition(SUPERSEDED, True, "NewerPlan"))
+    return replace(before, conditions=_dated(wanted, before.conditions, now))
 
 
 def obsolete(plans: Iterable[PlacementPlan], current: str | None) -> tuple[str, ...]:

@@ -48,6 +48,8 @@ class Installation:
     images: Images
     service_account: str = "tessera-agent"
     priority_class: str = ""
+    agent_args: tuple[str, ...] = ()
+    """Further options of the agents."""
 
 
 def deployment(pool: RuntimePool, replicas: int, where: Installation) -> dict[str, Any]:
@@ -256,13 +258,29 @@ def _agent(pool: RuntimePool, image: str, where: Installation) -> dict[str, Any]
         "image": image,
         "imagePullPolicy": where.images.pull_policy,
         "command": ["python", "-m", "tessera_runtime.agent.main"],
-        "args": ["--run-dir=/run/tessera/server", "--models=/models", "--state=/state"],
+        "args": [
+            "--run-dir=/run/tessera/server",
+            "--models=/models",
+            "--state=/state",
+            *(["--allow-code"] if pool.spec.trust.allow_code else []),
+            *where.agent_args,
+        ],
         "env": [
             _field("NODE_NAME", "spec.nodeName"),
             _field("POD_NAME", "metadata.name"),
             _field("POD_NAMESPACE", "metadata.namespace"),
             _field("POD_IP", "status.podIP"),
             {"name": "TESSERA_CORES", "value": str(cores_of(pool))},
+            {
+                "name": "TESSERA_MEMORY_MIB",
+                "valueFrom": {
+                    "resourceFieldRef": {
+                        "containerName": "server",
+                        "resource": "limits.memory",
+                        "divisor": "1Mi",
+                    }
+                },
+            },
         ],
         "resources": {
             "requests": {"cpu": _AGENT_CPU, "memory": _AGENT_MEMORY},

@@ -19,6 +19,8 @@ RATE_S = 60.0
 """Over which a rate is counted: agents report at most every 30 s."""
 PEAK_S = 600.0
 """For which a peak counts."""
+SCALED_TO_ZERO = "ScaledToZero"
+"""Reason of the condition of a service that sleeps; it goes on sleeping when the operator is restarted."""
 _STEP = 1.1
 _AWAKE = 1e-3
 """Requests per second of a service that is to run although none came for a while."""
@@ -147,16 +149,17 @@ class Traffic:
             requests_per_second=self._rate(found, now_s),
         )
 
-    def sleeps(self, service: ModelService) -> None:
-        """A service that was asleep when this operator started goes on sleeping."""
-        self._services[service.served_name].active_s = float("-inf")
-
     def _note_spec(self, name: str, service: ModelService, now_s: float) -> None:
         generation = service.metadata.generation or 0
         hint = service.spec.traffic.requests_per_second
         found = self._services.get(name)
         if found is None:
-            self._services[name] = _Service(now_s, generation, hint, now_s, now_s)
+            slept = any(
+                each.type == "Ready" and each.reason == SCALED_TO_ZERO
+                for each in service.status.conditions
+            )
+            active_s = float("-inf") if slept else now_s
+            self._services[name] = _Service(now_s, generation, hint, now_s, active_s)
         elif found.generation != generation:
             found.generation = generation
             if hint != found.hint:

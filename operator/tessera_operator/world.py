@@ -41,6 +41,9 @@ _READ: Mapping[str, tuple[str, Callable[..., object]]] = {
     "RuntimePool": ("pools", RuntimePool.from_dict),
 }
 """By kind: the list of ``Objects`` that it belongs to, and how it is decoded."""
+ACTIVATOR_LABEL = "tessera.dev/activator"
+"""On RuntimeNodes that hold requests and run nothing: none of the planner's."""
+
 T = TypeVar("T")
 _NAMED = re.compile(r"([A-Za-z]+)\[(\d+)\]")
 _LIST_OF_PATH = {"priorityClasses": "classes"}
@@ -132,7 +135,7 @@ class World:
         decoded["RuntimeNode"] = {
             key: self._shown(key, node, key[2] in lost)
             for key, node in self._decoded["RuntimeNode"].items()
-            if isinstance(node, RuntimeNode)
+            if isinstance(node, RuntimeNode) and not is_activator(node)
         }
         present = {kind: sorted(found) for kind, found in decoded.items()}
         while True:
@@ -180,6 +183,11 @@ class World:
             )
         self._last = objects, state
         return state
+
+
+def is_activator(node: RuntimeNode) -> bool:
+    """Whether ``node`` is no place to run anything."""
+    return any(name == ACTIVATOR_LABEL for name, _ in node.metadata.labels)
 
 
 def as_ordered(node: RuntimeNode, lost: bool) -> RuntimeNode:

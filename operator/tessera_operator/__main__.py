@@ -1,0 +1,208 @@
+"""The operator's process: waits until it leads, then plans and acts until it is told to stop or leads no more."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from kubernetes.client.exceptions import ApiException
+
+from tessera_core.api import SpecInvalid
+from tessera_operator import kinds
+from tessera_operator.cluster import Cluster, ClusterError, connect
+from tessera_operator.config import Config, read_config
+from tessera_operator.controller import Controller, Now
+from tessera_operator.facts import Facts, Follower, Source
+from tessera_operator.health import Health
+from tessera_operator.heartbeats import renewals
+from tessera_operator.leader import Leader
+from tessera_operator.pools import ACTIVATOR, NAME_LABEL, RUNTIME, Images, Installation
+from tessera_operator.routes import MANAGED_BY
+
+_LOG = logging.getLogger(__name__)
+LEASE_NAME = "tessera-operator"
+ROUND_S = 30.0
+"""Between two rounds at most: rates fade and back-offs end without news."""
+_FIRST_PAUSE_S, _MOST_PAUSE_S = 1.0, 30.0
+"""After a round in which a write failed."""
+
+
+def sources(namespace: str) -> tuple[Source, ...]:
+    """What is followed."""
+    own = ",".join(f"{name}={value}" for name, value in MANAGED_BY.items())
+    return (
+        *(
+            Source(kind)
+            for kind in (
+                *(kinds.RUNTIME_POOL, kinds.RUNTIME_NODE, kinds.MODEL_SERVICE),
+                *(kinds.MODEL_PROFILE, kinds.PLACEMENT_PLAN),
+                *(kinds.NODE, kinds.PRIORITY_CLASS, kinds.RESOURCE_QUOTA),
+            )
+        ),
+        Source(kinds.SERVICE, labels=own),
+        Source(kinds.ENDPOINT_SLICE, labels=own),
+        Source(kinds.DEPLOYMENT, namespace, own),
+        Source(kinds.DISRUPTION_BUDGET, namespace, own),
+        Source(kinds.POD, namespace, f"{NAME_LABEL} in ({RUNTIME},{ACTIVATOR})"),
+    )
+
+
+def lead(
+    cluster: Cluster,
+    config: Config,
+    where: Installation,
+    epoch: int,
+    stop: threading.Event,
+    health: Health,
+) -> None:
+    """Rounds until ``stop``."""
+    facts = Facts()
+    followers = [Follower(cluster, source, facts) for source in sources(where.namespace)]
+    for follower in followers:
+        follower.start()
+    for follower in followers:
+        while not follower.listed.wait(0.5):
+            if stop.is_set():
+                return
+    controller = Controller(cluster, config, where, epoch)
+    threading.Thread(target=_wake_at, args=(stop, facts), daemon=True).start()
+    poll_s = round_s = time.monotonic()
+    pause_s, lost = 0.0, frozenset[str]()
+    while not stop.is_set():
+        now_s = time.monotonic()
+        wait_s = max(0.0, min(poll_s, round_s) - now_s)
+        news = facts.wait(wait_s, config.debounce_s, config.most_debounce_s)
+        if stop.is_set():
+            return
+        now_s = time.monotonic()
+        if now_s >= poll_s:
+            poll_s = now_s + config.heartbeat_poll_s
+            _look(cluster, controller, where.namespace, now_s)
+            found = controller.heartbeats.lost(now_s)
+            news, lost = news or found != lost, found
+        if not news and now_s < round_s:
+            continue
+        controller.take(facts.changed())
+        started_s = time.monotonic()
+        try:
+            due_s = controller.round(Now(now_s, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")))
+        except SpecInvalid:
+            _LOG.exception("the cluster's objects contradict each other")
+            due_s = _MOST_PAUSE_S
+        health.round_ended(time.monotonic() - started_s, len(controller.writer.failed))
+        round_s = now_s + min(ROUND_S, due_s if due_s is not None else ROUND_S)
+        if controller.writer.failed:
+            pause_s = min(_MOST_PAUSE_S, max(_FIRST_PAUSE_S, 2 * pause_s))
+            round_s = min(round_s, now_s + pause_s)
+            stop.wait(min(pause_s, 2.0))  # news must not make it hammer on an ailing server
+        else:
+            pause_s = 0.0
+
+
+def _wake_at(stop: threading.Event, facts: Facts) -> None:
+    stop.wait()
+    facts.wake()
+
+
+def _look(cluster: Cluster, controller: Controller, namespace: str, now_s: float) -> None:
+    try:
+        leases, _ = cluster.list(kinds.LEASE, namespace)
+    except ClusterError as error:
+        _LOG.warning("leases: %s", str(error)[:200])
+    else:
+        controller.heartbeats.look(renewals(leases), now_s)
+
+
+def _largest_epoch(cluster: Cluster) -> int:
+    """In any object: a Lease that was deleted starts to count anew."""
+
+    def epochs() -> Iterator[int]:
+        for kind in (kinds.RUNTIME_NODE, kinds.PLACEMENT_PLAN):
+            for document in cluster.list(kind)[0]:
+                yield int(document["spec"]["epoch"])
+
+    return max(epochs(), default=0)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="tessera-operator", description=__doc__)
+    parser.add_argument("--namespace", default=os.environ.get("POD_NAMESPACE"))
+    parser.add_argument("--identity", default=os.environ.get("POD_NAME", os.uname().nodename))
+    parser.add_argument("--config", type=Path, help="YAML file of settings")
+    parser.add_argument("--kubeconfig", help="outside a cluster; inside, the pod's account is used")
+    parser.add_argument("--runtime-image", required=True, help="for pools with GPUs")
+    parser.add_argument("--runtime-cpu-image", required=True)
+    parser.add_argument("--image-pull-policy", default="IfNotPresent")
+    parser.add_argument("--image-pull-secret", action="append", default=[])
+    parser.add_argument("--agent-service-account", default="tessera-agent")
+    parser.add_argument("--runtime-priority-class", default="")
+    parser.add_argument("--agent-arg", action="append", default=[], help="further agent option")
+    parser.add_argument("--port", type=int, default=8080, help="of health and metrics")
+    parser.add_argument("--log-level", default="info")
+    arguments = parser.parse_args()
+    if not arguments.namespace:
+        parser.error("--namespace: found nothing, expected the namespace of the runtime pods")
+    return arguments
+
+
+def main() -> int:
+    """Exit status: 0 after SIGTERM, 1 when the lease is lost, 2 for settings that are wrong."""
+    arguments = _arguments()
+    logging.basicConfig(
+        level=arguments.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        config = read_config(arguments.config)
+    except (SpecInvalid, ValueError, OSError) as error:
+        _LOG.error("--config: %s", error)
+        return 2
+    api = connect(arguments.kubeconfig)
+    cluster = Cluster(api)
+    where = Installation(
+        arguments.namespace,
+        Images(
+            arguments.runtime_image,
+            arguments.runtime_cpu_image,
+            arguments.image_pull_policy,
+            tuple(arguments.image_pull_secret),
+        ),
+        arguments.agent_service_account,
+        arguments.runtime_priority_class,
+        tuple(arguments.agent_arg),
+    )
+    stop = threading.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda *_: stop.set())
+    health = Health(arguments.port)
+    health.start()
+
+    def epoch_seen() -> int:
+        try:
+            return _largest_epoch(cluster)
+        except ClusterError as error:
+            raise ApiException(status=503, reason=str(error)) from error
+
+    # Whoever leads no more must not write one more thing, whatever its threads are at.
+    leader = Leader(
+        api, arguments.namespace, LEASE_NAME, arguments.identity, lambda: os._exit(1), epoch_seen
+    )
+    if not leader.acquire(stop):
+        return 0
+    with leader:
+        health.leads()
+        lead(cluster, config, where, leader.epoch, stop, health)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,320 @@
+"""One round of the loop: take over what changed, decide, and write what differs from what is wanted.
+
+    facts → decision → rollout → node specs → endpoints → status
+
+Everything is level-triggered: a round looks at the present and at nothing else, so a round that failed, was
+repeated or never came changes nothing but when things happen. A PlacementPlan is written before anything of it
+is done; where that fails the round ends.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tessera_core.api import Device, ModelService, RuntimeNode, SpecInvalid
+from tessera_core.api.placementplan import PlacementPlan
+from tessera_core.gpu.mig import label
+from tessera_operator import plans, pools, routes
+from tessera_operator.cluster import Cluster
+from tessera_operator.config import Config
+from tessera_operator.decide import Decider, Decision, batch_times, capacity
+from tessera_operator.heartbeats import Heartbeats
+from tessera_operator.kinds import Document, Key
+from tessera_operator.measuring import Measuring
+from tessera_operator.orders import ordered
+from tessera_operator.reporting import Reporter, Round
+from tessera_operator.rollout import Rollout, begin, proceed
+from tessera_operator.runtime_pods import RuntimePods, node_document, owned_labels
+from tessera_operator.traffic import Traffic
+from tessera_operator.wanted import Context, Routers, holds, spec_of
+from tessera_operator.world import World, is_activator
+from tessera_operator.write import Writer
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """One moment, by two clocks."""
+
+    s: float
+    """Monotonic."""
+    text: str
+    """RFC 3339, for people."""
+
+
+class Controller:
+    """The memory of one leader. Not thread-safe."""
+
+    def __init__(
+        self, cluster: Cluster, config: Config, where: pools.Installation, epoch: int
+    ) -> None:
+        self._config, self._where, self._epoch = config, where, epoch
+        self._documents: dict[Key, Document] = {}
+        self._plans: dict[str, PlacementPlan] = {}
+        self._world = World()
+        self._traffic = Traffic()
+        self._decider = Decider(config, self._world, self._traffic)
+        self._measuring = Measuring(config.cpu_slices)
+        self._pods = RuntimePods(where, config.lost_after_s)
+        self._routers = Routers()
+        self._rollout: Rollout | None = None
+        self._afresh = False
+        self.heartbeats = Heartbeats(config.lost_after_s)
+        self.writer = Writer(cluster, self._documents)
+        self._reporter = Reporter(self.writer, self._documents)
+
+    def take(self, changed: Mapping[Key, Document | None]) -> None:
+        """Take over objects that are new, changed, or, with None, gone."""
+        for key, document in changed.items():
+            if document is None:
+                self._documents.pop(key, None)
+                self._plans.pop(key[2], None) if key[0] == "PlacementPlan" else None
+                self._world.remove(key)
+                continue
+            self._documents[key] = document
+            if key[0] == "PlacementPlan":
+                try:
+                    self._plans[key[2]] = PlacementPlan.from_dict(document, strict=False)
+                except SpecInvalid:
+                    self._plans.pop(key[2], None)
+            else:
+                self._world.put(document)
+
+    def round(self, now: Now) -> float | None:
+        """Decide and write once. Seconds until time alone calls for another round; None: nothing is due."""
+        self.writer.failed.clear()
+        nodes = self._world.nodes
+        present = self._pods.see(self._documents, nodes, self.heartbeats.lost(now.s), now.s)
+        self._traffic.note(self._world.services, nodes, now.s)
+        decision = self._decider.decide(now.s, present.lost, afresh=self._afresh)
+        self._keep_pools(decision, present.by_pool)
+        self._measuring.see(nodes, decision, self.writer, now.s)
+        if not self._keep_plan(decision, now):
+            return None
+        places = {node.metadata.name: node for node in nodes if not is_activator(node)}
+        capacities = capacity(decision.plan)
+        told: dict[str, tuple[Device, ...]] = {
+            name: node.spec.devices for name, node in places.items()
+        }
+        homes = routes.homes_of(present.answering, told, present.unsure, capacities)
+        if self._rollout is not None:
+            self._rollout = proceed(
+                self._rollout,
+                places,
+                present.lost,
+                lambda service: self._is_routed(service, places, homes),
+                approved=self._is_approved(self._rollout),
+            )
+            told = {
+                name: node.spec.devices
+                if name in present.lost
+                else ordered(node, self._rollout.begun)
+                for name, node in places.items()
+            }
+            homes = routes.homes_of(present.answering, told, present.unsure, capacities)
+        addresses = {
+            service.served_name: self._addresses(service, present.answering, told, present.unsure)
+            for service in self._world.services
+        }
+        context = Context(
+            decision.versions,
+            decision.newest,
+            homes,
+            batch_times(decision),
+            self._epoch,
+            self._rollout.name if self._rollout is not None else None,
+        )
+        tasks = self._measuring.assign(decision, self._world, present.steady, now.s)
+        self._tell(nodes, told, tasks, addresses, context, present.lost, now)
+        self._keep_endpoints(addresses)
+        self._finish(nodes, now)
+        self._reporter.report(
+            self._world,
+            self._traffic,
+            self._measuring,
+            Round(
+                decision,
+                told,
+                addresses,
+                self._rollout,
+                present.answering,
+                present.by_pool,
+                now.s,
+                now.text,
+            ),
+        )
+        waits = [
+            left
+            for service in self._world.services
+            if (left := self._traffic.next_change_s(service, now.s)) is not None
+        ]
+        if self._routers.waiting or self._afresh:
+            waits.append(1.0)
+        return min(waits, default=None)
+
+    def _keep_pools(self, decision: Decision, by_pool: Mapping[str, Sequence[RuntimeNode]]) -> None:
+        used: dict[str, set[str]] = defaultdict(set)
+        products = {
+            pool: {label(device.product) for node in nodes for device in node.status.devices}
+            for pool, nodes in by_pool.items()
+        }
+        pool_of = {node.metadata.name: pool for pool, nodes in by_pool.items() for node in nodes}
+        for each in decision.plan.assignments:
+            if each.node in pool_of:
+                used[pool_of[each.node]].add(each.node)
+        missing = pools.missing_nodes(self._world.pools, products, decision.plan)
+        for pool in self._world.pools:
+            name = pool.metadata.name
+            present = {node.metadata.name for node in by_pool.get(name, ())}
+            replicas = pools.size(pool, present, used[name], missing.get(name, 0))
+            self.writer.put(pools.deployment(pool, replicas, self._where))
+            self.writer.put(pools.disruption_budget(pool, self._where))
+        self._pods.keep_nodes(self.writer, self._documents, self._world.nodes, self._epoch)
+
+    def _keep_plan(self, decision: Decision, now: Now) -> bool:
+        """Have the object of the plan under way; False where it could not be written."""
+        if decision.is_new or (self._rollout is None and self._afresh):
+            self._afresh = False
+            rollout = begin(
+                decision, self._epoch, self._world.pools, self._world.nodes, self._plans.values()
+            )
+            if rollout is None or self._rollout is None or rollout.name != self._rollout.name:
+                self._rollout = rollout
+        rollout = self._rollout
+        if rollout is not None and rollout.name not in self._plans:
+            document = plans.to_object(rollout.spec).to_dict()
+            document.pop("status", None)
+            if not self.writer.put(document):
+                self._rollout, self._afresh = None, True
+                return False
+            self._plans[rollout.name] = plans.to_object(rollout.spec)
+        return True
+
+    def _is_approved(self, rollout: Rollout) -> bool:
+        written = self._plans.get(rollout.name)
+        return rollout.spec.approved or (written is not None and written.spec.approved)
+
+    def _is_routed(
+        self,
+        service: str,
+        nodes: Mapping[str, RuntimeNode],
+        homes: Mapping[routes.Member, Sequence[routes.Home]],
+    ) -> bool:
+        """Whether every node that has the service was told of all its homes, and has taken it over."""
+        for name, node in nodes.items():
+            for served in node.spec.services:
+                if served.name != service:
+                    continue
+                if node.status.observed_generation != node.metadata.generation:
+                    return False
+                for member in served.members:
+                    wanted = routes.peers(homes.get((service, member.name), ()), name)
+                    if [each.node for each in member.routes] != [each.node for each in wanted]:
+                        return False
+        return True
+
+    def _addresses(
+        self,
+        service: ModelService,
+        nodes: Sequence[RuntimeNode],
+        told: routes.Orders,
+        unsure: frozenset[str],
+    ) -> tuple[str, ...]:
+        if service.metadata.deletion_timestamp is not None:
+            return ()
+        name = service.served_name
+        places = [node for node in nodes if not is_activator(node)]
+        found = routes.endpoints(name, places, told, unsure)
+        if found or not holds(service.spec):
+            return found
+        return tuple(
+            sorted(
+                node.status.address
+                for node in nodes
+                if is_activator(node)
+                and node.status.address
+                and routes.served_status(node, name) is not None
+            )
+        )
+
+    def _tell(
+        self,
+        nodes: Sequence[RuntimeNode],
+        told: routes.Orders,
+        tasks: Mapping[str, Any],
+        addresses: Mapping[str, tuple[str, ...]],
+        context: Context,
+        lost: frozenset[str],
+        now: Now,
+    ) -> None:
+        alive = {
+            service.served_name
+            for service in self._world.services
+            if service.metadata.deletion_timestamp is None
+        }
+        held = {
+            name for name, version in context.versions.items() if holds(version.service.spec)
+        } & alive
+        for node in nodes:
+            name, address = node.metadata.name, node.status.address or ""
+            if name in lost:
+                continue
+            devices = told.get(name, ())
+            hosted = {each.service for device in devices for each in device.instances}
+            listed = {service for service, found in addresses.items() if address in found}
+            if is_activator(node):
+                routed: tuple[str, ...] = tuple(sorted(held))
+            else:
+                routed = self._routers.of(node, hosted, listed, alive, now.s)
+            spec = spec_of(node, devices, routed, tasks.get(name, ()), context)
+            labels = self._pods.labels.get(name) or owned_labels(node)
+            if spec != node.spec or not labels.items() <= dict(node.metadata.labels).items():
+                self.writer.put(node_document(name, labels, spec))
+        self._routers.forget(nodes)
+
+    def _keep_endpoints(self, addresses: Mapping[str, tuple[str, ...]]) -> None:
+        for service in self._world.services:
+            if service.metadata.deletion_timestamp is None and service.metadata.uid:
+                self._reporter.keep_service(service)
+                self.writer.put(routes.slice_document(service, addresses[service.served_name]))
+
+    def _finish(self, nodes: Sequence[RuntimeNode], now: Now) -> None:
+        """Finalizers of services, and what is written of the plan."""
+        running = {
+            each.service
+            for node in nodes
+            for device in node.spec.devices
+            for each in device.instances
+        } | {
+            each.service
+            for node in nodes
+            for device in node.status.devices
+            for each in device.instances
+        }
+        for service in self._world.services:
+            self._reporter.keep_finalizer(service, runs=service.served_name in running)
+        rollout = self._rollout
+        for name, plan in sorted(self._plans.items()):
+            if rollout is not None and rollout.name == name:
+                status = plans.progress(
+                    plan.status,
+                    plan.spec.steps,
+                    rollout.done,
+                    rollout.begun,
+                    approved=self._is_approved(rollout),
+                    now=now.text,
+                )
+            elif plans.is_open(plan):
+                status = plans.superseded(plan.status, now.text)
+            else:
+                continue
+            if status != plan.status and self._reporter.write_plan_status(name, status):
+                self._plans[name] = replace(plan, status=status)
+        if rollout is not None and rollout.is_done:
+            # What is left, or what only now can be tidied up, is the next plan's.
+            self._rollout, self._afresh = None, True
+        current = rollout.name if rollout is not None else None
+        for name in plans.obsolete(self._plans.values(), current):
+            self.writer.remove(("PlacementPlan", "", name))

@@ -1,0 +1,336 @@
+"""What users read: the status of services, pools and plans, and Events where something changed for them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tessera_core.api import Condition, ModelService, ModelServiceStatus, RuntimeNode, RuntimePool
+from tessera_core.api.meta import ConditionStatus
+from tessera_core.api.placementplan import PlacementPlanStatus
+from tessera_core.api.records import record
+from tessera_core.api.runtimepool import GPU_RESOURCE, RuntimePoolStatus
+from tessera_core.gpu.mig import label
+from tessera_operator import pools, routes
+from tessera_operator.conditions import READY, Seen, changes, dated, status_of
+from tessera_operator.decide import Decision
+from tessera_operator.kinds import Document, Key
+from tessera_operator.measuring import Measuring
+from tessera_operator.rollout import Rollout
+from tessera_operator.traffic import Traffic
+from tessera_operator.world import World
+from tessera_operator.write import Writer
+
+FINALIZER = "tessera.dev/drain"
+"""Keeps a deleted ModelService until nothing of it runs."""
+NUMBERS_S = 30.0
+"""Between two writes of a status of which only measured numbers changed."""
+_COMPONENT = "tessera-operator"
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What one round found and decided, as far as users are told of it."""
+
+    decision: Decision
+    orders: routes.Orders
+    addresses: Mapping[str, tuple[str, ...]]
+    rollout: Rollout | None
+    answering: Sequence[RuntimeNode]
+    by_pool: Mapping[str, Sequence[RuntimeNode]]
+    now_s: float
+    now: str
+
+
+class Reporter:
+    """Writes what users read. Not thread-safe."""
+
+    def __init__(self, writer: Writer, documents: Mapping[Key, Document]) -> None:
+        self._writer, self._documents = writer, documents
+        self._numbers_s: dict[str, float] = {}
+        self._taken: set[str] = set()
+        """Services whose name somebody else's Service has."""
+
+    def keep_service(self, service: ModelService) -> bool:
+        """The Service of ``service``; False where the name belongs to somebody else."""
+        document = routes.service_document(service)
+        name = service.served_name
+        key = "Service", service.metadata.namespace, service.metadata.name
+        present = self._documents.get(key)
+        write = self._writer.create if present is None else self._writer.put
+        done = write(document)
+        (self._taken.discard if done else self._taken.add)(name)
+        return done
+
+    def keep_finalizer(self, service: ModelService, *, runs: bool) -> None:
+        """Have the finalizer on every service that lives, and take it from one of which nothing runs."""
+        present = service.metadata.finalizers
+        deleted = service.metadata.deletion_timestamp is not None
+        if deleted and FINALIZER in present and not runs:
+            wanted = [each for each in present if each != FINALIZER]
+        elif not deleted and FINALIZER not in present:
+            wanted = [*present, FINALIZER]
+        else:
+            return
+        self._writer.merge(
+            {
+                "apiVersion": "tessera.dev/v1alpha1",
+                "kind": "ModelService",
+                "metadata": {
+                    "name": service.metadata.name,
+                    "namespace": service.metadata.namespace,
+                    "resourceVersion": service.metadata.resource_version,
+                    "finalizers": wanted,
+                },
+            }
+        )
+
+    def write_plan_status(self, name: str, status: PlacementPlanStatus) -> bool:
+        return self._writer.put(
+            {
+                "apiVersion": "tessera.dev/v1alpha1",
+                "kind": "PlacementPlan",
+                "metadata": {"name": name},
+                "status": record(PlacementPlanStatus).encode(status),
+            },
+            "status",
+        )
+
+    def report(self, world: World, traffic: Traffic, measuring: Measuring, found: Round) -> None:
+        """The status of every service and pool."""
+        seen = _Index(found)
+        for service in world.services:
+            if service.metadata.deletion_timestamp is None:
+                self._report_service(service, traffic, measuring, found, seen)
+        living = {service.served_name for service in world.services}
+        self._numbers_s = {k: v for k, v in self._numbers_s.items() if k in living}
+        self._taken &= living
+        nodes = [self._documents[key] for key in sorted(self._documents) if key[0] == "Node"]
+        conflicts = pools.conflicts(world.pools, nodes)
+        for pool in world.pools:
+            self._report_pool(pool, found, conflicts.get(pool.metadata.name))
+
+    def _report_service(
+        self,
+        service: ModelService,
+        traffic: Traffic,
+        measuring: Measuring,
+        found: Round,
+        index: _Index,
+    ) -> None:
+        name = service.served_name
+        status = status_of(self._seen(service, traffic, measuring, found, index), found.now)
+        old = service.status
+        if status == old:
+            return
+        last_s = self._numbers_s.get(name)
+        if _without_numbers(status) == _without_numbers(old) and (
+            last_s is not None and found.now_s - last_s < NUMBERS_S
+        ):
+            return
+        document = {
+            "apiVersion": "tessera.dev/v1alpha1",
+            "kind": "ModelService",
+            "metadata": {"name": service.metadata.name, "namespace": service.metadata.namespace},
+            "status": record(ModelServiceStatus).encode(status),
+        }
+        if self._writer.put(document, "status"):
+            self._numbers_s[name] = found.now_s
+            for condition in changes(old.conditions, status.conditions):
+                self._event(service, condition, found.now)
+
+    def _seen(
+        self,
+        service: ModelService,
+        traffic: Traffic,
+        measuring: Measuring,
+        found: Round,
+        index: _Index,
+    ) -> Seen:
+        name, decision = service.served_name, found.decision
+        newest, version = decision.newest.get(name), decision.versions.get(name)
+        digests = {
+            member.name: digest
+            for member in service.spec.members
+            if (digest := measuring.digests.get((name, member.name, member.model.uri))) is not None
+        }
+        if newest is not None:
+            digests.update(newest.digests)
+        rollout = found.rollout
+        taken = (
+            f"the Service {service.metadata.name} is not Tessera's" if name in self._taken else ""
+        )
+        return Seen(
+            service=service,
+            errors=decision.errors.get(name, ()),
+            runs=version.generation if version is not None else 0,
+            measuring=measuring.words(name),
+            measured=newest is not None
+            and newest.is_complete
+            and index.is_measured(newest.digests.values()),
+            problem="; ".join(
+                filter(None, (taken, index.problems.get(name, ""), measuring.problem(name)))
+            ),
+            planned=index.planned.get(name),
+            refused=index.refused.get(name, ()),
+            assigned=index.assigned.get(name, ()),
+            ready=index.ready.get(name, {}),
+            digests=digests,
+            addresses=0 if name in self._taken else len(found.addresses.get(name, ())),
+            idle=name in index.idle,
+            window=traffic.window(service, found.now_s),
+            plan=rollout.name
+            if rollout is not None
+            else (service.status.plan_ref.name if service.status.plan_ref else None),
+            under_way=rollout is not None
+            and any(
+                step.target.service == name and step.id not in rollout.done
+                for step in rollout.spec.steps
+            ),
+            url=routes.url_of(service),
+        )
+
+    def _report_pool(
+        self, pool: RuntimePool, found: Round, conflict: tuple[str, str] | None
+    ) -> None:
+        name, spec = pool.metadata.name, pool.spec
+        nodes = found.by_pool.get(name, ())
+        gpus = sum(
+            label(device.product) != "cpu" for node in nodes for device in node.status.devices
+        )
+        ready = bool(nodes) or spec.size.min == 0
+        conditions = [
+            Condition(
+                READY,
+                ConditionStatus.TRUE if ready else ConditionStatus.FALSE,
+                "NodesReady" if nodes else ("Empty" if ready else "NoNode"),
+                f"{len(nodes)} nodes, {spec.size.min} to {spec.size.max} wanted",
+            ),
+            Condition(
+                "Conflict",
+                ConditionStatus.TRUE if conflict else ConditionStatus.FALSE,
+                "NodeOfAnotherPool" if conflict else "None",
+                f"the older pool {conflict[0]} selects node {conflict[1]} too" if conflict else "",
+            ),
+        ]
+        status = RuntimePoolStatus(
+            conditions=tuple(
+                dated(each, pool.status.conditions, pool.metadata.generation, found.now)
+                for each in conditions
+            ),
+            nodes=len(nodes),
+            gpus=gpus if GPU_RESOURCE in dict(spec.node.resources) else 0,
+            free_capacity=_free(nodes, found.orders),
+            cost=round(spec.cost.per_node_hour * len(nodes), 4),
+        )
+        if status != pool.status:
+            self._writer.put(
+                {
+                    "apiVersion": "tessera.dev/v1alpha1",
+                    "kind": "RuntimePool",
+                    "metadata": {"name": name},
+                    "status": record(RuntimePoolStatus).encode(status),
+                },
+                "status",
+            )
+
+    def _event(self, service: ModelService, condition: Condition, now: str) -> None:
+        metadata = service.metadata
+        content = f"{metadata.uid} {condition.type} {condition.reason} {now}"
+        bad = condition.status is ConditionStatus.FALSE and condition.type not in (
+            "CapacityShortfall",
+            "Progressing",
+        )
+        short = condition.type == "CapacityShortfall" and condition.status is ConditionStatus.TRUE
+        self._writer.create(
+            {
+                "apiVersion": "v1",
+                "kind": "Event",
+                "metadata": {
+                    "name": f"{metadata.name}.{hashlib.sha256(content.encode()).hexdigest()[:16]}",
+                    "namespace": metadata.namespace,
+                },
+                "involvedObject": {
+                    "apiVersion": "tessera.dev/v1alpha1",
+                    "kind": "ModelService",
+                    "name": metadata.name,
+                    "namespace": metadata.namespace,
+                    "uid": metadata.uid,
+                    "resourceVersion": metadata.resource_version,
+                },
+                "type": "Warning" if bad or short else "Normal",
+                "reason": condition.reason,
+                "message": f"{condition.type} is {condition.status.value}: {condition.message or condition.reason}"[
+                    :1024
+                ],
+                "source": {"component": _COMPONENT},
+                "reportingComponent": _COMPONENT,
+                "firstTimestamp": now,
+                "lastTimestamp": now,
+                "count": 1,
+            }
+        )
+
+
+class _Index:
+    """One round's facts by service, so that many services cost no more than one pass."""
+
+    def __init__(self, found: Round) -> None:
+        plan = found.decision.plan
+        self.planned = {each.service: each for each in plan.services}
+        self.idle = frozenset(plan.idle)
+        self.refused: dict[str, list[Any]] = {}
+        for service, member, refusal in plan.refused:
+            self.refused.setdefault(service, []).append((member, refusal))
+        self.assigned: dict[str, list[Any]] = {}
+        for each in plan.assignments:
+            self.assigned.setdefault(each.service, []).append(each)
+        self.ready: dict[str, dict[str, int]] = {}
+        self.problems: dict[str, str] = {}
+        for node in found.answering:
+            for device in node.status.devices:
+                for instance in device.instances:
+                    members = self.ready.setdefault(instance.service, {})
+                    members[instance.member] = members.get(instance.member, 0) + instance.ready
+            for served in node.status.services:
+                if served.problem:
+                    self.problems.setdefault(served.name, f"{node.metadata.name}: {served.problem}")
+        self._measured = {each.digest for each in found.decision.state.measured}
+
+    def is_measured(self, digests: Any) -> bool:
+        return all(digest in self._measured for digest in digests)
+
+
+def _without_numbers(status: ModelServiceStatus) -> ModelServiceStatus:
+    conditions = tuple(
+        replace(each, message="") if each.type in ("SLOMet", "Planned") else each
+        for each in status.conditions
+    )
+    return replace(status, slo=None, conditions=conditions)
+
+
+def _free(nodes: Sequence[RuntimeNode], orders: routes.Orders) -> tuple[tuple[str, int], ...]:
+    """Devices on which nothing is ordered, by product; of processors, their cores."""
+    found: dict[str, int] = {}
+    for node in nodes:
+        busy = {
+            device.uuid: device.instances
+            for device in orders.get(node.metadata.name, ())
+            if device.instances
+        }
+        for device in node.status.devices:
+            product = label(device.product)
+            if product != "cpu":
+                found[f"{product}/full"] = found.get(f"{product}/full", 0) + (
+                    device.uuid not in busy
+                )
+            elif node.status.cpu is not None:
+                taken = sum(
+                    int(each.slice.partition("@")[0].removeprefix("cpu-"))
+                    for each in busy.get(device.uuid, ())
+                )
+                free = max(0, node.status.cpu.cores - taken)
+                found["cpu/cpu-1"] = found.get("cpu/cpu-1", 0) + free
+    return tuple(sorted(found.items()))

@@ -1,0 +1,176 @@
+"""Runtime pods and the RuntimeNodes that stand for them: who is there, who answers, who is about to go.
+
+A RuntimeNode is made when a pod has its node and deleted some time after the last one left, so that a pod that is
+replaced finds its orders again. What a node's status says is of the pod it names: of one that is gone, nothing of
+it holds any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tessera_core.api import RuntimeNode, RuntimeNodeSpec
+from tessera_core.api.records import record
+from tessera_core.plan.state_in import POOL_LABEL
+from tessera_operator.kinds import Document, Key
+from tessera_operator.pools import ACTIVATOR, NAME_LABEL, Installation
+from tessera_operator.routes import MANAGED_BY, is_leaving
+from tessera_operator.world import ACTIVATOR_LABEL, is_activator
+from tessera_operator.write import Writer
+
+_ENDED = ("Failed", "Succeeded")
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """The nodes at one moment."""
+
+    lost: frozenset[str]
+    """Nobody hears of them: what runs there gets a second home."""
+    unsure: frozenset[str]
+    """The lost ones, and those whose pods are about to end."""
+    answering: tuple[RuntimeNode, ...]
+    """Those whose status is of a pod that exists."""
+    by_pool: Mapping[str, tuple[RuntimeNode, ...]]
+
+    @property
+    def steady(self) -> frozenset[str]:
+        """Names of those that answer and stay."""
+        return frozenset(node.metadata.name for node in self.answering) - self.unsure
+
+
+class RuntimePods:
+    """Which pod is where, and since when a node has none. Not thread-safe."""
+
+    def __init__(self, where: Installation, lost_after_s: float) -> None:
+        self._where, self._lost_after_s = where, lost_after_s
+        self._without: dict[str, float] = {}
+        self._gone: frozenset[str] = frozenset()
+        self.labels: dict[str, dict[str, str]] = {}
+        """What tells whose node it is, by node."""
+
+    def see(
+        self,
+        documents: Mapping[Key, Document],
+        nodes: Sequence[RuntimeNode],
+        silent: frozenset[str],
+        now_s: float,
+    ) -> Present:
+        """``silent``: nodes whose agents do not renew their Leases."""
+        pods = {name: list(found) for name, found in _by_node(documents).items()}
+        known = {node.metadata.name: node for node in nodes}
+        self._without = {
+            name: self._without.get(name, now_s) for name in known if not pods.get(name)
+        }
+        self._gone = frozenset(
+            name for name, since_s in self._without.items() if now_s - since_s >= self._lost_after_s
+        )
+        self.labels = {name: _labels(found[0]) for name, found in pods.items()}
+        living = {pod["metadata"]["name"]: pod for found in pods.values() for pod in found}
+        lost = (silent & known.keys()) | self._gone
+        ending = {
+            name
+            for name, found in pods.items()
+            if found and all(pod["metadata"].get("deletionTimestamp") for pod in found)
+        }
+        leaving = {name for name, node in known.items() if is_leaving(node)}
+        by_pool: dict[str, list[RuntimeNode]] = {}
+        for name, node in known.items():
+            pool = dict(node.metadata.labels).get(POOL_LABEL)
+            if pool is not None and name not in lost and pods.get(name):
+                by_pool.setdefault(pool, []).append(node)
+        return Present(
+            lost=frozenset(lost),
+            unsure=frozenset(lost | ((ending | leaving) & known.keys())),
+            answering=tuple(node for node in nodes if (node.status.pod or "") in living),
+            by_pool={pool: tuple(found) for pool, found in by_pool.items()},
+        )
+
+    def keep_nodes(
+        self,
+        writer: Writer,
+        documents: Mapping[Key, Document],
+        nodes: Sequence[RuntimeNode],
+        epoch: int,
+    ) -> None:
+        """One RuntimeNode per pod that has a node, with that node's taints; none for nodes that are gone."""
+        known = {node.metadata.name: node for node in nodes}
+        for name, labels in self.labels.items():
+            node = known.get(name)
+            if node is None:
+                spec = RuntimeNodeSpec(epoch=epoch)
+                if ("RuntimeNode", "", name) not in documents:
+                    writer.put(node_document(name, labels, spec))
+                continue
+            taints = _taints(documents.get(("Node", "", name)))
+            if taints != _present_taints(node):
+                head = node_document(name, {}, None)
+                writer.put({**head, "status": {"taints": taints}}, "status")
+        for name in sorted(self._gone & known.keys()):
+            if is_activator(known[name]) or ("Node", "", name) not in documents:
+                writer.remove(("RuntimeNode", "", name))
+
+
+def _by_node(documents: Mapping[Key, Document]) -> dict[str, list[Document]]:
+    """Runtime pods that have a node, by the name of their RuntimeNode."""
+    found: dict[str, list[Document]] = {}
+    for name, pod in _pods(documents):
+        found.setdefault(name, []).append(pod)
+    return found
+
+
+def _pods(documents: Mapping[Key, Document]) -> Iterator[tuple[str, Document]]:
+    for key in sorted(key for key in documents if key[0] == "Pod"):
+        pod = documents[key]
+        node = pod["spec"].get("nodeName")
+        if node and pod.get("status", {}).get("phase") not in _ENDED:
+            labels = pod["metadata"].get("labels") or {}
+            yield (key[2] if labels.get(NAME_LABEL) == ACTIVATOR else node), pod
+
+
+def _labels(pod: Document) -> dict[str, str]:
+    labels = pod["metadata"].get("labels") or {}
+    if labels.get(NAME_LABEL) == ACTIVATOR:
+        return {ACTIVATOR_LABEL: "true"}
+    return {POOL_LABEL: labels.get(POOL_LABEL, "")}
+
+
+def _taints(node: Document | None) -> list[dict[str, str]]:
+    if node is None:
+        return []
+    found = [
+        {"key": each["key"], "effect": each["effect"], "value": each.get("value", "")}
+        for each in node["spec"].get("taints") or ()
+    ]
+    return sorted(found, key=lambda each: (each["key"], each["effect"]))
+
+
+def _present_taints(node: RuntimeNode) -> list[dict[str, str]]:
+    return [
+        {"key": each.key, "effect": each.effect.value, "value": each.value}
+        for each in node.status.taints
+    ]
+
+
+def owned_labels(node: RuntimeNode) -> dict[str, str]:
+    """Those labels of ``node`` that the operator has given it."""
+    return {
+        name: value for name, value in node.metadata.labels if name in (POOL_LABEL, ACTIVATOR_LABEL)
+    }
+
+
+def node_document(
+    name: str, labels: Mapping[str, str], spec: RuntimeNodeSpec | None
+) -> dict[str, Any]:
+    """All that the operator says of a node but for its taints: what is left out of an apply is taken back."""
+    head: dict[str, Any] = {
+        "apiVersion": "tessera.dev/v1alpha1",
+        "kind": "RuntimeNode",
+        "metadata": {"name": name},
+    }
+    if spec is None:
+        return head
+    head["metadata"]["labels"] = {**MANAGED_BY, **labels}
+    return {**head, "spec": record(RuntimeNodeSpec).encode(spec)}
