@@ -1,24 +1,61 @@
-"""One API server for the whole run, with the CRDs in it."""
+"""One API server with the CRDs in it, and one cluster of two nodes, each for the whole run and made when it is needed."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 import yaml
 from e2e.api import Api
+from e2e.environment import Cluster, Unavailable, choose
 from e2e.native.build import kubernetes
 from e2e.native.control_plane import control_plane
 
-_CRDS = Path(__file__).parents[1] / "crds"
+_HERE = Path(__file__).parent
+_CRDS = _HERE.parent / "crds"
+_TEST_S = 120
+
+SaidAloud = Callable[[], AbstractContextManager[None]]
 _ESTABLISHED_S = 30
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Limits are on tests, not on what the first of them waits for: a build may take minutes."""
+    for item in items:
+        if item.path.is_relative_to(_HERE) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(_TEST_S, func_only=True))
+
+
 @pytest.fixture(scope="session")
-def binaries() -> Path:
-    return kubernetes()
+def said_aloud(request: pytest.FixtureRequest) -> SaidAloud:
+    """A context in which what is printed is seen at once: what takes minutes says so."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    aloud: SaidAloud = capture.global_and_fixture_disabled
+    return aloud
+
+
+@pytest.fixture(scope="session")
+def binaries(said_aloud: SaidAloud) -> Path:
+    with said_aloud():
+        return kubernetes()
+
+
+@pytest.fixture(scope="session")
+def cluster(
+    said_aloud: SaidAloud,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Cluster]:
+    try:
+        with said_aloud():
+            environment = choose()
+            environment.prepare()
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    with environment.cluster(tmp_path_factory.mktemp("nodes")) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")

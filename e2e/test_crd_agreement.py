@@ -73,7 +73,7 @@ def differs_on_purpose(place: Place, probe: object) -> object:
     the spec that a node is given was admitted as a ModelService's.
     """
     return (
-        (place[1] in ("services", "candidates") and place[3:4] == ("spec",))
+        (place[1:2] in (("services",), ("candidates",)) and place[3:4] == ("spec",))
         or (place[-1] == "uri" and probe == "file:///a")
         or ("steps" in place and (len(place) == 3 or {"id", "requires"}.intersection(place)))
         or (probe is None and {"matchLabels", "resources", "selector"}.intersection(place[:-1]))

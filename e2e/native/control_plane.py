@@ -1,6 +1,7 @@
 """etcd and the API server: what a client of the Kubernetes API needs, without nodes.
 
-Clients name themselves by tokens of a file, so no certificates are made: the API server signs its own.
+Clients name themselves by tokens of a file; certificates are for the server's side of TLS and for its calls to
+kubelets.
 """
 
 from __future__ import annotations
@@ -9,18 +10,21 @@ import secrets
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from e2e.native.certificates import Authority, new_key
+from e2e.native.cgroups import Cgroup
 from e2e.native.processes import Process, free_ports
 
-_ADMIN = "system:masters"
+ADMIN = "admin"
+MASTERS = "system:masters"
+_LOOPBACK = "127.0.0.1"
 _READY_S = 120.0
+_PATIENCE_S = 2.0  # it would wait for clients that watch until their watches end
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,77 +57,126 @@ class Access:
         return path
 
 
+class ControlPlane:
+    """etcd and an API server that can be stopped and started again at the same address with the same data.
+
+    ``address`` is what both clients and pods reach it by; ``users`` maps names to their groups. The service account
+    key pair is ``service_accounts``, the authority of all certificates ``ca``.
+    """
+
+    def __init__(
+        self,
+        binaries: Path,
+        folder: Path,
+        *,
+        address: str = _LOOPBACK,
+        services: str = "10.96.0.0/16",
+        hosts: tuple[str, ...] = (),
+        users: Mapping[str, tuple[str, ...]] | None = None,
+        group: Cgroup | None = None,
+    ) -> None:
+        self._binaries, self._folder, self._group = binaries, folder, group
+        client, self._peer, self.port = free_ports(3)
+        self._etcd_url = f"http://{_LOOPBACK}:{client}"
+        everybody = {ADMIN: (MASTERS,), **(users or {})}
+        self._tokens = {name: secrets.token_hex(16) for name in everybody}
+        rows = [
+            f'{self._tokens[name]},{name},{name},"{",".join(everybody[name])}"\n'
+            for name in everybody
+        ]
+        tokens = folder / "tokens.csv"
+        tokens.touch(mode=0o600)
+        tokens.write_text("".join(rows))
+        authority = Authority(folder / "certificates")
+        names = ("kubernetes", "kubernetes.default", "kubernetes.default.svc")
+        served = authority.issue("kube-apiserver", hosts=(*names, address, *hosts))
+        calls = authority.issue("kube-apiserver-kubelet-client", groups=(MASTERS,))
+        self.ca = authority.certificate
+        self.service_accounts = new_key(folder / "certificates" / "service-accounts.key")
+        self._url = f"https://{address}:{self.port}"
+        self._command: list[str | Path] = [
+            binaries / "kube-apiserver",
+            f"--etcd-servers={self._etcd_url}",
+            f"--bind-address={address}",
+            f"--advertise-address={address}",
+            f"--secure-port={self.port}",
+            f"--tls-cert-file={served[0]}",
+            f"--tls-private-key-file={served[1]}",
+            f"--client-ca-file={self.ca}",
+            f"--kubelet-client-certificate={calls[0]}",
+            f"--kubelet-client-key={calls[1]}",
+            "--kubelet-preferred-address-types=InternalIP",  # names of nodes are in no DNS
+            f"--token-auth-file={tokens}",
+            "--authorization-mode=Node,RBAC",
+            "--allow-privileged",
+            # Loopback is no address for pods: then nothing stands behind the Service `kubernetes`.
+            f"--endpoint-reconciler-type={'none' if address == _LOOPBACK else 'lease'}",
+            f"--service-cluster-ip-range={services}",
+            "--service-account-issuer=https://kubernetes.default.svc",
+            f"--service-account-key-file={self.service_accounts}",
+            f"--service-account-signing-key-file={self.service_accounts}",
+        ]
+        self._server: Process | None = None
+
+    def access(self, user: str = ADMIN) -> Access:
+        """How ``user`` reaches the API server; KeyError for one that was not announced."""
+        return Access(self._url, self.ca, self._tokens[user])
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Both are started on entry, and ended on exit if they still run."""
+        peer_url = f"http://{_LOOPBACK}:{self._peer}"
+        etcd = Process(
+            "etcd",
+            [
+                self._binaries / "etcd",
+                f"--data-dir={self._folder / 'etcd'}",
+                "--unsafe-no-fsync",
+                f"--listen-client-urls={self._etcd_url}",
+                f"--advertise-client-urls={self._etcd_url}",
+                f"--listen-peer-urls={peer_url}",
+                f"--initial-advertise-peer-urls={peer_url}",
+                f"--initial-cluster=default={peer_url}",
+            ],
+            self._folder / "etcd.log",
+            group=self._group,
+        )
+        with etcd:
+            etcd.wait_until(lambda: answers(f"{self._etcd_url}/readyz"), _READY_S)
+            try:
+                self.start_api_server()
+                yield
+            finally:
+                self.stop_api_server()
+
+    def start_api_server(self) -> None:
+        """Returns when it is ready; nothing happens where it runs."""
+        if self._server is None:
+            log = self._folder / "kube-apiserver.log"
+            self._server = Process("kube-apiserver", self._command, log, group=self._group)
+            self._server.wait_until(lambda: _ready(self.access()), _READY_S)
+
+    def stop_api_server(self) -> None:
+        """Returns when it has ended; nothing happens where it does not run."""
+        if self._server is not None:
+            self._server.stop(_PATIENCE_S)
+            self._server = None
+
+
 @contextmanager
 def control_plane(binaries: Path, folder: Path) -> Iterator[Access]:
-    """A fresh API server with its data and logs in ``folder``; the access is an administrator's."""
-    with ExitStack() as stack:
-        client, peer, port = free_ports(3)
-        etcd_url = f"http://127.0.0.1:{client}"
-        peer_url = f"http://127.0.0.1:{peer}"
-        etcd = stack.enter_context(
-            Process(
-                "etcd",
-                [
-                    binaries / "etcd",
-                    f"--data-dir={folder / 'etcd'}",
-                    "--unsafe-no-fsync",
-                    f"--listen-client-urls={etcd_url}",
-                    f"--advertise-client-urls={etcd_url}",
-                    f"--listen-peer-urls={peer_url}",
-                    f"--initial-advertise-peer-urls={peer_url}",
-                    f"--initial-cluster=default={peer_url}",
-                ],
-                folder / "etcd.log",
-            )
-        )
-        etcd.wait_until(lambda: _answers(f"{etcd_url}/readyz"), _READY_S)
-        token = secrets.token_hex(16)
-        tokens = folder / "tokens.csv"
-        tokens.write_text(f'{token},admin,admin,"{_ADMIN}"\n')
-        key = folder / "service-accounts.key"
-        key.write_bytes(_new_key())
-        certificates = folder / "certificates"
-        access = Access(f"https://127.0.0.1:{port}", certificates / "apiserver.crt", token)
-        server = stack.enter_context(
-            Process(
-                "kube-apiserver",
-                [
-                    binaries / "kube-apiserver",
-                    f"--etcd-servers={etcd_url}",
-                    "--bind-address=127.0.0.1",
-                    "--advertise-address=127.0.0.1",
-                    f"--secure-port={port}",
-                    f"--cert-dir={certificates}",
-                    f"--token-auth-file={tokens}",
-                    "--authorization-mode=Node,RBAC",
-                    "--allow-privileged",
-                    "--endpoint-reconciler-type=none",
-                    "--service-cluster-ip-range=10.96.0.0/16",
-                    "--service-account-issuer=https://kubernetes.default.svc",
-                    f"--service-account-key-file={key}",
-                    f"--service-account-signing-key-file={key}",
-                ],
-                folder / "kube-apiserver.log",
-            )
-        )
-        server.wait_until(lambda: _ready(access), _READY_S)
-        yield access
-
-
-def _new_key() -> bytes:
-    pem: bytes = ec.generate_private_key(ec.SECP256R1()).private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.TraditionalOpenSSL,
-        serialization.NoEncryption(),
-    )
-    return pem
+    """A fresh API server on loopback with its data and logs in ``folder``; the access is an administrator's."""
+    plane = ControlPlane(binaries, folder)
+    with plane.running():
+        yield plane.access()
 
 
 def _ready(access: Access) -> bool:
-    return access.ca.exists() and _answers(f"{access.url}/readyz", access)
+    return answers(f"{access.url}/readyz", access)
 
 
-def _answers(url: str, access: Access | None = None) -> bool:
+def answers(url: str, access: Access | None = None) -> bool:
+    """Whether a GET of ``url`` succeeds, as the user of ``access`` or as nobody."""
     request = urllib.request.Request(url)
     context = None
     if access is not None:

@@ -12,8 +12,29 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from e2e.native.cgroups import Cgroup
+
 _POLL_S = 0.05
 _LOG_TAIL = 4000
+
+
+def run(*command: str | Path, timeout_s: float = 60.0, stdin: str | None = None) -> str:
+    """What a short command printed; raises RuntimeError with what it complained of."""
+    words = [str(each) for each in command]
+    done = subprocess.run(words, capture_output=True, text=True, input=stdin, timeout=timeout_s)
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip()[-_LOG_TAIL:]
+        raise RuntimeError(f"`{' '.join(words)}` ended with {done.returncode}: {said}")
+    return done.stdout
+
+
+def wait_until(ready: Callable[[], bool], timeout_s: float, what: str) -> None:
+    """Poll ``ready``; raises RuntimeError that ``what`` did not happen when time is up."""
+    deadline = time.monotonic() + timeout_s
+    while not ready():
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{what}: not within {timeout_s} s")
+        time.sleep(_POLL_S)
 
 
 class Process:
@@ -25,6 +46,7 @@ class Process:
         command: Sequence[str | Path],
         log: Path,
         env: Mapping[str, str] | None = None,
+        group: Cgroup | None = None,
     ) -> None:
         self.name = name
         self.log = log
@@ -37,6 +59,8 @@ class Process:
                 start_new_session=True,
                 env={**os.environ, **(env or {})},
             )
+        if group is not None:
+            group.add(self.pid)
 
     @property
     def pid(self) -> int:
