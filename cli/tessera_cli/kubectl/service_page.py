@@ -1,0 +1,236 @@
+"""One ModelService in full: its conditions, its members, where they run, its SLO, what it lacks and its plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from tessera_cli.kubectl.objects import milliseconds, shown
+from tessera_cli.kubectl.progress import progress_of
+from tessera_cli.plan_tables import Part
+from tessera_cli.tables import table
+from tessera_core.api import Instance, ModelService, PlacementPlan, RuntimeNode
+from tessera_core.api.quantities import format_duration
+from tessera_core.api.records import record
+from tessera_core.api.runtimenode import InstanceStatus
+
+_DIGITS = 12
+"""Of a digest, in tables: enough to tell models apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Instances of one member on one slice: those that are wanted there, and those that are."""
+
+    node: str
+    device: str
+    slice: str
+    member: str
+    state: str
+    batch: int
+    """Batch cap, rows."""
+    wanted: int
+    present: int
+    ready: int
+    memory_mib: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePage:
+    """What is shown of one service."""
+
+    service: ModelService
+    places: tuple[Place, ...]
+    plan: PlacementPlan | None
+    """The one that its status names, if that can be seen."""
+
+
+def places_of(service: str, nodes: Iterable[RuntimeNode]) -> tuple[Place, ...]:
+    """Where instances of ``service`` (served name) are, or shall be."""
+    found = []
+    for node in nodes:
+        wanted = {
+            (device.uuid, *_key(each)): each
+            for device in node.spec.devices
+            for each in device.instances
+            if each.service == service
+        }
+        present = {
+            (device.uuid, *_key(each)): each
+            for device in node.status.devices
+            for each in device.instances
+            if each.service == service
+        }
+        for key in sorted(wanted.keys() | present.keys()):
+            found.append(_place(node.metadata.name, key, wanted.get(key), present.get(key)))
+    return tuple(found)
+
+
+def _key(each: Instance) -> tuple[str, str, str]:
+    return each.slice, each.member, each.state.value
+
+
+def _place(
+    node: str,
+    key: tuple[str, str, str, str],
+    wanted: Instance | None,
+    present: InstanceStatus | None,
+) -> Place:
+    device, piece, member, state = key
+    one = present or wanted
+    assert one is not None  # the key is of one of the two
+    return Place(
+        node=node,
+        device=device,
+        slice=piece,
+        member=member,
+        state=state,
+        batch=one.batch,
+        wanted=wanted.count if wanted else 0,
+        present=present.count if present else 0,
+        ready=present.ready if present else 0,
+        memory_mib=present.memory_mib if present else 0,
+    )
+
+
+def page_data(found: ServicePage) -> dict[str, Any]:
+    """Everything as plain values; the status is that of the object."""
+    service, plan = found.service, found.plan
+    return {
+        "namespace": service.metadata.namespace,
+        "name": service.metadata.name,
+        "generation": service.metadata.generation,
+        "status": record(type(service.status)).encode(service.status),
+        "slo": slo_words(service),
+        "shortfall": shortfall_words(service),
+        "places": [
+            {
+                "node": each.node,
+                "device": each.device,
+                "slice": each.slice,
+                "member": each.member,
+                "state": each.state,
+                "batch": each.batch,
+                "wanted": each.wanted,
+                "present": each.present,
+                "ready": each.ready,
+                "memoryMiB": each.memory_mib,
+            }
+            for each in found.places
+        ],
+        "plan": None
+        if plan is None
+        else {"name": plan.metadata.name, "at": str(progress_of(plan))},
+    }
+
+
+def page_parts(found: ServicePage) -> list[Part]:
+    """Everything for people."""
+    service = found.service
+    parts: list[Part] = [_head(service)]
+    if service.status.conditions:
+        parts.append(_conditions(service))
+    if service.status.members:
+        parts.append(_members(service))
+    if found.places:
+        parts.append(_places(found.places))
+    parts.append(Text(slo_words(service)))
+    short = shortfall_words(service)
+    if short is not None:
+        parts.append(Text(short, "red"))
+    reference = service.status.plan_ref
+    if found.plan is not None:
+        name = found.plan.metadata.name
+        parts.append(Text.assemble("plan ", (name, "bold"), f": {progress_of(found.plan)}"))
+    elif reference is not None:
+        parts.append(Text.assemble("plan ", (reference.name, "bold")))
+    return parts
+
+
+def _head(service: ModelService) -> Text:
+    seen, present = service.status.observed_generation, service.metadata.generation
+    text = Text.assemble((service.served_name, "bold"))
+    if service.status.url:
+        text.append(f"  {service.status.url}")
+    if seen is None:
+        text.append("\nno operator has looked at it yet", "yellow")
+    elif present is not None and seen < present:
+        text.append(f"\nthe status is of generation {seen}, the spec is at {present}", "yellow")
+    return text
+
+
+def _conditions(service: ModelService) -> Table:
+    rows = table("Conditions", ("condition", "status", "reason"), (), ("message", "since"))
+    for each in service.status.conditions:
+        rows.add_row(
+            each.type,
+            shown(each.status.value),
+            each.reason,
+            Text(each.message),
+            each.last_transition_time or "-",
+        )
+    return rows
+
+
+def _members(service: ModelService) -> Table:
+    rows = table("Members", ("member", "device"), ("batch", "ready/placed"), ("digest",))
+    for each in service.status.members:
+        digest = each.digest or ""
+        kind, colon, digits = digest.partition(":")
+        rows.add_row(
+            each.name,
+            each.device or "-",
+            "-" if each.batch is None else str(each.batch),
+            f"{each.ready}/{each.instances}",
+            f"{kind}{colon}{digits[:_DIGITS]}" if digest else "-",
+        )
+    return rows
+
+
+def _places(places: Iterable[Place]) -> Table:
+    rows = table("Where it runs", ("member", "place"), ("batch", "ready/wanted", "MiB"), ("",))
+    for each in places:
+        standby = "standby" if each.state == "Standby" else ""
+        leaving = "leaves" if not each.wanted else ""
+        rows.add_row(
+            each.member,
+            f"{each.node}/{each.device} {each.slice}",
+            str(each.batch),
+            f"{each.ready}/{each.wanted}",
+            str(each.memory_mib),
+            ", ".join(filter(None, (standby, leaving))),
+        )
+    return rows
+
+
+def slo_words(service: ModelService) -> str:
+    """What was measured against what was promised."""
+    objective, slo = service.spec.slo.objectives[0], service.status.slo
+    target = f"{objective.percent:g} % within {format_duration(objective.target_s)}"
+    window = slo.window_s if slo and slo.window_s else objective.window_s
+    over = f"the last {format_duration(window)}"
+    if slo is None or not slo.total:
+        return f"SLO {target}: no request in {over}"
+    share = slo.good / slo.total if slo.attainment is None else slo.attainment
+    percentiles = "".join(
+        f", {name} {milliseconds(1e3 * value)}"
+        for name, value in (("p50", slo.p50_s), ("p99", slo.p99_s))
+        if value is not None
+    )
+    return (
+        f"SLO {target}: {100 * share:.4g} % of {slo.total} requests in {over}{percentiles}; "
+        f"{slo.requests_per_second:.4g} requests/s"
+    )
+
+
+def shortfall_words(service: ModelService) -> str | None:
+    """What is missing for the SLO to hold at the expected load; None when nothing is."""
+    gap = service.status.shortfall
+    if gap is None:
+        return None
+    more = f"; {gap.devices} more device{'' if gap.devices == 1 else 's'} would do"
+    return f"short of {gap.requests_per_second:.4g} requests/s{more if gap.devices else ''}: {gap.reason}"
