@@ -35,8 +35,9 @@ _FIRST_PAUSE_S, _MOST_PAUSE_S = 1.0, 30.0
 """After a round in which a write failed."""
 
 
-def sources(namespace: str) -> tuple[Source, ...]:
+def sources(namespace: str, config: Config) -> tuple[Source, ...]:
     """What is followed."""
+    gateway = (kinds.HTTP_ROUTE, kinds.GRPC_ROUTE) if config.gateway is not None else ()
     own = ",".join(f"{name}={value}" for name, value in MANAGED_BY.items())
     return (
         *(
@@ -47,6 +48,7 @@ def sources(namespace: str) -> tuple[Source, ...]:
                 *(kinds.NODE, kinds.PRIORITY_CLASS, kinds.RESOURCE_QUOTA),
             )
         ),
+        *(Source(kind, labels=own) for kind in gateway),
         Source(kinds.SERVICE, labels=own),
         Source(kinds.ENDPOINT_SLICE, labels=own),
         Source(kinds.DEPLOYMENT, namespace, own),
@@ -65,7 +67,7 @@ def lead(
 ) -> None:
     """Rounds until ``stop``."""
     facts = Facts()
-    followers = [Follower(cluster, source, facts) for source in sources(where.namespace)]
+    followers = [Follower(cluster, source, facts) for source in sources(where.namespace, config)]
     for follower in followers:
         follower.start()
     for follower in followers:

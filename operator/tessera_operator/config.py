@@ -10,7 +10,7 @@ import yaml
 
 from tessera_core.api import FieldError, ModelServiceSpec, SpecInvalid
 from tessera_core.api.errors import Report, describe
-from tessera_core.api.meta import LABEL_KEY
+from tessera_core.api.meta import LABEL, LABEL_KEY, SUBDOMAIN
 from tessera_core.api.records import ListOf, MapOf, Name, record
 from tessera_core.api.scalars import decimal, duration, integer, milliseconds, text
 from tessera_core.plan.state import Policy
@@ -18,6 +18,16 @@ from tessera_core.plan.state import Policy
 EVERY_NAMESPACE = "default"
 """Key of the prefixes of namespaces that have none of their own."""
 _CORES = integer(1, 1024)
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """A Gateway of the Gateway API through which services are reached from outside the cluster."""
+
+    name: Annotated[str, SUBDOMAIN]
+    namespace: Annotated[str, LABEL]
+    domain: Annotated[str, SUBDOMAIN]
+    """Services get the host name ``<name>.<namespace>.<domain>``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +54,8 @@ class Config:
         MapOf(LABEL_KEY, ListOf(text(512), most=256), most=10_000),
     ] = ()
     """By namespace, what model URIs may start with; ``default`` is for the others. Nothing said: anything."""
+    gateway: Gateway | None = None
+    """Absent: services are reached inside the cluster only. Needs the Gateway API's HTTPRoute and GRPCRoute."""
 
     @property
     def policy(self) -> Policy:

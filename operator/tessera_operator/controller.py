@@ -279,6 +279,9 @@ class Controller:
             if service.metadata.deletion_timestamp is None and service.metadata.uid:
                 self._reporter.keep_service(service)
                 self.writer.put(routes.slice_document(service, addresses[service.served_name]))
+                if self._config.gateway is not None:
+                    for document in routes.gateway_documents(service, self._config.gateway):
+                        self.writer.put(document)
 
     def _finish(self, nodes: Sequence[RuntimeNode], now: Now) -> None:
         """Finalizers of services, and what is written of the plan."""

@@ -45,6 +45,8 @@ DISRUPTION_BUDGET = Kind("PodDisruptionBudget", "policy/v1", "poddisruptionbudge
 ENDPOINT_SLICE = Kind("EndpointSlice", "discovery.k8s.io/v1", "endpointslices")
 EVENT = Kind("Event", "v1", "events")
 LEASE = Kind("Lease", "coordination.k8s.io/v1", "leases")
+GRPC_ROUTE = Kind("GRPCRoute", "gateway.networking.k8s.io/v1", "grpcroutes")
+HTTP_ROUTE = Kind("HTTPRoute", "gateway.networking.k8s.io/v1", "httproutes")
 NODE = Kind("Node", "v1", "nodes", namespaced=False)
 POD = Kind("Pod", "v1", "pods")
 PRIORITY_CLASS = Kind("PriorityClass", "scheduling.k8s.io/v1", "priorityclasses", namespaced=False)
@@ -56,6 +58,7 @@ KINDS: Mapping[str, Kind] = {
     for each in (
         *(MODEL_PROFILE, MODEL_SERVICE, PLACEMENT_PLAN, RUNTIME_NODE, RUNTIME_POOL),
         *(DEPLOYMENT, DISRUPTION_BUDGET, ENDPOINT_SLICE, EVENT, LEASE, NODE, POD),
+        *(GRPC_ROUTE, HTTP_ROUTE),
         *(PRIORITY_CLASS, RESOURCE_QUOTA, SERVICE),
     )
 }

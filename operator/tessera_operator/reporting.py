@@ -196,7 +196,8 @@ class Reporter:
         self, pool: RuntimePool, found: Round, conflict: tuple[str, str] | None
     ) -> None:
         name, spec = pool.metadata.name, pool.spec
-        nodes = found.by_pool.get(name, ())
+        answering = {node.metadata.name for node in found.answering}
+        nodes = [node for node in found.by_pool.get(name, ()) if node.metadata.name in answering]
         gpus = sum(
             label(device.product) != "cpu" for node in nodes for device in node.status.devices
         )

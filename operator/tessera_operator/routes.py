@@ -16,6 +16,7 @@ from typing import Any
 from tessera_core.api import Device, ModelService, RuntimeNode
 from tessera_core.api.meta import ConditionStatus
 from tessera_core.api.runtimenode import Route, ServedStatus
+from tessera_operator.config import Gateway
 
 MANAGED_BY = {"app.kubernetes.io/managed-by": "tessera"}
 MOST_PEERS = 16
@@ -160,6 +161,25 @@ def slice_document(service: ModelService, addresses: Sequence[str]) -> dict[str,
             {"name": "grpc", "port": GRPC_PORT, "protocol": "TCP"},
         ],
     }
+
+
+def gateway_documents(service: ModelService, gateway: Gateway) -> tuple[dict[str, Any], ...]:
+    """An HTTPRoute and a GRPCRoute that lead from ``gateway`` to the Service."""
+    name = service.metadata.name
+    host = f"{name}.{service.metadata.namespace}.{gateway.domain}"
+    return tuple(
+        {
+            "apiVersion": "gateway.networking.k8s.io/v1",
+            "kind": kind,
+            "metadata": _owned(service, name, {}),
+            "spec": {
+                "parentRefs": [{"name": gateway.name, "namespace": gateway.namespace}],
+                "hostnames": [host],
+                "rules": [{"backendRefs": [{"name": name, "port": port}]}],
+            },
+        }
+        for kind, port in (("HTTPRoute", 80), ("GRPCRoute", GRPC_PORT))
+    )
 
 
 def url_of(service: ModelService) -> str:
