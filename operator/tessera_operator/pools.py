@@ -253,6 +253,7 @@ def _server(pool: RuntimePool, image: str, where: Installation) -> dict[str, Any
 
 
 def _agent(pool: RuntimePool, image: str, where: Installation) -> dict[str, Any]:
+    cores = cores_of(pool)
     return {
         "name": "agent",
         "image": image,
@@ -270,7 +271,7 @@ def _agent(pool: RuntimePool, image: str, where: Installation) -> dict[str, Any]
             _field("POD_NAME", "metadata.name"),
             _field("POD_NAMESPACE", "metadata.namespace"),
             _field("POD_IP", "status.podIP"),
-            {"name": "TESSERA_CORES", "value": str(cores_of(pool))},
+            *([{"name": "TESSERA_CORES", "value": str(cores)}] if cores else []),
             {
                 "name": "TESSERA_MEMORY_MIB",
                 "valueFrom": {

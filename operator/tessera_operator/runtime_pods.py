@@ -14,6 +14,7 @@ from typing import Any
 from tessera_core.api import RuntimeNode, RuntimeNodeSpec
 from tessera_core.api.records import record
 from tessera_core.plan.state_in import POOL_LABEL
+from tessera_operator.heartbeats import PREFIX
 from tessera_operator.kinds import Document, Key
 from tessera_operator.pools import ACTIVATOR, NAME_LABEL, Installation
 from tessera_operator.routes import MANAGED_BY, is_leaving
@@ -111,6 +112,7 @@ class RuntimePods:
         for name in sorted(self._gone & known.keys()):
             if is_activator(known[name]) or ("Node", "", name) not in documents:
                 writer.remove(("RuntimeNode", "", name))
+                writer.remove(("Lease", self._where.namespace, PREFIX + name), known=False)
 
 
 def _by_node(documents: Mapping[Key, Document]) -> dict[str, list[Document]]:

@@ -9,20 +9,23 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 
 from tessera_operator import kinds
 from tessera_operator.cluster import Cluster, ClusterError, connect
+from tessera_operator.pools import ACTIVATOR, NAME_LABEL, RUNTIME
 from tessera_operator.reporting import FINALIZER
 from tessera_operator.routes import MANAGED_BY
 
+OPERATOR = "tessera-operator"
 _LOG = logging.getLogger(__name__)
 
 
-def uninstall(cluster: Cluster, namespace: str) -> int:
-    """Remove what the operator has made; how many objects failed."""
-    failed = 0
+def uninstall(cluster: Cluster, namespace: str, timeout_s: float = 120.0) -> int:
+    """Remove what the operator has made; how many objects failed. Raises ClusterError where nothing can be read."""
+    failed = _stop_writers(cluster, namespace, timeout_s)
     own = ",".join(f"{name}={value}" for name, value in MANAGED_BY.items())
     services, _ = cluster.list(kinds.MODEL_SERVICE)
     for service in services:
@@ -39,7 +42,6 @@ def uninstall(cluster: Cluster, namespace: str) -> int:
             }
             failed += not _tried(partial(cluster.merge, document))
     for kind, place, labels in (
-        (kinds.DEPLOYMENT, namespace, own),
         (kinds.DISRUPTION_BUDGET, namespace, own),
         (kinds.ENDPOINT_SLICE, "", own),
         (kinds.SERVICE, "", own),
@@ -51,6 +53,27 @@ def uninstall(cluster: Cluster, namespace: str) -> int:
     for lease in cluster.list(kinds.LEASE, namespace)[0]:
         if lease["metadata"]["name"].startswith("tessera-"):
             failed += not _tried(partial(cluster.delete, lease))
+    return failed
+
+
+def _stop_writers(cluster: Cluster, namespace: str, timeout_s: float) -> int:
+    """End the pods that would put back what is removed: operator, activator and runtime pods."""
+    failed = 0
+    for deployment in cluster.list(kinds.DEPLOYMENT, namespace)[0]:
+        name = deployment["metadata"]["name"]
+        if name.startswith(f"{RUNTIME}-"):
+            failed += not _tried(partial(cluster.delete, deployment))
+        elif name in (OPERATOR, ACTIVATOR):
+            head = {"name": name, "namespace": namespace}
+            document = {"kind": "Deployment", "metadata": head, "spec": {"replicas": 0}}
+            failed += not _tried(partial(cluster.merge, document))
+    deadline_s = time.monotonic() + timeout_s
+    labels = f"{NAME_LABEL} in ({RUNTIME},{ACTIVATOR},{OPERATOR})"
+    while pods := cluster.list(kinds.POD, namespace, labels)[0]:
+        if time.monotonic() > deadline_s:
+            _LOG.warning("%d pods have not ended in %.0f s: going on", len(pods), timeout_s)
+            break
+        time.sleep(1.0)
     return failed
 
 

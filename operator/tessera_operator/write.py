@@ -49,9 +49,9 @@ class Writer:
         key = key_of(document)
         return self._do("patch", key, lambda: self._note(key, self._cluster.merge(document)))
 
-    def remove(self, key: Key) -> bool:
-        """Delete an object if it is there."""
-        if key not in self._documents:
+    def remove(self, key: Key, *, known: bool = True) -> bool:
+        """Delete an object if it is there. ``known``: whether the documents would have it then."""
+        if known and key not in self._documents:
             return True
         kind, namespace, name = key
         metadata = {"name": name, **({"namespace": namespace} if namespace else {})}
