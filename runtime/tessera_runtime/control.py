@@ -62,6 +62,10 @@ class ControlError(Exception):
     """The server refused a request, or cannot be reached."""
 
 
+class ServerGone(ControlError):
+    """It does not answer: what it was told may be lost with it."""
+
+
 async def serve_control(handler: Handler, listener_fd: int) -> asyncio.Server:
     """Answer on the listening socket ``listener_fd``, which the supervisor owns and keeps."""
 
@@ -113,13 +117,13 @@ class ControlClient:
             except (OSError, ValueError) as error:
                 await self.close()
                 reason = str(error) or f"nothing for {timeout_s:.0f} s"
-                raise ControlError(f"the server does not answer: {reason}") from error
+                raise ServerGone(f"the server does not answer: {reason}") from error
             except BaseException:
                 await self.close()  # or the next request would be given this one's answer
                 raise
         if not line:
             await self.close()
-            raise ControlError("the server hung up")
+            raise ServerGone("the server hung up")
         try:
             answer = _decode_answer(line)
         except msgspec.MsgspecError as error:

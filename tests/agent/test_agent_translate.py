@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tessera_core.api import (
@@ -12,15 +14,28 @@ from tessera_core.api import (
     RuntimeNode,
     RuntimeNodeSpec,
 )
-from tessera_core.api.runtimenode import InstanceState
+from tessera_core.api.runtimenode import (
+    BatchTime,
+    InstanceState,
+    ProfilingTask,
+    Route,
+    ServedMember,
+    ServedService,
+)
 from tessera_runtime.agent.translate import (
     LocalModel,
+    ModelSource,
+    Site,
     TranslationError,
+    candidate_sources,
+    device_piece,
     device_target,
+    model_sources,
     server_target,
 )
-from tessera_runtime.target import InstanceTarget, ServiceTime
+from tessera_runtime.target import InstanceTarget, PeerTarget, ServerTarget, ServiceTime
 
+DIGEST = "sha256:" + "ab" * 32
 SERVICE = ModelService.from_dict(
     {
         "apiVersion": "tessera.dev/v1alpha1",
@@ -30,13 +45,17 @@ SERVICE = ModelService.from_dict(
             "members": [
                 {
                     "name": "cnn",
-                    "model": {"uri": "file:///m/cnn.pt2", "format": "TorchExport"},
+                    "model": {
+                        "uri": "s3://m/cnn.pt2",
+                        "format": "TorchExport",
+                        "secretRef": {"name": "store"},
+                    },
                     "batch": {"max": 16},
                     "weight": "2",
                 },
                 {
                     "name": "mlp",
-                    "model": {"uri": "file:///m/mlp.onnx", "format": "ONNX"},
+                    "model": {"uri": "https://m/mlp.onnx", "format": "ONNX"},
                     "weight": "1",
                     "required": False,
                 },
@@ -54,16 +73,30 @@ SERVICE = ModelService.from_dict(
         },
     }
 )
+SERVED = ServedService(
+    "vision.digits",
+    7,
+    SERVICE.spec,
+    (
+        ServedMember("cnn", batch_time=BatchTime(0.1, 2.0)),
+        ServedMember("mlp", DIGEST, routes=(Route("other", "10.0.0.1:8001", 900),)),
+    ),
+)
 MODELS = {
-    ("vision.digits", "cnn"): LocalModel("/cache/cnn", "sha256:aa", ServiceTime(0.1, 2.0)),
-    ("vision.digits", "mlp"): LocalModel("/cache/mlp", "sha256:bb", None),
+    ("vision.digits", "cnn"): LocalModel("/cache/cnn", "sha256:aa"),
+    ("vision.digits", "mlp"): LocalModel("/cache/mlp", DIGEST),
 }
+SITE = Site(cores=(0, 1), memory_mib=512, allow_code=False)
+NOTHING = ServerTarget()
 
 
-def node(*instances: Instance, uuid: str = "cpu") -> RuntimeNode:
+def node(
+    *instances: Instance, uuid: str = "cpu", services: tuple[ServedService, ...] = (SERVED,)
+) -> RuntimeNode:
+    devices = (Device(uuid=uuid, instances=instances),)
     return RuntimeNode(
         metadata=ClusterMeta(name="local"),
-        spec=RuntimeNodeSpec(epoch=3, devices=(Device(uuid=uuid, instances=instances),)),
+        spec=RuntimeNodeSpec(epoch=3, devices=devices, services=services),
     )
 
 
@@ -71,14 +104,25 @@ def instance(member: str, piece: str, batch: int = 8, **fields: object) -> Insta
     return Instance(service="vision.digits", member=member, slice=piece, batch=batch, **fields)  # type: ignore[arg-type]
 
 
+BOTH = node(instance("cnn", "cpu-1@1", 8), instance("mlp", "cpu-1@0", 4, count=2))
+
+
 def test_cores_are_the_processors_own_numbers() -> None:
     found = device_target("cpu", "cpu-2@1", cores=(4, 6, 8, 10), memory_mib=512)
     assert (found.kind, found.cores, found.threads, found.memory_mib) == ("cpu", (6, 8), 2, 512)
 
 
-def test_more_cores_than_there_are_is_refused() -> None:
-    with pytest.raises(TranslationError, match="this node has 2 cores"):
-        device_target("cpu", "cpu-2@1", cores=(0, 1), memory_mib=1)
+@pytest.mark.parametrize(
+    ("uuid", "piece", "words"),
+    [
+        ("cpu", "cpu-2@1", "this node has 2 cores"),
+        ("cpu", "full", "expected cpu-N"),
+        ("GPU-1", "1g.10gb@0", r"1g\.10gb@0 of GPU-1"),
+    ],
+)
+def test_what_the_node_does_not_have_is_refused(uuid: str, piece: str, words: str) -> None:
+    with pytest.raises(TranslationError, match=words):
+        device_target(uuid, piece, cores=(0, 1), memory_mib=1)
 
 
 def test_a_whole_gpu_is_named_to_cuda_by_uuid() -> None:
@@ -87,14 +131,16 @@ def test_a_whole_gpu_is_named_to_cuda_by_uuid() -> None:
     assert found.environment == {"CUDA_VISIBLE_DEVICES": "GPU-1234"}
 
 
-def test_a_mig_slice_is_refused_by_name() -> None:
-    with pytest.raises(TranslationError, match=r"1g\.10gb@0 of GPU-1"):
-        device_target("GPU-1", "1g.10gb@0", cores=(), memory_mib=1)
+@pytest.mark.parametrize(("uuid", "piece"), [("cpu", "cpu-2@1"), ("GPU-1", "full")])
+def test_a_device_is_found_again_by_its_id(uuid: str, piece: str) -> None:
+    target = device_target(uuid, piece, cores=(0, 1, 2), memory_mib=1)
+    assert device_piece(target.id) == (uuid, piece)
 
 
 def test_everything_the_user_said_reaches_the_server() -> None:
-    wanted = node(instance("cnn", "cpu-1@1", 8), instance("mlp", "cpu-1@0", 4, count=2))
-    found = server_target(wanted, [SERVICE], MODELS, (0, 1), 512, allow_code=False)
+    translated = server_target(BOTH, MODELS, SITE, NOTHING)
+    assert translated.problems == {}
+    found = translated.target
     assert found.epoch == 3
     [service] = found.services
     assert (service.name, service.version, service.slo_ms) == ("vision.digits", "7", 50.0)
@@ -108,22 +154,103 @@ def test_everything_the_user_said_reaches_the_server() -> None:
     assert (cnn.max_batch, cnn.cap, cnn.weight, cnn.required) == (16, 8, 2.0, True)
     assert cnn.instances == (InstanceTarget("cpu/cpu-1@1", 1, 8),)
     assert cnn.service_time == ServiceTime(0.1, 2.0)
+    assert cnn.peers == ()
     assert (mlp.weight, mlp.required, mlp.instances) == (
         1.0,
         False,
         (InstanceTarget("cpu/cpu-1@0", 2, 4),),
     )
+    assert mlp.peers == (PeerTarget("10.0.0.1:8001", 900.0),)
     assert {device.id for device in found.devices} == {"cpu/cpu-1@0", "cpu/cpu-1@1"}
 
 
 def test_instances_on_several_slices_keep_their_caps() -> None:
     wanted = node(instance("cnn", "cpu-1@0", 4), instance("cnn", "cpu-1@1", 8))
-    [service] = server_target(wanted, [SERVICE], MODELS, (0, 1), 1, allow_code=False).services
+    [service] = server_target(wanted, MODELS, SITE, NOTHING).target.services
     assert service.members[0].cap == 8
     assert [place.cap for place in service.members[0].instances] == [4, 8]
 
 
 def test_standby_instances_take_no_work() -> None:
     wanted = node(instance("cnn", "cpu-1@0", state=InstanceState.STANDBY))
-    [service] = server_target(wanted, [SERVICE], MODELS, (0,), 1, allow_code=False).services
+    [service] = server_target(wanted, MODELS, SITE, NOTHING).target.services
     assert service.members[0].instances == ()
+
+
+def test_a_member_that_runs_elsewhere_needs_no_file_here() -> None:
+    wanted = node(instance("cnn", "cpu-1@0"))
+    models = {("vision.digits", "cnn"): MODELS["vision.digits", "cnn"]}
+    [service] = server_target(wanted, models, SITE, NOTHING).target.services
+    mlp = service.members[1]
+    assert (mlp.path, mlp.digest, mlp.instances) == ("", DIGEST, ())
+
+
+def test_only_what_can_be_answered_or_held_here_is_told() -> None:
+    idle = replace(SERVED, members=())
+    assert server_target(node(services=(idle,)), {}, SITE, NOTHING).target.services == ()
+    held = replace(idle, hold=5)
+    [service] = server_target(node(services=(held,)), {}, SITE, NOTHING).target.services
+    assert service.hold == 5
+    [service] = server_target(node(), {}, SITE, NOTHING).target.services
+    assert service.members[1].peers != ()
+
+
+def test_a_version_whose_model_is_missing_leaves_the_one_before_as_it_was() -> None:
+    before = server_target(BOTH, MODELS, SITE, NOTHING).target
+    newer = replace(SERVED, generation=8)
+    other = replace(SERVED, name="vision.other")
+    wanted = node(
+        instance("cnn", "cpu-1@0"),
+        replace(instance("mlp", "cpu-1@0"), service="vision.other"),
+        services=(newer, other),
+    )
+    models = {("vision.other", "mlp"): LocalModel("/cache/mlp", DIGEST)}
+    found = server_target(wanted, models, SITE, before)
+    assert found.problems == {}
+    assert [(s.name, s.version) for s in found.target.services] == [
+        ("vision.digits", "7"),
+        ("vision.other", "7"),
+    ]
+    assert found.target.services[0] == before.services[0]
+    assert {device.id for device in found.target.devices} == {"cpu/cpu-1@0", "cpu/cpu-1@1"}
+    assert server_target(wanted, models, SITE, NOTHING).target.services[0].name == "vision.other"
+
+
+def test_a_service_that_asks_for_too_much_holds_up_nothing_else() -> None:
+    other = replace(SERVED, name="vision.other")
+    wanted = node(
+        instance("cnn", "cpu-4@0"),
+        replace(instance("mlp", "cpu-1@0"), service="vision.other"),
+        services=(SERVED, other),
+    )
+    models = MODELS | {("vision.other", "mlp"): LocalModel("/cache/mlp", DIGEST)}
+    found = server_target(wanted, models, SITE, NOTHING)
+    assert [service.name for service in found.target.services] == ["vision.other"]
+    assert "this node has 2 cores" in found.problems["vision.digits"]
+
+
+def test_instances_without_a_version_are_said() -> None:
+    found = server_target(node(instance("cnn", "cpu-1@0"), services=()), MODELS, SITE, NOTHING)
+    assert "spec.services" in found.problems["vision.digits"]
+
+
+def test_a_version_that_cannot_be_read_leaves_the_one_before_as_it_was() -> None:
+    before = server_target(BOTH, MODELS, SITE, NOTHING).target
+    wanted = node(instance("cnn", "cpu-1@0"), services=())
+    found = server_target(wanted, MODELS, SITE, before, unread=["vision.digits", "vision.new"])
+    assert found.target.services == before.services
+    assert found.problems == {}
+
+
+def test_models_are_needed_where_they_run_or_are_measured() -> None:
+    wanted = node(instance("cnn", "cpu-1@0"))
+    task = ProfilingTask("vision.digits", "mlp", "cpu", "cpu-1")
+    newer = replace(SERVED, generation=8, members=())
+    spec = replace(wanted.spec, profiling=(task,), candidates=(newer,))
+    wanted = replace(wanted, spec=spec)
+    cnn = ModelSource("vision", "s3://m/cnn.pt2", "store", None)
+    mlp = ModelSource("vision", "https://m/mlp.onnx", None, None)
+    assert model_sources(wanted) == {("vision.digits", "cnn"): cnn}
+    assert candidate_sources(wanted) == {("vision.digits", "mlp"): mlp}
+    placed = node(instance("mlp", "cpu-1@0"))
+    assert model_sources(placed)["vision.digits", "mlp"].digest == DIGEST

@@ -117,6 +117,41 @@ def test_between_tenants_every_fetch_asks_the_store(tmp_path, store):
         cache.fetch(store.url("a.pt2"), sha256(DATA))
 
 
+def test_between_tenants_what_one_has_read_is_not_known_to_another(tmp_path, store):
+    cache = make_cache(tmp_path, single_tenant=False)
+    store.files["a.pt2"] = DATA
+    cache.fetch(store.url("a.pt2"), sha256(DATA), reader="vision").close()
+    store.gets.clear()
+    cache.fetch(store.url("a.pt2"), sha256(DATA), reader="vision").close()
+    assert store.gets == [], "asked, not read"
+    store.status = 503
+    cache.fetch(store.url("a.pt2"), sha256(DATA), reader="vision").close()
+    with pytest.raises(Unreachable):
+        cache.fetch(store.url("a.pt2"), sha256(DATA), reader="audio")
+    store.status = None
+    cache.fetch(store.url("a.pt2"), sha256(DATA), reader="audio").close()
+    assert store.gets != []
+
+
+def test_a_file_that_was_given_out_before_is_held_without_asking_anybody(tmp_path, store):
+    cache = make_cache(tmp_path, max_bytes=len(DATA), single_tenant=False)
+    store.files["a.pt2"] = DATA
+    with cache.fetch(store.url("a.pt2")) as model:
+        path = model.path
+    store.status = 503
+    again = make_cache(tmp_path, max_bytes=len(DATA), single_tenant=False)
+    held = again.hold(path)
+    assert held is not None
+    with pytest.raises(NoSpace):
+        again.evict(1)
+    held.close()
+    again.evict(1)
+    assert again.hold(path) is None
+    elsewhere = tmp_path / "elsewhere.pt2"
+    elsewhere.write_bytes(DATA)
+    assert again.hold(elsewhere) is None
+
+
 def test_a_known_source_is_served_while_its_store_is_down(tmp_path, store):
     cache = make_cache(tmp_path, single_tenant=False)
     store.files["a.pt2"] = DATA

@@ -15,40 +15,36 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from statistics import median
 
 from tessera_core.api import ModelProfile, ModelService
 from tessera_core.api.members import Member
+from tessera_core.api.runtimenode import BatchTime, ServedMember, ServedService
 from tessera_core.gpu.devices import DeviceClass
-from tessera_core.perf import LatencyProfile
 from tessera_core.plan.decision import Plan, ServicePlan
 from tessera_core.plan.nodes import to_runtime_nodes
 from tessera_core.plan.planner import plan
 from tessera_core.plan.predict import latency_at
 from tessera_core.plan.state import ClusterState, Policy
+from tessera_runtime.agent.measure import PROFILE_TIMEOUT_S, batch_time, profile_request
 from tessera_runtime.agent.observe import cluster_state, places
 from tessera_runtime.agent.profiles import ProfileStore, engine_version, to_profile
 from tessera_runtime.agent.status import LocalStatus, MemberStatus, ServiceStatus, write_status
-from tessera_runtime.agent.translate import LocalModel, device_target, server_target, tensors
+from tessera_runtime.agent.translate import (
+    LocalModel,
+    ModelKey,
+    Site,
+    TranslationError,
+    device_target,
+    server_target,
+)
 from tessera_runtime.agent.windows import Seen, Window
 from tessera_runtime.control import ControlClient, ControlError
 from tessera_runtime.devices.inventory import Inventory
 from tessera_runtime.models.cache import CachedModel, ModelCache
-from tessera_runtime.target import (
-    MemberTarget,
-    ProfileRequest,
-    ServerReport,
-    ServiceReport,
-    ServiceTime,
-)
+from tessera_runtime.target import ServerReport, ServerTarget, ServiceReport
 
 log = logging.getLogger(__name__)
 
-CELL_S = 0.4
-"""Seconds of measuring per (batch, instances) cell: some 40 batches of 10 ms, enough for a median within a
-few percent; the tail of a batch time comes from the same runs."""
-
-PROFILE_TIMEOUT_S = 600.0
 LIVE_WINDOW_S = 10.0
 REPORT_INTERVAL_S = 1.0
 NODE_FILE = "runtimenode.json"
@@ -83,10 +79,6 @@ class Progress:
     """(member, bytes done, bytes in all where the store says)"""
     measuring: Callable[[str, str, int, int], None]
     """(member, device class, done, in all)"""
-
-
-ModelKey = tuple[str, str]
-"""(served name, member)."""
 
 
 class LocalAgent:
@@ -167,19 +159,18 @@ class LocalAgent:
         """Tell the server, and keep the document. Raises ControlError, TranslationError."""
         assert self.plan is not None
         node = to_runtime_nodes(self.plan, epoch=0)[0]
+        services = tuple(self._served(service) for service in self._services)
+        node = replace(node, spec=replace(node.spec, services=services))
         path = self._options.state_dir / NODE_FILE
         unfinished = path.with_suffix(".partial")
         unfinished.write_text(json.dumps(node.to_dict(), indent=1))
         os.replace(unfinished, path)
-        target = server_target(
-            node,
-            self._services,
-            self._local_models(),
-            self._seen.cores,
-            self._seen.memory_mib,
-            allow_code=self._options.allow_code,
-        )
-        await self._control.apply(target)
+        models = {key: LocalModel(str(m.path), m.digest) for key, m in self._models.items()}
+        site = Site(self._seen.cores, self._seen.memory_mib, self._options.allow_code)
+        translated = server_target(node, models, site, ServerTarget())
+        for service, problem in translated.problems.items():
+            raise TranslationError(f"{service}: {problem}")
+        await self._control.apply(translated.target)
 
     async def report(self) -> LocalStatus:
         """Ask the server, write the status file, return it. Raises ControlError."""
@@ -217,26 +208,14 @@ class LocalAgent:
         first = len(self._seen.cores) - place.sm_count
         piece = f"{place.slice}@{first}" if place.is_cpu else "full"
         model = self._models[service.served_name, member.name]
-        largest = member.batch.max
-        request = ProfileRequest(
-            device=device_target(uuid, piece, self._seen.cores, self._seen.memory_mib),
-            member=MemberTarget(
-                name=member.name,
-                path=str(model.path),
-                format=member.model.format.value,
-                digest=digest,
-                max_batch=largest,
-                cap=largest,
-                instances=(),
-                allow_code=self._options.allow_code,
-            ),
-            inputs=tensors(service.spec.inputs),
-            outputs=tensors(service.spec.outputs),
-            batches=_grid(largest),
-            instances=self._options.instances if place.is_cpu else (1, 2, 4),
-            cell_s=CELL_S,
-            most_ms=1e3 * service.spec.slo.objectives[0].target_s,
+        request = profile_request(
+            member,
+            service.spec,
+            LocalModel(str(model.path), digest),
+            device_target(uuid, piece, self._seen.cores, self._seen.memory_mib),
+            cpu_instances=self._options.instances,
             hang_s=self._options.hang_s,
+            allow_code=self._options.allow_code,
         )
         try:
             report = await self._control.profile(request, PROFILE_TIMEOUT_S)
@@ -246,20 +225,31 @@ class LocalAgent:
         self._store.keep(profile)
         return profile
 
-    def _local_models(self) -> dict[ModelKey, LocalModel]:
+    def _served(self, service: ModelService) -> ServedService:
+        """The service with what was measured: of each member the slowest of its places."""
         assert self.plan is not None
-        times: dict[ModelKey, ServiceTime] = {}
         measured = {(m.digest, str(m.place)): m.profile for m in self.state.measured}
+        times: dict[str, BatchTime] = {}
         for each in self.plan.assignments:
-            key = (each.service, each.member)
-            profile = measured[self._models[key].digest, each.device_class]
-            slowest = _service_time(profile, each.instances)
-            if key not in times or slowest.tau0_ms > times[key].tau0_ms:
-                times[key] = slowest
-        return {
-            key: LocalModel(str(model.path), model.digest, times.get(key))
-            for key, model in self._models.items()
-        }
+            if each.service != service.served_name:
+                continue
+            profile = measured[self._models[each.service, each.member].digest, each.device_class]
+            slowest = batch_time(profile, each.instances)
+            if each.member not in times or slowest.tau0_ms > times[each.member].tau0_ms:
+                times[each.member] = slowest
+        return ServedService(
+            name=service.served_name,
+            generation=service.metadata.generation or 1,
+            spec=service.spec,
+            members=tuple(
+                ServedMember(
+                    member.name,
+                    self._models[service.served_name, member.name].digest,
+                    times.get(member.name),
+                )
+                for member in service.spec.members
+            ),
+        )
 
     def _status(self, report: ServerReport) -> LocalStatus:
         assert self.plan is not None
@@ -332,25 +322,6 @@ def _member_statuses(report: ServiceReport, live: Seen | None) -> tuple[MemberSt
         )
         for member in report.members
     )
-
-
-def _service_time(profile: LatencyProfile, instances: int) -> ServiceTime:
-    """Batch time for the drop rule: on the slow side, so that what is kept is in time.
-
-    The median over the batch sizes of what a slow batch takes more: the tail of one cell may be one stall of
-    the machine, and a drop rule that expects a stall in every batch drops what would have been in time.
-    """
-    rows = [row for row in profile.rows if row.instances == instances]
-    fit = profile.fit(instances)
-    slack = median(row.p99_ms - row.p50_ms for row in rows)
-    return ServiceTime(alpha_ms=fit.alpha_ms, tau0_ms=fit.tau0_ms + slack)
-
-
-def _grid(largest: int) -> tuple[int, ...]:
-    sizes = [1]
-    while sizes[-1] * 2 <= largest:
-        sizes.append(sizes[-1] * 2)
-    return (*sizes, largest) if sizes[-1] != largest else tuple(sizes)
 
 
 def _at_rate(service: ModelService, rate: float) -> ModelService:

@@ -14,7 +14,8 @@ from tessera_core.api.members import ModelFormat
 from tessera_core.api.meta import ObjectMeta
 from tessera_core.api.modelprofile import ModelProfileSpec, ModelProfileStatus
 from tessera_core.gpu.devices import DeviceClass
-from tessera_core.perf import LatencyProfile, ProfileRow
+from tessera_core.perf import LatencyProfile
+from tessera_runtime.agent.measure import profile_rows
 from tessera_runtime.engines.version import library_version
 from tessera_runtime.target import ProfileReport
 
@@ -76,17 +77,7 @@ def to_profile(
     digest: str, place: DeviceClass, report: ProfileReport, driver: str | None = None
 ) -> ModelProfile:
     """A measurement as the API kind."""
-    rows = tuple(
-        ProfileRow(
-            batch=cell.batch,
-            instances=cell.instances,
-            p50_ms=cell.p50_ms,
-            p99_ms=max(cell.p50_ms, cell.p99_ms),
-            throughput=cell.throughput,
-            memory_mib=cell.memory_mib,
-        )
-        for cell in report.cells
-    )
+    rows = profile_rows(report)
     slug = str(place).lower().replace("/", "-").replace(".", "-").replace("+", "-")
     name = f"{digest.removeprefix('sha256:')[:12]}-{slug}"[:63].strip("-")
     return ModelProfile(

@@ -1,13 +1,18 @@
-"""From what the operator wants of a node to what the server is told: pure."""
+"""From what the operator wants of a node to what the server is told: pure.
+
+A service is told in a new version only when every model that it needs here has been fetched; until then it
+stays as it was told before, so that a slow or failing store never takes away what runs. One service that
+cannot be told does not hold up the others.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tessera_core.api import ModelService, RuntimeNode
+from tessera_core.api import RuntimeNode
 from tessera_core.api.members import Member
-from tessera_core.api.runtimenode import Instance, InstanceState
+from tessera_core.api.runtimenode import Instance, InstanceState, ServedMember, ServedService
 from tessera_core.api.tensors import InputTensor, Tensor
 from tessera_core.gpu.devices import FULL
 from tessera_core.plan.state import CPU
@@ -15,11 +20,15 @@ from tessera_runtime.target import (
     DeviceTarget,
     InstanceTarget,
     MemberTarget,
+    PeerTarget,
     ServerTarget,
     ServiceTarget,
     ServiceTime,
     TensorTarget,
 )
+
+ModelKey = tuple[str, str]
+"""(served name, member)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,49 +37,137 @@ class LocalModel:
 
     path: str
     digest: str
-    service_time: ServiceTime | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A model file, and the namespace whose right to read it counts."""
+
+    namespace: str
+    uri: str
+    secret: str | None
+    """Name of the Secret with the credentials, in ``namespace``."""
+    digest: str | None
+    """Absent: whatever is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What this node gives to instances."""
+
+    cores: tuple[int, ...]
+    """The processor's own numbers of the cores that plans number from 0."""
+    memory_mib: int
+    allow_code: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Translated:
+    """What to tell the server, and what could not be told."""
+
+    target: ServerTarget
+    problems: Mapping[str, str]
+    """By served name: why it is not as wanted."""
 
 
 class TranslationError(Exception):
     """The spec asks for something that this node does not have."""
 
 
+class _NotFetched(Exception):
+    """A model that the service needs here has not been fetched yet."""
+
+
+def model_sources(node: RuntimeNode) -> dict[ModelKey, ModelSource]:
+    """The models that ``node`` serves: of members with instances here."""
+    needed = {
+        (instance.service, instance.member)
+        for device in node.spec.devices
+        for instance in device.instances
+    }
+    return _sources(node.spec.services, needed)
+
+
+def candidate_sources(node: RuntimeNode) -> dict[ModelKey, ModelSource]:
+    """The models that ``node`` measures, of versions that need not be those it serves."""
+    needed = {(task.service, task.member) for task in node.spec.profiling}
+    return _sources(node.spec.candidates, needed)
+
+
+def _sources(
+    services: Iterable[ServedService], needed: Collection[ModelKey]
+) -> dict[ModelKey, ModelSource]:
+    return {
+        (service.name, member.name): _source(service, member)
+        for service in services
+        for member in service.spec.members
+        if (service.name, member.name) in needed
+    }
+
+
+def _source(service: ServedService, member: Member) -> ModelSource:
+    model = member.model
+    return ModelSource(
+        namespace=service.name.partition(".")[0],
+        uri=model.uri,
+        secret=model.secret_ref.name if model.secret_ref is not None else None,
+        digest=model.digest or _served(service, member.name).digest,
+    )
+
+
 def server_target(
     node: RuntimeNode,
-    services: Sequence[ModelService],
-    models: Mapping[tuple[str, str], LocalModel],
-    cores: Sequence[int],
-    memory_mib: int,
-    *,
-    allow_code: bool,
-) -> ServerTarget:
-    """``cores``: the processor's own numbers of the cores that the plan numbers from 0. Raises
-    TranslationError.
+    models: Mapping[ModelKey, LocalModel],
+    site: Site,
+    before: ServerTarget,
+    unread: Collection[str] = (),
+) -> Translated:
+    """``before`` is what the server was told last; a service whose models are missing stays as it is there, and
+    so do those of ``unread``, which ``node`` lacks because they could not be read.
     """
-    devices: dict[str, DeviceTarget] = {}
-    wanted: dict[tuple[str, str], list[tuple[Instance, InstanceTarget]]] = {}
+    placed: dict[ModelKey, list[tuple[str, Instance]]] = {}
     for device in node.spec.devices:
         for instance in device.instances:
-            if instance.state is InstanceState.STANDBY:
-                continue
-            target = device_target(device.uuid, instance.slice, cores, memory_mib)
-            devices[target.id] = target
-            where = InstanceTarget(target.id, instance.count, instance.batch)
-            wanted.setdefault((instance.service, instance.member), []).append((instance, where))
-    return ServerTarget(
-        devices=tuple(devices[key] for key in sorted(devices)),
-        services=tuple(
-            _service_target(service, wanted, models, allow_code=allow_code) for service in services
+            if instance.state is InstanceState.ACTIVE:
+                key = (instance.service, instance.member)
+                placed.setdefault(key, []).append((device.uuid, instance))
+    told = {service.name: service for service in before.services}
+    devices = {device.id: device for device in before.devices}
+    services: list[ServiceTarget] = []
+    problems: dict[str, str] = {}
+    for service in node.spec.services:
+        if not _served_here(service, placed):
+            continue
+        try:
+            found = _devices(service, placed, site)
+            target = _service_target(service, placed, models, allow_code=site.allow_code)
+        except (TranslationError, _NotFetched) as error:
+            if isinstance(error, TranslationError):
+                problems[service.name] = str(error)
+            if service.name in told:
+                services.append(told[service.name])
+        else:
+            devices.update(found)
+            services.append(target)
+    services += [told[name] for name in sorted(unread) if name in told]
+    known = {service.name for service in node.spec.services} | set(unread)
+    for name in sorted({service for service, _ in placed} - known):
+        problems[name] = "it has instances here, but no version of it is given in spec.services"
+    used = {place.device for s in services for m in s.members for place in m.instances}
+    return Translated(
+        ServerTarget(
+            devices=tuple(devices[key] for key in sorted(used)),
+            services=tuple(services),
+            epoch=node.spec.epoch,
         ),
-        epoch=node.spec.epoch,
+        problems,
     )
 
 
 def device_target(uuid: str, piece: str, cores: Sequence[int], memory_mib: int) -> DeviceTarget:
     """``piece``: ``full``, ``cpu-N@C``. Raises TranslationError."""
     if uuid == CPU:
-        name, _, start = piece.partition("@")
-        count, first = int(name.removeprefix("cpu-")), int(start or 0)
+        count, first = cpu_piece(piece)
         if first + count > len(cores):
             raise TranslationError(f"{piece}: this node has {len(cores)} cores")
         mine = tuple(cores[first : first + count])
@@ -80,35 +177,19 @@ def device_target(uuid: str, piece: str, cores: Sequence[int], memory_mib: int) 
     return DeviceTarget(uuid, "cuda", environment={"CUDA_VISIBLE_DEVICES": uuid})
 
 
-def _service_target(
-    service: ModelService,
-    wanted: Mapping[tuple[str, str], Sequence[tuple[Instance, InstanceTarget]]],
-    models: Mapping[tuple[str, str], LocalModel],
-    *,
-    allow_code: bool,
-) -> ServiceTarget:
-    spec = service.spec
-    objective = spec.slo.objectives[0]
-    return ServiceTarget(
-        name=service.served_name,
-        version=str(service.metadata.generation or 1),
-        members=tuple(
-            _member_target(
-                member,
-                models[service.served_name, member.name],
-                wanted.get((service.served_name, member.name), ()),
-                allow_code=allow_code,
-            )
-            for member in spec.members
-        ),
-        combine=spec.ensemble.combine,
-        min_members=spec.ensemble.min_members,
-        on_timeout=spec.ensemble.on_timeout,
-        slo_ms=1e3 * objective.target_s,
-        percent=objective.percent,
-        inputs=tensors(spec.inputs),
-        outputs=tensors(spec.outputs),
-    )
+def device_piece(device_id: str) -> tuple[str, str]:
+    """(uuid, slice) of the ``id`` that :func:`device_target` gave."""
+    uuid, _, piece = device_id.partition("/")
+    return uuid, piece or FULL
+
+
+def cpu_piece(piece: str) -> tuple[int, int]:
+    """(cores, first core) of ``cpu-N`` or ``cpu-N@C``. Raises TranslationError."""
+    name, _, start = piece.partition("@")
+    kind, _, count = name.partition("-")
+    if kind != CPU or not count.isdigit():
+        raise TranslationError(f"{piece} of {CPU}: expected cpu-N or cpu-N@first")
+    return int(count), int(start or 0)
 
 
 def tensors(declared: Sequence[Tensor]) -> tuple[TensorTarget, ...]:
@@ -126,24 +207,98 @@ def tensors(declared: Sequence[Tensor]) -> tuple[TensorTarget, ...]:
     )
 
 
+Placed = Mapping[ModelKey, Sequence[tuple[str, Instance]]]
+"""Active instances and the devices that they are on."""
+
+
+def _served_here(service: ServedService, placed: Placed) -> bool:
+    """Whether a request for it can be answered, passed on or held here; what is only measured is not told."""
+    return (
+        service.hold > 0
+        or any(member.routes for member in service.members)
+        or any((service.name, member.name) in placed for member in service.spec.members)
+    )
+
+
+def _devices(service: ServedService, placed: Placed, site: Site) -> dict[str, DeviceTarget]:
+    found = [
+        device_target(uuid, instance.slice, site.cores, site.memory_mib)
+        for member in service.spec.members
+        for uuid, instance in placed.get((service.name, member.name), ())
+    ]
+    return {device.id: device for device in found}
+
+
+def _service_target(
+    service: ServedService,
+    placed: Placed,
+    models: Mapping[ModelKey, LocalModel],
+    *,
+    allow_code: bool,
+) -> ServiceTarget:
+    spec = service.spec
+    objective = spec.slo.objectives[0]
+    return ServiceTarget(
+        name=service.name,
+        version=str(service.generation),
+        members=tuple(
+            _member_target(
+                member,
+                _served(service, member.name),
+                models.get((service.name, member.name)),
+                placed.get((service.name, member.name), ()),
+                allow_code=allow_code,
+            )
+            for member in spec.members
+        ),
+        combine=spec.ensemble.combine,
+        min_members=spec.ensemble.min_members,
+        on_timeout=spec.ensemble.on_timeout,
+        slo_ms=1e3 * objective.target_s,
+        percent=objective.percent,
+        inputs=tensors(spec.inputs),
+        outputs=tensors(spec.outputs),
+        hold=service.hold,
+    )
+
+
+def _served(service: ServedService, member: str) -> ServedMember:
+    found = (each for each in service.members if each.name == member)
+    return next(found, ServedMember(member))
+
+
 def _member_target(
     member: Member,
-    model: LocalModel,
-    placed: Sequence[tuple[Instance, InstanceTarget]],
+    served: ServedMember,
+    model: LocalModel | None,
+    placed: Sequence[tuple[str, Instance]],
     *,
     allow_code: bool,
 ) -> MemberTarget:
-    cap = max((instance.batch for instance, _ in placed), default=member.batch.max)
+    if placed and model is None:
+        raise _NotFetched
+    cap = max((instance.batch for _, instance in placed), default=member.batch.max)
+    time = served.batch_time
     return MemberTarget(
         name=member.name,
-        path=model.path,
+        path=model.path if model is not None else "",
         format=member.model.format.value,
-        digest=model.digest,
+        digest=model.digest if model is not None else served.digest or member.model.digest or "",
         max_batch=member.batch.max,
         cap=min(cap, member.batch.max),
-        instances=tuple(where for _, where in placed),
+        instances=tuple(
+            InstanceTarget(_device_id(uuid, instance.slice), instance.count, instance.batch)
+            for uuid, instance in placed
+        ),
         allow_code=allow_code,
         weight=member.weight if member.weight is not None else 1.0,
         required=member.required,
-        service_time=model.service_time,
+        service_time=None if time is None else ServiceTime(time.alpha_ms, time.tau0_ms),
+        peers=tuple(
+            PeerTarget(route.address, float(route.rows_per_second)) for route in served.routes
+        ),
     )
+
+
+def _device_id(uuid: str, piece: str) -> str:
+    return f"{uuid}/{piece}" if uuid == CPU else uuid

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pynvml
+
+log = logging.getLogger(__name__)
 
 MIB = 1 << 20
 
 CORES_64 = frozenset({(6, 0), (7, 0), (7, 2), (7, 5), (8, 0)})
 """Compute capabilities with 64 FP32 cores per SM; the others since Pascal have 128 (CUDA C++ programming
 guide, arithmetic instructions per capability). NVML counts cores, not SMs."""
+
+
+SERVER_MIB = 512
+"""Of a pod's memory that is not for models: the arena (256 MiB) and the processes of the server and the agent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +65,56 @@ def _processor() -> str:
 
 def _memory_mib() -> int:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.exists():
-        text = limit.read_text().strip()
-        if text.isdigit():
-            total = min(total, int(text))
-    return total // MIB
+    limit = memory_limit(Path("/sys/fs/cgroup"))
+    return (total if limit is None else min(total, limit)) // MIB
+
+
+def memory_limit(cgroups: Path) -> int | None:
+    """Bytes that the container may use: of its cgroup of version 2 or 1; None where nothing says so."""
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            text = (cgroups / name).read_text().strip()
+        except OSError:
+            continue
+        return (
+            int(text) if text.isdigit() else None
+        )  # "max" is no limit; version 1 has a huge number
+    return None
+
+
+def of_pod(seen: Inventory, cores: int | None, memory_mib: int | None) -> Inventory:
+    """What of ``seen`` a runtime pod gives to models: its first ``cores`` cores, and ``memory_mib`` (where not
+    given, what is seen) less what the server itself needs, which never is more than half.
+    """
+    memory = seen.memory_mib if memory_mib is None else memory_mib
+    return replace(
+        seen,
+        cores=seen.cores[: max(1, cores)] if cores is not None else seen.cores,
+        memory_mib=max(1, memory - min(SERVER_MIB, memory // 2)),
+    )
+
+
+def unhealthy(uuids: Iterable[str]) -> frozenset[str]:
+    """Those of the GPUs that NVML cannot reach or ask any more."""
+    wanted = tuple(uuids)
+    if not wanted:
+        return frozenset()
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return frozenset(wanted)
+    try:
+        return frozenset(uuid for uuid in wanted if not _answers(uuid))
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _answers(uuid: str) -> bool:
+    try:
+        pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(uuid))
+    except pynvml.NVMLError:
+        return False
+    return True
 
 
 def _gpus() -> tuple[str, tuple[Gpu, ...]]:
@@ -72,25 +124,33 @@ def _gpus() -> tuple[str, tuple[Gpu, ...]]:
         return "", ()
     try:
         driver = str(pynvml.nvmlSystemGetDriverVersion())
-        count = pynvml.nvmlDeviceGetCount()
-        return driver, tuple(_gpu(index) for index in range(count))
+        found = (_gpu(index) for index in range(pynvml.nvmlDeviceGetCount()))
+        return driver, tuple(gpu for gpu in found if gpu is not None)
     finally:
         pynvml.nvmlShutdown()
 
 
-def _gpu(index: int) -> Gpu:
-    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+def _gpu(index: int) -> Gpu | None:
+    """None for a GPU that does not answer: nothing can be placed on what has no name."""
     try:
-        mig = pynvml.nvmlDeviceGetMigMode(handle)[0] == pynvml.NVML_DEVICE_MIG_ENABLE
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        capability = tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle))
+        cores_per_sm = 64 if capability in CORES_64 else 128
+        return Gpu(
+            index=index,
+            uuid=str(pynvml.nvmlDeviceGetUUID(handle)),
+            product=str(pynvml.nvmlDeviceGetName(handle)),
+            memory_mib=pynvml.nvmlDeviceGetMemoryInfo(handle).total // MIB,
+            sm_count=pynvml.nvmlDeviceGetNumGpuCores(handle) // cores_per_sm,
+            mig_enabled=_mig_enabled(handle),
+        )
+    except pynvml.NVMLError as error:
+        log.error("GPU %d does not answer: %s", index, error)
+        return None
+
+
+def _mig_enabled(handle: object) -> bool:
+    try:
+        return bool(pynvml.nvmlDeviceGetMigMode(handle)[0] == pynvml.NVML_DEVICE_MIG_ENABLE)
     except pynvml.NVMLError:
-        mig = False  # a GPU without MIG answers "not supported"
-    capability = tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle))
-    cores_per_sm = 64 if capability in CORES_64 else 128
-    return Gpu(
-        index=index,
-        uuid=str(pynvml.nvmlDeviceGetUUID(handle)),
-        product=str(pynvml.nvmlDeviceGetName(handle)),
-        memory_mib=pynvml.nvmlDeviceGetMemoryInfo(handle).total // MIB,
-        sm_count=pynvml.nvmlDeviceGetNumGpuCores(handle) // cores_per_sm,
-        mig_enabled=mig,
-    )
+        return False  # a GPU without MIG answers "not supported"

@@ -14,9 +14,9 @@ All locks are ``flock``: they end with the process that holds them. A downloader
 alone. A partial file is named after the identity (entity tag, times, size) its source had and the boot of
 this machine: another identity starts over, and so does a loss of power, which may leave holes.
 
-Between tenants the cache is not an authority: what it holds opens only to a source and credentials that were
-seen to have that content, and the store is asked on every fetch whether they still may read it. Where there
-is a single tenant a pinned digest is enough. Either way a source that was read before is served from the
+Between tenants the cache is not an authority: what it holds opens only to a reader (a namespace), a source and
+credentials that were seen to have that content, and the store is asked on every fetch whether they still may
+read it. Where there is a single tenant a pinned digest is enough. Either way a source that was read before is served from the
 cache while its store is unreachable.
 
 A model is a single file: ONNX with external data is not supported (see ``engines/onnx_file.py``).
@@ -118,15 +118,18 @@ class ModelCache:
         digest: str | None = None,
         storage_options: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
+        *,
+        reader: str = "",
     ) -> CachedModel:
         """The file at ``uri``, downloaded only if the cache lacks it.
 
         ``digest`` is ``sha256:<hex>`` and is checked; without it the file of the last download is reused as
         long as the store reports the same identity. ``storage_options`` go to fsspec (credentials,
-        endpoints). Blocks; a second caller waits for the download of the first. Raises FetchError.
+        endpoints). ``reader`` is the tenant who asks: what one has fetched is not known to another. Blocks; a
+        second caller waits for the download of the first. Raises FetchError.
         """
         wanted = _hex(digest, uri)
-        source = open_source(uri, storage_options, self._schemes)
+        source = open_source(uri, storage_options, self._schemes, reader)
         with ExitStack() as locks:
             # The digest's lock always comes before the source's, so two callers cannot wait for each other.
             if wanted is not None:
@@ -153,6 +156,16 @@ class ModelCache:
             cached = self._download(source, about, wanted, progress)
             self._remember(source, _Known(cached.digest.removeprefix("sha256:"), about.identity))
             return cached
+
+    def hold(self, path: Path) -> CachedModel | None:
+        """The complete file at ``path`` of this cache, kept until it is closed; None when it is not there.
+
+        For who was given the file before and has been restarted: nobody is asked.
+        """
+        folder = path.parent
+        if folder.parent != self._root / "sha256" or not _DIGEST.fullmatch(folder.name):
+            return None
+        return self._open_cached(folder.name, path.suffix)
 
     def total_bytes(self) -> int:
         """Bytes of all models and partial downloads."""

@@ -7,6 +7,8 @@
     ├── SchemeUnsupported     a scheme that is not allowed here, or whose library is not installed
     ├── NotFound              the store has no such file
     ├── Denied                the store refuses these credentials
+    │   ├── AddressForbidden      the store's address is one that models may not come from
+    │   └── CredentialsInvalid    the Secret is not one for this store
     ├── DigestMismatch        the file is not the one that was asked for
     ├── TooLarge              over the size limit, or larger than the cache
     ├── NoSpace               the disk is full and nothing can be evicted
@@ -35,6 +37,12 @@ class NotFound(FetchError): ...
 
 
 class Denied(FetchError): ...
+
+
+class AddressForbidden(Denied): ...
+
+
+class CredentialsInvalid(Denied): ...
 
 
 class DigestMismatch(FetchError): ...

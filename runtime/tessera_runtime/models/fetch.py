@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import fsspec
 
 from tessera_runtime.models.errors import (
+    AddressForbidden,
     Denied,
     FetchError,
     InvalidUri,
@@ -58,6 +59,9 @@ READ_TIMEOUT_S = 60
 
 MAX_URI = 4096
 
+MOST_CAUSES = 16
+"""Exceptions behind an exception that are looked at."""
+
 Progress = Callable[[int, int | None], None]
 """Bytes on disk, and all bytes where the store tells."""
 
@@ -75,7 +79,7 @@ class Source:
     label: str
     """For messages: no user, password or query."""
     key: str
-    """Hash of URI and credentials: two sources with one key are the same file to the same reader."""
+    """Hash of URI, credentials and reader: two sources with one key are the same file to the same reader."""
     suffix: str
     """File name extension with its dot, lower case, or empty."""
     filesystem: Any
@@ -102,9 +106,15 @@ def redacted(uri: str) -> str:
 
 
 def open_source(
-    uri: str, storage_options: Mapping[str, Any] | None, schemes: frozenset[str]
+    uri: str,
+    storage_options: Mapping[str, Any] | None,
+    schemes: frozenset[str],
+    reader: str = "",
 ) -> Source:
-    """Raises InvalidUri or SchemeUnsupported; does not touch the network."""
+    """``reader``: for whom the file is read; sources of two readers are two sources.
+
+    Raises InvalidUri or SchemeUnsupported; does not touch the network.
+    """
     label = redacted(uri)
     scheme, separator, rest = uri.partition("://")
     # fsspec reads "::" as a chain of filesystems, which would get around the list of schemes.
@@ -116,7 +126,7 @@ def open_source(
         )
     options = dict(storage_options or {})
     key = hashlib.sha256(
-        json.dumps([uri, options], sort_keys=True, default=repr).encode()
+        json.dumps([uri, options, reader], sort_keys=True, default=repr).encode()
     ).hexdigest()
     try:
         filesystem, path = fsspec.core.url_to_fs(
@@ -248,6 +258,9 @@ def _with_retries(source: Source, call: Callable[[], Any], pause: Callable[[floa
 
 def _translated(source: Source, error: BaseException) -> FetchError:
     """What a store's exception means. Its text is left out: it may repeat credentials."""
+    refused = _refused(error)
+    if refused is not None:
+        return type(refused)(f"{source.label}: {refused}")
     cause = error.__cause__
     if cause is not None and isinstance(error, FileNotFoundError) and _is_http(cause):
         # fsspec says so of every failure over HTTP; what happened is the cause.
@@ -262,6 +275,16 @@ def _translated(source: Source, error: BaseException) -> FetchError:
         return InvalidUri(f"{source.label}: is a directory; a model is a single file")
     detail = f"{kind} {status}" if isinstance(status, int) else kind
     return Unreachable(f"{source.label}: the store does not answer as it should ({detail})")
+
+
+def _refused(error: BaseException) -> AddressForbidden | None:
+    """What ended a connection before it was made, however the store's library wrapped it."""
+    found: BaseException | None = error
+    for _ in range(MOST_CAUSES):
+        if found is None or isinstance(found, AddressForbidden):
+            return found
+        found = found.__cause__ or found.__context__
+    return None
 
 
 def _is_http(error: BaseException) -> bool:

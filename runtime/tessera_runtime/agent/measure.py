@@ -1,0 +1,90 @@
+"""What to ask the server in order to measure a model, and what is told of the answer: pure.
+
+Local mode and the agent of a cluster measure the same cells in the same way, so that a profile means the same
+wherever it was taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tessera_core.api.members import Member
+from tessera_core.api.modelservice import ModelServiceSpec
+from tessera_core.api.runtimenode import BatchTime
+from tessera_core.perf import LatencyProfile, ProfileRow
+from tessera_runtime.agent.translate import LocalModel, tensors
+from tessera_runtime.target import DeviceTarget, MemberTarget, ProfileReport, ProfileRequest
+
+CELL_S = 0.4
+"""Seconds of measuring per (batch, instances) cell: some 40 batches of 10 ms, enough for a median within a
+few percent; the tail of a batch time comes from the same runs."""
+
+PROFILE_TIMEOUT_S = 600.0
+
+GPU_INSTANCES = (1, 2, 4)
+"""Instance counts that are measured on a GPU."""
+
+
+def profile_request(
+    member: Member,
+    spec: ModelServiceSpec,
+    model: LocalModel,
+    device: DeviceTarget,
+    *,
+    cpu_instances: Sequence[int] = (1,),
+    hang_s: float,
+    allow_code: bool,
+) -> ProfileRequest:
+    """Measure ``member`` on ``device``; ``cpu_instances`` are the counts that are measured there on a CPU.
+    ``hang_s``: a batch that takes longer ends the measurement.
+    """
+    largest = member.batch.max
+    return ProfileRequest(
+        device=device,
+        member=MemberTarget(
+            name=member.name,
+            path=model.path,
+            format=member.model.format.value,
+            digest=model.digest,
+            max_batch=largest,
+            cap=largest,
+            instances=(),
+            allow_code=allow_code,
+        ),
+        inputs=tensors(spec.inputs),
+        outputs=tensors(spec.outputs),
+        batches=batch_sizes(largest),
+        instances=tuple(cpu_instances) if device.kind == "cpu" else GPU_INSTANCES,
+        cell_s=CELL_S,
+        most_ms=1e3 * spec.slo.objectives[0].target_s,
+        hang_s=hang_s,
+    )
+
+
+def profile_rows(report: ProfileReport) -> tuple[ProfileRow, ...]:
+    """The measured cells in the words of the API."""
+    return tuple(
+        ProfileRow(
+            batch=cell.batch,
+            instances=cell.instances,
+            p50_ms=cell.p50_ms,
+            p99_ms=max(cell.p50_ms, cell.p99_ms),
+            throughput=cell.throughput,
+            memory_mib=cell.memory_mib,
+        )
+        for cell in report.cells
+    )
+
+
+def batch_sizes(largest: int) -> tuple[int, ...]:
+    """Powers of two up to ``largest``, and ``largest``, rows."""
+    sizes = [1]
+    while sizes[-1] * 2 <= largest:
+        sizes.append(sizes[-1] * 2)
+    return (*sizes, largest) if sizes[-1] != largest else tuple(sizes)
+
+
+def batch_time(profile: LatencyProfile, instances: int) -> BatchTime:
+    """Batch time for the drop rule: on the slow side, so that what is kept is in time."""
+    line = profile.slow_line(instances)
+    return BatchTime(alpha_ms=line.alpha_ms, tau0_ms=line.tau0_ms)

@@ -1,0 +1,209 @@
+"""What is said of this node in its RuntimeNode, and when: pure.
+
+Three hundred nodes that write whenever a counter moves would keep the API server busy with what nobody waits
+for. So a status is written at once when something changed that somebody acts on, and the counters in between
+travel with it, or every half minute when only they moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from tessera_core import __version__
+from tessera_core.api import Condition, ConditionStatus, RuntimeNode, RuntimeNodeStatus
+from tessera_core.api.runtimenode import (
+    CpuStatus,
+    DeviceStatus,
+    Health,
+    InstanceStatus,
+    MigMode,
+    ProfileResult,
+    ServedStatus,
+)
+from tessera_core.gpu.mig import label
+from tessera_core.gpu.tables import model_of
+from tessera_core.plan.state import CPU
+from tessera_runtime.agent.translate import device_piece
+from tessera_runtime.devices.inventory import Gpu, Inventory
+from tessera_runtime.target import InstanceReport, ServerReport, ServiceReport
+
+COUNTERS_S = 30.0
+"""Between two writes that only counters have caused."""
+
+MOST_MESSAGE = 1024
+MOST_PROFILES = 64
+"""In one status; further ones follow when the first have been taken away."""
+
+
+class Phase(StrEnum):
+    """Reasons of the condition Ready; it is True with the first only."""
+
+    SERVING = "Serving"
+    STARTING = "Starting"
+    SERVER_UNREACHABLE = "ServerUnreachable"
+    DRAINING = "Draining"
+
+
+_SAYS = {
+    Phase.SERVING: "",
+    Phase.STARTING: "the server has not answered yet",
+    Phase.SERVER_UNREACHABLE: "the server does not answer on its control socket",
+    Phase.DRAINING: "the pod is being stopped and finishes what it has accepted",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Everything that a status is made of."""
+
+    pod: str
+    address: str
+    seen: Inventory | None
+    """None: an activator, which has no devices."""
+    phase: Phase
+    accepted: tuple[str, str] | None = None
+    """Reason and message of the condition SpecAccepted; None before there was a spec."""
+    node: RuntimeNode | None = None
+    """What is carried out."""
+    generation: int | None = None
+    """Of the spec that the server was told."""
+    report: ServerReport | None = None
+    """The last one."""
+    problems: Mapping[str, str] = field(default_factory=dict)
+    """By served name: why a service is not as wanted."""
+    profiles: tuple[ProfileResult, ...] = ()
+    unhealthy: frozenset[str] = frozenset()
+    """GPUs by UUID."""
+
+
+def node_status(facts: Facts, before: Sequence[Condition], now: str) -> RuntimeNodeStatus:
+    """``before``: the conditions that were written last; ``now``: RFC 3339, for those that changed."""
+    devices: tuple[DeviceStatus, ...] = ()
+    if facts.seen is not None:
+        devices = (_cpu(facts, facts.seen), *(_gpu(facts, gpu) for gpu in facts.seen.gpus))
+    return RuntimeNodeStatus(
+        conditions=_conditions(facts, before, now),
+        agent_version=__version__,
+        observed_generation=facts.generation,
+        pod=facts.pod,
+        address=facts.address or None,
+        devices=devices,
+        cpu=CpuStatus(len(facts.seen.cores)) if facts.seen is not None else None,
+        services=_services(facts),
+        profiles=facts.profiles[:MOST_PROFILES],
+    )
+
+
+def due(written: RuntimeNodeStatus | None, status: RuntimeNodeStatus, since_s: float) -> bool:
+    """Whether ``status`` is to be written now, ``since_s`` after ``written`` was."""
+    if written is None or _acted_on(written) != _acted_on(status):
+        return True
+    return since_s >= COUNTERS_S and written != status
+
+
+def _acted_on(status: RuntimeNodeStatus) -> RuntimeNodeStatus:
+    """``status`` without what only counts."""
+    return replace(
+        status,
+        services=tuple(
+            replace(service, good=0, total=0, latency_buckets=(), held=min(service.held, 1))
+            for service in status.services
+        ),
+        devices=tuple(
+            replace(
+                device,
+                instances=tuple(replace(each, memory_mib=0) for each in device.instances),
+            )
+            for device in status.devices
+        ),
+    )
+
+
+def _cpu(facts: Facts, seen: Inventory) -> DeviceStatus:
+    return DeviceStatus(
+        uuid=CPU,
+        product=CPU,
+        memory_mib=seen.memory_mib,
+        instances=_instances(facts, CPU),
+        health=Health.HEALTHY,
+    )
+
+
+def _gpu(facts: Facts, gpu: Gpu) -> DeviceStatus:
+    model = model_of(gpu.product)
+    return DeviceStatus(
+        uuid=gpu.uuid,
+        product=label(gpu.product),
+        memory_mib=gpu.memory_mib,
+        mig_capable=gpu.mig_enabled or (model is not None and bool(model.profiles)),
+        mig_mode=MigMode.ENABLED if gpu.mig_enabled else MigMode.DISABLED,
+        instances=_instances(facts, gpu.uuid),
+        health=Health.UNHEALTHY if gpu.uuid in facts.unhealthy else Health.HEALTHY,
+    )
+
+
+def _instances(facts: Facts, uuid: str) -> tuple[InstanceStatus, ...]:
+    if facts.report is None:
+        return ()
+    found = ((device_piece(each.device), each) for each in facts.report.instances)
+    answers = facts.phase is not Phase.SERVER_UNREACHABLE
+    return tuple(_instance(each, piece, answers) for (at, piece), each in found if at == uuid)
+
+
+def _instance(report: InstanceReport, piece: str, answers: bool) -> InstanceStatus:
+    count = report.wanted or report.exist
+    return InstanceStatus(
+        service=report.service,
+        member=report.member,
+        slice=piece,
+        batch=report.cap,
+        count=count,
+        ready=min(report.ready, count) if answers else 0,
+        memory_mib=round(report.memory_mib),
+    )
+
+
+def _services(facts: Facts) -> tuple[ServedStatus, ...]:
+    wanted = {each.name for each in facts.node.spec.services} if facts.node is not None else set()
+    served = {each.name: each for each in facts.report.services} if facts.report else {}
+    answers = facts.phase is not Phase.SERVER_UNREACHABLE
+    return tuple(
+        _service(name, served.get(name), facts.problems.get(name, ""), answers)
+        for name in sorted(wanted | served.keys() | facts.problems.keys())
+    )
+
+
+def _service(name: str, report: ServiceReport | None, problem: str, answers: bool) -> ServedStatus:
+    if report is None:
+        return ServedStatus(name, problem=problem[:MOST_MESSAGE])
+    of_members = (f"{each.name}: {each.problem}" for each in report.members if each.problem)
+    return ServedStatus(
+        name=name,
+        generation=int(report.version),
+        ready=report.ready and answers,
+        held=report.held,
+        good=report.good,
+        total=report.total,
+        latency_buckets=report.latency_buckets,
+        problem=(problem or report.problem or next(of_members, ""))[:MOST_MESSAGE],
+    )
+
+
+def _conditions(facts: Facts, before: Sequence[Condition], now: str) -> tuple[Condition, ...]:
+    serving = facts.phase is Phase.SERVING
+    found = [_condition("Ready", serving, facts.phase.value, _SAYS[facts.phase])]
+    if facts.accepted is not None:
+        reason, message = facts.accepted
+        found.append(_condition("SpecAccepted", reason == "Accepted", reason, message))
+    times = {(each.type, each.status): each.last_transition_time for each in before}
+    return tuple(
+        replace(each, last_transition_time=times.get((each.type, each.status)) or now)
+        for each in found
+    )
+
+
+def _condition(kind: str, holds: bool, reason: str, message: str) -> Condition:
+    status = ConditionStatus.TRUE if holds else ConditionStatus.FALSE
+    return Condition(kind, status, reason, message[:MOST_MESSAGE])

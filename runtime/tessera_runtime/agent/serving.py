@@ -1,0 +1,196 @@
+"""Brings the server to what is wanted: asks what it does, tells what is new.
+
+The server is asked every second. One that did not answer is told everything again when it does: it may be a
+new one. What it was told is kept on disk, so that it can be told again by an agent that was restarted, also
+without an API server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from tessera_core.api import RuntimeNode
+from tessera_runtime.agent.kept import Kept, Measured, read_kept, write_kept
+from tessera_runtime.agent.kube import Document
+from tessera_runtime.agent.models import Models
+from tessera_runtime.agent.orders import Order, judge
+from tessera_runtime.agent.translate import (
+    LocalModel,
+    ModelKey,
+    Site,
+    candidate_sources,
+    model_sources,
+    server_target,
+)
+from tessera_runtime.agent.waits import set_within
+from tessera_runtime.control import ControlClient, ControlError, ServerGone
+from tessera_runtime.target import ServerReport, ServerTarget
+
+log = logging.getLogger(__name__)
+
+POLL_S = 1.0
+FAST_POLL_S = 0.2
+"""While something is still starting: somebody waits for it."""
+
+
+class Serving:
+    """What is wanted, what the server was told, and what it says."""
+
+    def __init__(
+        self,
+        control: ControlClient,
+        models: Models,
+        site: Site,
+        state_dir: Path,
+        changed: Callable[[], None],
+    ) -> None:
+        """``changed`` is called after every look at the server."""
+        self.order: Order | None = None
+        """The last word of the operator; None until it was heard."""
+        self.node: RuntimeNode | None = None
+        """What is carried out: the last order that was not refused."""
+        self.report: ServerReport | None = None
+        """The last one that the server gave."""
+        self.answers = False
+        self.refusal = ""
+        """What the server says against its target."""
+        self.problems: Mapping[str, str] = {}
+        """By served name: why a service is not as wanted."""
+        self.settled = asyncio.Event()
+        """Set once an order was heard and every model that it needs was found or has failed."""
+        self.kept = read_kept(state_dir)
+        self._control = control
+        self._models = models
+        self._site = site
+        self._state_dir = state_dir
+        self._changed = changed
+        self._heard: object = None
+        self._told = False
+        """Whether the server that answers now knows the target that was kept."""
+        self._wake = asyncio.Event()
+        self._hold()
+
+    def hear(self, document: Document | None) -> None:
+        """Take over the RuntimeNode as it is now; while there is none, what was wanted last stays."""
+        if document is None:
+            return
+        metadata = document["metadata"]
+        version = (metadata.get("uid"), metadata.get("generation"))
+        if version == self._heard:
+            return  # only the status has changed
+        self._heard = version
+        self.order = judge(document, self.kept.epoch)
+        if self.order.node is None:
+            log.error("the spec is refused: %s", self.order.message)
+        else:
+            self.node = self.order.node
+            sources = model_sources(self.node), candidate_sources(self.node)
+            self._models.want({each for found in sources for each in found.values()})
+        self.wake()
+
+    def wake(self) -> None:
+        """Do not wait for the next look."""
+        self._wake.set()
+
+    def keep_measured(self, measured: tuple[Measured, ...]) -> None:
+        """Keep exactly these results."""
+        self._keep(msgspec.structs.replace(self.kept, measured=measured))
+
+    async def run(self) -> None:
+        """For ever: bring the server to what is wanted, and know what it does."""
+        while True:
+            self._wake.clear()
+            try:
+                await self._reconcile()
+                self.refusal = ""
+            except ServerGone as error:
+                if self.answers:
+                    log.warning("%s", error)
+                self.answers = self._told = False
+            except ControlError as error:
+                if self.refusal != str(error):
+                    log.error("the server refuses its target: %s", error)
+                self.refusal = str(error)
+            self._changed()
+            quiet = self.answers and self.report is not None and self.report.ready
+            await set_within(self._wake, POLL_S if quiet else FAST_POLL_S)
+
+    async def _reconcile(self) -> None:
+        """Ask, and tell what is new. Raises ControlError."""
+        self.report = await self._control.report()
+        self.answers = True
+        target, generation = self.kept.target, self.kept.generation
+        if self.node is not None and self.order is not None:
+            wanted, waiting = self._wanted(self.node, self.order), self._waiting(self.node)
+            if not waiting:
+                self.settled.set()
+            if target is None and self._would_drop(wanted, waiting, self.report):
+                return
+            target, generation = wanted, self.node.metadata.generation
+        if target is None:
+            return
+        if not self._told or target != self.kept.target:
+            await self._control.apply(target)
+            self._told = True
+            self.report = await self._control.report()
+        epoch = max(self.kept.epoch, target.epoch)
+        self._keep(
+            msgspec.structs.replace(self.kept, epoch=epoch, generation=generation, target=target)
+        )
+        self._hold()
+
+    def _wanted(self, node: RuntimeNode, order: Order) -> ServerTarget:
+        """The target that follows from what is wanted and from the models that are here."""
+        translated = server_target(
+            node,
+            self._found(node),
+            self._site,
+            self.kept.target or ServerTarget(),
+            unread=order.problems.keys(),
+        )
+        failed: dict[str, str] = {}
+        for (service, member), source in model_sources(node).items():
+            if problem := self._models.problem(source):
+                failed.setdefault(service, f"{member}: {problem}")
+        self.problems = {**failed, **translated.problems, **order.problems}
+        return translated.target
+
+    def _found(self, node: RuntimeNode) -> dict[ModelKey, LocalModel]:
+        found = {key: self._models.found(source) for key, source in model_sources(node).items()}
+        return {key: model for key, model in found.items() if model is not None}
+
+    def _waiting(self, node: RuntimeNode) -> frozenset[str]:
+        """Services with a model that is being fetched, and has not failed."""
+        return frozenset(
+            service
+            for (service, _), source in model_sources(node).items()
+            if self._models.found(source) is None and not self._models.problem(source)
+        )
+
+    @staticmethod
+    def _would_drop(target: ServerTarget, waiting: frozenset[str], report: ServerReport) -> bool:
+        """Whether an agent that has lost its state would take away what its server runs and the spec wants,
+        only because the models have not been found again yet.
+        """
+        told = {service.name for service in target.services}
+        return any(each.name in waiting and each.name not in told for each in report.services)
+
+    def _keep(self, kept: Kept) -> None:
+        if kept == self.kept:
+            return
+        self.kept = kept
+        try:
+            write_kept(self._state_dir, kept)
+        except OSError as error:
+            log.error("the state cannot be kept: %s", error)
+
+    def _hold(self) -> None:
+        """Keep the files that the server was told of."""
+        target = self.kept.target or ServerTarget()
+        paths = {Path(m.path) for service in target.services for m in service.members if m.path}
+        self._models.hold(paths)
