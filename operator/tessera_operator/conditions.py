@@ -75,6 +75,7 @@ def status_of(seen: Seen, now: str) -> ModelServiceStatus:
         observed_generation=service.metadata.generation,
         url=seen.url,
         replicas=_replicas(seen),
+        instances=sum(seen.ready.values()),
         selector=f"tessera.dev/service={service.served_name}",
         plan_ref=NameRef(seen.plan) if seen.plan else None,
         conditions=conditions,

@@ -359,6 +359,8 @@ class ModelServiceStatus:
     observed_generation: Annotated[int | None, GENERATION] = None
     url: Annotated[str | None, text(2048)] = None
     replicas: Annotated[int | None, integer()] = None
+    instances: Annotated[int | None, integer()] = None
+    """Instances that answer, of all members together."""
     selector: Annotated[str | None, text(4096)] = None
     """Label selector for the scale subresource: unique and not empty."""
     plan_ref: NameRef | None = None
