@@ -34,10 +34,16 @@ bench-runtime: env-demo  ## the server beside an in-process loop; QUICK=1 for a 
 bench-planner: env-bench  ## the planner beside other rules, bounds and brute force; QUICK=1 for a smoke run
 	$(RUN)/python bench/planner/main.py $(if $(QUICK),--quick)
 
-# Needs Go 1.24 or newer; the first run builds Kubernetes from its modules into ~/.cache (minutes, 6 GB).
+# On kind where Docker runs, else on a cluster of two nodes that it starts here: that needs Linux, root, Go 1.24 or newer
+# and apt, installs containerd, runc, CNI plugins, iptables, conntrack, socat, buildah and mmdebstrap, and builds
+# Kubernetes, CoreDNS and Helm from their Go modules into ~/.cache (the first run: some 15 minutes, 12 GB).
 .PHONY: e2e
-e2e: env-e2e  ## the CRDs on a real API server
-	$(RUN)/pytest e2e --override-ini pythonpath=.
+e2e: env-e2e  ## the whole system on a real Kubernetes; TESSERA_E2E=kind or native picks which
+	$(RUN)/pytest e2e --ignore e2e/scale --override-ini pythonpath=.
+
+.PHONY: e2e-scale
+e2e-scale: env-e2e  ## the operator beside 300 simulated nodes of 8 GPUs and 300 services
+	$(RUN)/pytest e2e/scale --override-ini pythonpath=. -s
 
 .PHONY: format
 format: env-check  ## rewrite the sources as `make check` wants them
@@ -59,7 +65,7 @@ env-bench: $(UV)
 	$(SYNC) --extra solver --group bench
 env-e2e: $(UV)
 	@command -v go >/dev/null || { echo "e2e: no go in PATH; install Go 1.24 or newer from https://go.dev/dl"; exit 1; }
-	$(SYNC) --extra operator --group e2e
+	$(SYNC) --extra operator --extra kubectl --extra onnx --group e2e
 env-demo: $(UV)
 	$(SYNC) --extra runtime --extra onnx --group demo
 
