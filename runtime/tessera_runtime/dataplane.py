@@ -74,6 +74,20 @@ class InputTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class MemberCall:
+    """What a peer says when it asks for one member of a service alone."""
+
+    member: str
+    digest: str = ""
+    """Of the model file that has to answer; empty: the one that is served."""
+    slo_s: float | None = None
+    """What is left of the SLO's target where the client gave no limit: it orders the queue, and ends only
+    what still waits by then."""
+    losses: int = 0
+    """Processes that ended while running this request."""
+
+
+@dataclass(frozen=True, slots=True)
 class InferCall:
     """A parsed request. Ownership of ``slots`` passes to the data plane with :meth:`DataPlane.submit`,
     also when ``submit`` raises.
@@ -91,6 +105,8 @@ class InferCall:
     timeout_s: float | None = None
     """The client's own limit (protocol parameter ``timeout`` in microseconds, or the gRPC deadline)."""
     traceparent: str = ""
+    part: MemberCall | None = None
+    """One member is asked for by a peer, not the service by a client."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +213,14 @@ class DataPlane(Protocol):
         ...
 
     def metadata(self, model: str, version: str) -> ModelMetadata: ...
+
+    def member_metadata(self, model: str, part: MemberCall) -> ModelMetadata:
+        """What one member takes and answers by itself. Raises Unavailable without an instance of it."""
+        ...
+
+    def queued_rows(self, model: str, part: MemberCall) -> int:
+        """Rows that wait for one member; 0 for one that is not served."""
+        ...
 
     def statistics(self, model: str, version: str) -> tuple[ModelStatistics, ...]:
         """One model, or all of them for an empty name."""

@@ -87,6 +87,8 @@ class ServerOptions:
     """Further options of the dispatcher process."""
     log_level: str = "info"
     drain_timeout_s: float = 30.0
+    shutdown_delay_s: float = 0.0
+    """After the signal to end: how long it says that it is not ready, and still takes and answers requests."""
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -140,6 +142,7 @@ class Supervisor:
                         "grpc": options.grpc,
                         "metrics": options.metrics,
                         "drain-timeout": options.drain_timeout_s,
+                        "shutdown-delay": options.shutdown_delay_s,
                         "log-level": options.log_level,
                         "parent": os.getpid(),
                     },
@@ -200,7 +203,8 @@ class Supervisor:
     def _stop(self) -> None:
         """The dispatcher drains first; the zygote and its workers are of no use without it."""
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
-        grace = self._options.drain_timeout_s + STOP_GRACE_S
+        options = self._options
+        grace = options.shutdown_delay_s + options.drain_timeout_s + STOP_GRACE_S
         for child in reversed(self._children):
             if child.process is None:
                 continue
@@ -243,6 +247,13 @@ def main() -> None:
     parser.add_argument("--metrics", type=int, default=defaults.metrics)
     parser.add_argument("--preload", default=",".join(defaults.preload))
     parser.add_argument("--drain-timeout", type=float, default=defaults.drain_timeout_s)
+    parser.add_argument(
+        "--shutdown-delay",
+        type=float,
+        default=defaults.shutdown_delay_s,
+        metavar="SECONDS",
+        help="after SIGTERM say not ready, but keep answering for so long before the drain",
+    )
     parser.add_argument("--log-level", default=defaults.log_level)
     parser.add_argument("--parent", type=int, default=0, help="process to drain and end with")
     arguments, further = parser.parse_known_args()
@@ -260,6 +271,7 @@ def main() -> None:
             dispatcher=tuple(further),
             log_level=arguments.log_level,
             drain_timeout_s=arguments.drain_timeout,
+            shutdown_delay_s=arguments.shutdown_delay,
         )
     )
     try:

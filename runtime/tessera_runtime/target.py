@@ -51,12 +51,22 @@ class ServiceTime(msgspec.Struct, frozen=True):
         return (self.tau0_ms + self.alpha_ms * rows) / 1e3
 
 
+class PeerTarget(msgspec.Struct, frozen=True):
+    """Another server that has ready instances of a member."""
+
+    address: str
+    """``host:port`` of its gRPC front end."""
+    rows_per_second: float
+    """What its instances of the member carry together."""
+
+
 class MemberTarget(msgspec.Struct, frozen=True):
     name: str
     path: str
-    """The model file on this node, fetched and checked by the agent."""
+    """The model file on this node, fetched and checked by the agent; empty without instances here."""
     format: str
     digest: str
+    """Of the model file. Peers answer for this digest only; empty, for whichever they serve."""
     max_batch: int
     """Largest batch, warmed on load; more rows than this in one request are refused."""
     cap: int
@@ -67,6 +77,8 @@ class MemberTarget(msgspec.Struct, frozen=True):
     required: bool = True
     service_time: ServiceTime | None = None
     """None: nothing is known, nothing is dropped before its deadline."""
+    peers: tuple[PeerTarget, ...] = ()
+    """Where the member also runs: work goes there when it is expected to be answered sooner."""
 
 
 class ServiceTarget(msgspec.Struct, frozen=True):
@@ -81,6 +93,8 @@ class ServiceTarget(msgspec.Struct, frozen=True):
     percent: float
     inputs: tuple[TensorTarget, ...] = ()
     outputs: tuple[TensorTarget, ...] = ()
+    hold: int = 0
+    """Most requests that may wait for the first instance or peer; 0: they are refused while there is none."""
 
 
 class ServerTarget(msgspec.Struct, frozen=True):
@@ -123,6 +137,23 @@ class ServiceReport(msgspec.Struct, frozen=True):
     """Counts by :data:`tessera_runtime.dispatch.histogram.BOUNDS_S`, of answered requests."""
     members: tuple[MemberReport, ...]
     problem: str = ""
+    held: int = 0
+    """Requests that wait for the first instance or peer."""
+
+
+class InstanceReport(msgspec.Struct, frozen=True):
+    """Instances of one member on one device: of all versions, and those that are leaving too."""
+
+    service: str
+    member: str
+    device: str
+    wanted: int
+    """Of the newest version; 0: all of them are leaving."""
+    exist: int
+    ready: int
+    """Of the version that serves."""
+    cap: int
+    memory_mib: float
 
 
 class WorkerReport(msgspec.Struct, frozen=True):
@@ -150,6 +181,7 @@ class ServerReport(msgspec.Struct, frozen=True):
     cpu_s: float
     """Processor time of the dispatcher: front ends, queues and combination."""
     ports: Ports
+    instances: tuple[InstanceReport, ...] = ()
 
 
 class ProfileRequest(msgspec.Struct, frozen=True):

@@ -10,7 +10,7 @@ from support.targets import member, service
 from tessera_core.api.modelservice import Combine, OnTimeout
 from tessera_core.ensemble.metadata import CombineError
 from tessera_runtime.dataplane import TensorSpec
-from tessera_runtime.dispatch.signatures import Incompatible, publish
+from tessera_runtime.dispatch.signatures import Incompatible, largest_batch, publish
 from tessera_runtime.target import TensorTarget
 from tessera_runtime.worker import messages as m
 
@@ -88,9 +88,10 @@ def test_concat_refuses_answers_that_may_lack_members(settings: dict):
 
 def test_the_smallest_batch_of_all_members_bounds_a_request_and_each_its_own_batches():
     target = service("m", *members(3, max_batch=16))
-    published = publish(target, [loaded(X), loaded(X, max_rows=4), loaded(X, max_rows=64)])
-    assert published.largest == (16, 4, 16)
-    assert published.metadata.max_rows == 4
+    signatures = [loaded(X), loaded(X, max_rows=4), loaded(X, max_rows=64)]
+    assert publish(target, signatures).metadata.max_rows == 4
+    largest = [largest_batch(*each) for each in zip(target.members, signatures, strict=True)]
+    assert largest == [16, 4, 16]
 
 
 def test_declared_buckets_go_with_their_input():

@@ -18,6 +18,7 @@ from tessera_runtime.dataplane import (
     InferCall,
     InferReply,
     InputTensor,
+    MemberCall,
     ModelMetadata,
     ModelStatistics,
     OutputTensor,
@@ -211,6 +212,12 @@ class FunctionPlane:
         if version not in ("", "1"):
             raise NotFound(f"model {model!r} has no version {version[:64]!r}; served: 1")
         return meta
+
+    def member_metadata(self, model: str, part: MemberCall) -> ModelMetadata:
+        return self.metadata(f"{model}/{part.member}", "")
+
+    def queued_rows(self, model: str, part: MemberCall) -> int:
+        return len(self.held)
 
     def statistics(self, model: str, version: str) -> tuple[ModelStatistics, ...]:
         names = [self.metadata(model, version).name] if model else sorted(self.models)

@@ -9,29 +9,40 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
 from tessera_core.ensemble.metadata import CombineError
 from tessera_runtime.dataplane import (
     Done,
     InferCall,
+    MemberCall,
     ModelMetadata,
     ModelStatistics,
     RepositoryEntry,
+    Ticket,
 )
 from tessera_runtime.dispatch.arena import ArenaSlot, InputArena
 from tessera_runtime.dispatch.deadlines import Deadlines
+from tessera_runtime.dispatch.hold import Holds
 from tessera_runtime.dispatch.instances import DRAIN_TIMEOUT_S, Instance, Timeouts, Workers
-from tessera_runtime.dispatch.report import model_statistics, server_report, service_problem
+from tessera_runtime.dispatch.member_calls import MemberCalls
+from tessera_runtime.dispatch.peers import Channels
+from tessera_runtime.dispatch.report import (
+    model_statistics,
+    repository_entry,
+    server_report,
+    service_problem,
+)
 from tessera_runtime.dispatch.request import Request
+from tessera_runtime.dispatch.routes import Routes
 from tessera_runtime.dispatch.service import Service
-from tessera_runtime.dispatch.signatures import Incompatible, publish
+from tessera_runtime.dispatch.signatures import Incompatible, Signature, largest_batch, publish
 from tessera_runtime.dispatch.waiting import eventually
+from tessera_runtime.dispatch.wanted import check_devices, has_place, same_models
 from tessera_runtime.dispatch.workers import WorkerPool
 from tessera_runtime.errors import NotFound, ServeError, Unavailable
 from tessera_runtime.target import DeviceTarget, Ports, ServerReport, ServerTarget, ServiceTarget
-from tessera_runtime.worker import messages as m
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +57,17 @@ class Dispatcher:
     """Implements :class:`tessera_runtime.dataplane.DataPlane`. Lives on one event loop."""
 
     def __init__(
-        self, arena: InputArena, pool: WorkerPool, *, timeouts: Timeouts, plain_names: bool
+        self,
+        arena: InputArena,
+        pool: WorkerPool,
+        *,
+        timeouts: Timeouts,
+        plain_names: bool,
+        hold_s: float = 300.0,
     ) -> None:
-        """``plain_names``: whether ``digits`` may be said for ``vision.digits`` where it is unambiguous.
+        """``hold_s``: most that a request may wait for the first instance or peer of its service.
+
+        ``plain_names``: whether ``digits`` may be said for ``vision.digits`` where it is unambiguous.
         In a cluster it may not: the namespace would be guessed.
         """
         self.arena = arena
@@ -62,9 +81,12 @@ class Dispatcher:
         """Those that are wanted, of each service."""
         self._leaving: dict[Service, dict[InstanceKey, Instance]] = {}
         """Those that are not, and serve until the wanted ones of their member are warm."""
-        self._signatures: dict[Service, dict[int, m.Loaded]] = {}
-        self._unloaded: set[str] = set()
+        self._routes: dict[Service, dict[int, Routes]] = {}
+        """By member index, of members that have or had peers."""
+        self.holds = Holds(self.serving.get, self._submit_held, hold_s)
+        self.unloaded: set[str] = set()
         """Models that a client has asked to unload."""
+        self._channels = Channels()
         self._deadlines = Deadlines()
         self._timeouts = timeouts
         self._plain_names = plain_names
@@ -80,7 +102,7 @@ class Dispatcher:
 
         Raises KeyError for an instance on a device that ``target`` does not have; nothing changes then.
         """
-        _check_devices(target)
+        check_devices(target)
         self._told = True
         self.target = target
         wanted = {service.name: service for service in target.services}
@@ -90,10 +112,18 @@ class Dispatcher:
             for services in (self.starting, self.serving):
                 if name in services:
                     self._retire(services.pop(name))
-        self._unloaded &= set(wanted)
+            self.holds.forget(name)
+        self.unloaded &= set(wanted)
 
     def report(self) -> ServerReport:
         return server_report(self, time.monotonic())
+
+    def running(self) -> Iterator[tuple[Service, InstanceKey, Instance]]:
+        """All instances: those that are wanted, and those that are leaving."""
+        for everywhere in (self.instances, self._leaving):
+            for service, instances in everywhere.items():
+                for key, instance in instances.items():
+                    yield service, key, instance
 
     def stop_advertising(self) -> None:
         """Say not ready from now on, and keep answering: who balances load needs time to look away."""
@@ -115,27 +145,46 @@ class Dispatcher:
         await asyncio.gather(*(instance.stop(drain=False) for instance in running))
         self.instances.clear()
         self._leaving.clear()
+        await self._channels.close()
 
     def _want(self, name: str, target: ServiceTarget) -> None:
         current = self.starting.get(name) or self.serving.get(name)
-        if current is not None and _models(current.target) == _models(target):
+        if current is not None and same_models(current.target, target):
             current.retarget(target)
-            self._scale(current)
+            self._arrange(current)
             if self.serving.get(name) is current:
                 return
         elif current is None:
             current = self.serving[name] = Service(target, self._deadlines)
-            self._scale(current)
+            self._arrange(current)
         else:
             if name in self.starting:
                 self._retire(self.starting.pop(name))
-            if name in self.serving and _models(self.serving[name].target) == _models(target):
+            if name in self.serving and same_models(self.serving[name].target, target):
                 self.serving[name].retarget(target)  # back to what is served: nothing to load
-                self._scale(self.serving[name])
+                self._arrange(self.serving[name])
                 return
             current = self.starting[name] = Service(target, self._deadlines)
-            self._scale(current)
+            self._arrange(current)
         self._promote(current)
+
+    def _arrange(self, service: Service) -> None:
+        """Have exactly the wanted peers and instances."""
+        self._route(service)
+        self._scale(service)
+
+    def _route(self, service: Service) -> None:
+        routes = self._routes.setdefault(service, {})
+        for index, (member, target) in enumerate(
+            zip(service.members, service.target.members, strict=True)
+        ):
+            if target.peers and index not in routes:
+                routes[index] = Routes(
+                    service, index, self._channels, self._learned, self._place_ready
+                )
+            if index in routes:
+                routes[index].set(target.peers)
+            member.routes = routes[index] if target.peers else None
 
     def _scale(self, service: Service) -> None:
         """Start and stop instances until they are the wanted ones: first start, then stop, so that a
@@ -143,7 +192,7 @@ class Dispatcher:
         """
         devices = {device.id: device for device in self.target.devices}
         wanted: dict[InstanceKey, DeviceTarget] = {}
-        if service.name not in self._unloaded:
+        if service.name not in self.unloaded:
             for index, member in enumerate(service.target.members):
                 for place in member.instances:
                     for ordinal in range(place.count):
@@ -160,8 +209,8 @@ class Dispatcher:
                     device,
                     self.workers,
                     self._timeouts,
-                    self._loaded,
-                    self._warm,
+                    self._learned,
+                    self._place_ready,
                 )
         for key in [key for key in have if key not in wanted]:
             leaving[key] = have.pop(key)
@@ -174,38 +223,40 @@ class Dispatcher:
         for key in [key for key in leaving if key[0] not in waited_for]:
             self._run(leaving.pop(key).stop(drain=True))
 
-    def _warm(self, service: Service) -> None:
-        """An instance of ``service`` takes batches from now on."""
+    def _place_ready(self, service: Service) -> None:
+        """An instance or a peer of ``service`` takes work from now on."""
         self._promote(service)
         self._end_replaced(service)
+        self.holds.release_soon(service.name)
 
-    def _loaded(self, service: Service, index: int, loaded: m.Loaded) -> None:
-        """An instance has loaded its model: once all members have, the service knows its signature."""
-        signatures = self._signatures.setdefault(service, {})
-        signatures[index] = loaded
-        if service.metadata is not None or len(signatures) < len(service.members):
+    def _learned(self, service: Service, index: int, signature: Signature) -> None:
+        """What a member takes and answers: once all are known, the service knows its own signature."""
+        member = service.members[index]
+        member.signature = signature
+        member.largest = largest_batch(service.target.members[index], signature)
+        signatures = [member.signature for member in service.members]
+        known = [signature for signature in signatures if signature is not None]
+        if service.metadata is not None or len(known) < len(signatures):
             return
         try:
-            published = publish(
-                service.target, [signatures[i] for i in range(len(service.members))]
-            )
+            published = publish(service.target, known)
         except (Incompatible, CombineError) as error:
             service.problem = str(error)
             log.error("%s cannot be served: %s", service.name, error)
             return
-        for member, names, largest in zip(
-            service.members, published.input_names, published.largest, strict=True
-        ):
+        for member, names in zip(service.members, published.input_names, strict=True):
             member.input_names = names
-            member.largest = largest
         service.publish(published.metadata, published.outputs, published.buckets)
 
     def _promote(self, service: Service) -> None:
-        """A version whose instances are all warm takes over from the one that serves."""
+        """A version takes over from the one that serves when all its instances are warm and every required
+        member has an instance or a peer; at once, when nothing is wanted to serve it.
+        """
         name = service.name
-        if self.starting.get(name) is not service or service.metadata is None:
+        if self.starting.get(name) is not service:
             return
-        if all(instance.ready for instance in self.instances[service].values()):
+        warm = service.ready and all(i.ready for i in self.instances[service].values())
+        if warm or not has_place(service.target):
             del self.starting[name]
             old = self.serving.get(name)
             self.serving[name] = service
@@ -217,13 +268,20 @@ class Dispatcher:
         self._run(self._let_go(service))
 
     async def _let_go(self, service: Service) -> None:
-        """Finish what ``service`` has accepted, then end its instances."""
-        await eventually(lambda: not service.in_flight, DRAIN_TIMEOUT_S)
+        """Finish what ``service`` has accepted, then end its instances.
+
+        Peers change versions at moments of their own: they are answered until they stop calling.
+        """
+        await eventually(
+            lambda: not service.in_flight and not service.called_lately, DRAIN_TIMEOUT_S
+        )
         instances = [
             *self.instances.pop(service, {}).values(),
             *self._leaving.pop(service, {}).values(),
         ]
-        self._signatures.pop(service, None)
+        for index, routes in self._routes.pop(service, {}).items():
+            routes.set(())
+            service.members[index].routes = None
         await asyncio.gather(*(instance.stop(drain=True) for instance in instances))
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
@@ -236,16 +294,30 @@ class Dispatcher:
     def allocate(self, nbytes: int) -> ArenaSlot:
         return self.arena.allocate(nbytes)
 
-    def submit(self, call: InferCall, done: Done) -> Request:
+    def submit(self, call: InferCall, done: Done) -> Ticket:
         try:
-            service = self._service(call.model, call.version)
-            if call.model in self._unloaded:
-                raise Unavailable(f"model {call.model} is unloaded")
+            if call.part is not None:
+                calls = self._called(call.model, call.part)
+            else:
+                service = self._service(call.model, call.version)
+                if call.model in self.unloaded:
+                    raise Unavailable(f"model {call.model} is unloaded")
+                if service.target.hold and (not service.ready or self.holds.waiting(service.name)):
+                    return self.holds.add(call, done, service.target.hold)
         except ServeError:
             for slot in call.slots:
                 slot.release()
             raise
-        return service.submit(call, done)
+        return calls.submit(call, done) if call.part is not None else service.submit(call, done)
+
+    def _submit_held(self, call: InferCall, done: Done, since: float) -> Request:
+        try:
+            service = self._service(call.model, call.version)
+        except NotFound:
+            for slot in call.slots:
+                slot.release()
+            raise
+        return service.submit(call, done, since)
 
     def resolve(self, name: str, host: str) -> str:
         if name in self.serving:
@@ -264,11 +336,11 @@ class Dispatcher:
         return True
 
     def ready(self) -> bool:
-        wanted = (s for name, s in self.serving.items() if name not in self._unloaded)
-        return self._told and not self._draining and all(service.ready for service in wanted)
+        wanted = (s for name, s in self.serving.items() if name not in self.unloaded)
+        return self._told and not self._draining and all(map(_takes_requests, wanted))
 
     def model_ready(self, model: str, version: str) -> bool:
-        return self._service(model, version).ready and not self._draining
+        return _takes_requests(self._service(model, version))
 
     def metadata(self, model: str, version: str) -> ModelMetadata:
         metadata = self._service(model, version).metadata
@@ -276,19 +348,28 @@ class Dispatcher:
             raise Unavailable(f"model {model} is still being loaded")
         return metadata
 
+    def member_metadata(self, model: str, part: MemberCall) -> ModelMetadata:
+        return self._called(model, part).metadata()
+
+    def queued_rows(self, model: str, part: MemberCall) -> int:
+        try:
+            return self._called(model, part).queued_rows
+        except Unavailable:
+            return 0
+
     def statistics(self, model: str, version: str) -> tuple[ModelStatistics, ...]:
         services = [self._service(model, version)] if model else list(self.serving.values())
         return tuple(model_statistics(service) for service in services)
 
     def repository(self) -> tuple[RepositoryEntry, ...]:
-        return tuple(self._entry(service) for service in self.serving.values())
+        return tuple(repository_entry(self, service) for service in self.serving.values())
 
     async def load(self, model: str) -> None:
         service = self._service(model, "")
-        self._unloaded.discard(model)
+        self.unloaded.discard(model)
         for version in (service, self.starting.get(model)):
             if version is not None:
-                self._scale(version)
+                self._arrange(version)
         settled = await eventually(
             lambda: service.ready or bool(service_problem(self, service)), LOAD_TIMEOUT_S
         )
@@ -298,7 +379,7 @@ class Dispatcher:
 
     async def unload(self, model: str) -> None:
         service = self._service(model, "")
-        self._unloaded.add(model)
+        self.unloaded.add(model)
         await eventually(lambda: not service.in_flight, DRAIN_TIMEOUT_S)
         self._scale(service)
 
@@ -312,38 +393,33 @@ class Dispatcher:
             )
         return service
 
-    def _entry(self, service: Service) -> RepositoryEntry:
-        if service.name in self._unloaded:
-            busy = self.instances.get(service)
-            state, reason = ("UNLOADING", "") if busy else ("UNAVAILABLE", "unloaded")
-        elif service.ready:
-            state, reason = "READY", ""
-        else:
-            problem = service_problem(self, service)
-            state, reason = ("UNAVAILABLE", problem) if problem else ("LOADING", "")
-        return RepositoryEntry(service.name, service.version, state, reason)
+    def _called(self, model: str, part: MemberCall) -> MemberCalls:
+        """Of whichever version has the member that a peer means, with an instance where there is one: versions
+        change at one server after another, so both may be asked for. Raises Unavailable for none.
+        """
+        found: MemberCalls | None = None
+        for service in self._versions(model):
+            for member, target, calls in zip(
+                service.members, service.target.members, service.calls, strict=True
+            ):
+                if member.name == part.member and (
+                    not part.digest or target.digest in ("", part.digest)
+                ):
+                    if member.lanes:
+                        return calls
+                    found = found or calls
+        if found is None:
+            raise Unavailable(f"model {model}, member {part.member}: not served here")
+        return found
+
+    def _versions(self, model: str) -> Iterator[Service]:
+        """The one that serves first."""
+        if model in self.serving:
+            yield self.serving[model]
+        for service in self.instances:
+            if service.name == model:
+                yield service
 
 
-def _check_devices(target: ServerTarget) -> None:
-    known = {device.id for device in target.devices}
-    for service in target.services:
-        for member in service.members:
-            for place in member.instances:
-                if place.device not in known:
-                    raise KeyError(place.device)
-
-
-def _models(target: ServiceTarget) -> object:
-    """What makes a version: a change of any of it needs models loaded, a change of the rest does not."""
-    members = [
-        (x.name, x.digest, x.format, x.allow_code, x.max_batch, x.weight, x.required)
-        for x in target.members
-    ]
-    return (
-        members,
-        target.combine,
-        target.min_members,
-        target.on_timeout,
-        target.inputs,
-        target.outputs,
-    )
+def _takes_requests(service: Service) -> bool:
+    return service.ready or service.target.hold > 0

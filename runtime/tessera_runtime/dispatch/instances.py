@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from tessera_runtime.dispatch.member import Lane, Member
 from tessera_runtime.dispatch.service import Service
+from tessera_runtime.dispatch.signatures import Signature
 from tessera_runtime.dispatch.waiting import eventually
 from tessera_runtime.dispatch.workers import (
     LoadFailed,
@@ -146,7 +147,7 @@ class Instance:
         device: DeviceTarget,
         workers: Workers,
         timeouts: Timeouts,
-        on_loaded: Callable[[Service, int, m.Loaded], None],
+        on_loaded: Callable[[Service, int, Signature], None],
         on_ready: Callable[[Service], None],
     ) -> None:
         self.device = device
@@ -175,9 +176,18 @@ class Instance:
         if lane is not None and drain:
             member = self._member
             lane.leaving = True
-            # Where nobody else could serve what waits, it goes first.
+            # Where nobody else could serve what waits, it goes first. Peers are somebody else once they
+            # answer; and those that call for this instance are given the time to notice.
+            calls = self._service.calls[self._index]
             await eventually(
-                lambda: not member.queue or any(not other.leaving for other in member.lanes),
+                lambda: (
+                    bool(member.staying)
+                    or (
+                        not member.queue
+                        and (member.routes is None or member.routes.up)
+                        and not calls.lately
+                    )
+                ),
                 DRAIN_TIMEOUT_S,
             )
             member.detach(lane)

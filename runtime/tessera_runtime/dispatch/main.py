@@ -33,6 +33,9 @@ PROFILE_TIMEOUT_S = 900.0
 
 MIB = 1 << 20
 
+PEER_OVERHEAD = 64 << 10
+"""Bytes: names and shapes around the inputs, so that what one server took another takes from it."""
+
 
 def parser() -> argparse.ArgumentParser:
     """Options of the process; the supervisor fills them in."""
@@ -48,6 +51,14 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--load-timeout", type=float, default=300.0, metavar="SECONDS")
     arguments.add_argument("--hang-timeout", type=float, default=10.0, metavar="SECONDS")
     arguments.add_argument("--drain-timeout", type=float, default=30.0, metavar="SECONDS")
+    arguments.add_argument("--shutdown-delay", type=float, default=0.0, metavar="SECONDS")
+    arguments.add_argument(
+        "--grpc-connection-age",
+        type=float,
+        metavar="SECONDS",
+        help="after which clients are sent to connect anew; half of --shutdown-delay if not given",
+    )
+    arguments.add_argument("--hold-timeout", type=float, default=300.0, metavar="SECONDS")
     arguments.add_argument("--plain-names", action="store_true")
     arguments.add_argument("--log-level", default="info")
     arguments.add_argument(
@@ -78,6 +89,7 @@ async def serve(arguments: argparse.Namespace) -> None:
         pool,
         timeouts=Timeouts(load_s=arguments.load_timeout, hang_s=arguments.hang_timeout),
         plain_names=arguments.plain_names,
+        hold_s=arguments.hold_timeout,
     )
 
     async def answer(request: control.Request) -> control.Answer:
@@ -104,9 +116,13 @@ async def serve(arguments: argparse.Namespace) -> None:
         socket.socket(fileno=arguments.http_fd),
         limits=HttpLimits(max_body=largest),
     )
-    grpc = await start_grpc(
-        dispatcher, arguments.host, arguments.grpc, GrpcLimits(max_message=largest)
+    grpc_limits = GrpcLimits(
+        max_message=largest + PEER_OVERHEAD,
+        max_connection_age_s=arguments.grpc_connection_age or _age_s(arguments.shutdown_delay),
+        # What is held may take that long; a shorter grace would cut it off.
+        max_connection_age_grace_s=max(30.0, arguments.hold_timeout),
     )
+    grpc = await start_grpc(dispatcher, arguments.host, arguments.grpc, grpc_limits)
     metrics = start_metrics(dispatcher, arguments.host, arguments.metrics)
     dispatcher.ports = Ports(http.port, grpc.port, metrics.port)
     controls = await control.serve_control(answer, arguments.control_fd)
@@ -115,15 +131,32 @@ async def serve(arguments: argparse.Namespace) -> None:
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stopping.set)
     await stopping.wait()
+    dispatcher.stop_advertising()
+    if arguments.shutdown_delay:
+        # Endpoints are taken away by others, who need time to learn of it: until then clients still come.
+        log.info("answering for %.1f s more", arguments.shutdown_delay)
+        http.let_go()
+        await asyncio.sleep(arguments.shutdown_delay)
     log.info("draining")
     controls.close()
-    dispatcher.stop_advertising()
     timeout_s = arguments.drain_timeout
+    dispatcher.holds.refuse_after(timeout_s / 2)
     await asyncio.gather(http.drain(timeout_s), grpc.drain(timeout_s))
     await dispatcher.drain(timeout_s)
     await dispatcher.close()
     pool.close()
     metrics.close()
+
+
+def _age_s(shutdown_delay_s: float) -> float:
+    """How old gRPC connections get, seconds, so that the end of the server fails no call.
+
+    A gRPC server that is told to end kills the calls that arrive before its clients have read its GOAWAY.
+    A connection that ends of old age loses none. So every connection has to come of age within the delay,
+    also one that was made while the server was still taken for ready.
+    """
+    usual_s = GrpcLimits().max_connection_age_s
+    return min(usual_s, shutdown_delay_s / 2) if shutdown_delay_s else usual_s
 
 
 if __name__ == "__main__":

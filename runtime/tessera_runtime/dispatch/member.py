@@ -12,20 +12,24 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
 from tessera_core.batching.policy import EdfQueue
 from tessera_runtime.datatypes import DATATYPES, decode_bytes
-from tessera_runtime.dispatch.request import Outputs, Work
+from tessera_runtime.dispatch.request import InputNames, Work
+from tessera_runtime.dispatch.signatures import Signature
 from tessera_runtime.dispatch.statistics import MemberStatistics
 from tessera_runtime.dispatch.workers import OpenedLane
 from tessera_runtime.errors import ModelFailed, ServeError, Unavailable
 from tessera_runtime.memory import UntrustedMemory, map_readonly
 from tessera_runtime.target import ServiceTime
 from tessera_runtime.worker import messages as m
+
+if TYPE_CHECKING:
+    from tessera_runtime.dispatch.routes import Routes
 
 log = logging.getLogger(__name__)
 
@@ -37,18 +41,6 @@ HANG_FACTOR = 20.0
 
 MOST_KILLS = 2
 """A request that two processes did not survive is not given a third."""
-
-
-class Outcome(Protocol):
-    """What becomes of work; implemented by the service."""
-
-    def answered(self, work: Work, outputs: Outputs) -> None: ...
-
-    def failed(self, work: Work, error: ServeError) -> None: ...
-
-    def late(self, work: Work) -> None:
-        """Dropped from the queue: it could not have finished in time."""
-        ...
 
 
 class Lane:
@@ -65,6 +57,8 @@ class Lane:
         self.worker = opened.worker
         self.batch: tuple[Work, ...] = ()
         """What it is running; empty while it is free."""
+        self.rows = 0
+        """Of what it ran last."""
         self.leaving = False
         """Whether it ends soon, so that others have to serve what waits."""
         self._member = member
@@ -175,7 +169,6 @@ class Member:
         cap: int,
         max_batch: int,
         service_time: ServiceTime | None,
-        outcome: Outcome,
     ) -> None:
         self.name = name
         self.cap = cap
@@ -185,17 +178,56 @@ class Member:
         self.statistics = MemberStatistics()
         self.lanes: list[Lane] = []
         self.queue: EdfQueue[Work] = EdfQueue(limit=QUEUE_BATCHES * max_batch)
-        self.input_names: tuple[tuple[int, str], ...] = ()
-        """For each input of the model: position among the service's inputs, and the model's name for it."""
+        self.routes: Routes | None = None
+        """The way to peers that serve the member too; None while there are none."""
+        self.signature: Signature | None = None
+        """Known once an instance has loaded the model, or a peer was asked."""
+        self.input_names: InputNames = ()
+        """Of the service's inputs."""
         self.largest = max_batch
         """Most rows of a batch, whatever the cap: the model's own limit, known once it is loaded."""
         self._pump_due = False
         self._free: list[Lane] = []
-        self._outcome = outcome
+
+    @property
+    def available(self) -> bool:
+        """Whether work would be taken somewhere now."""
+        return bool(self.lanes) or (self.routes is not None and self.routes.up)
+
+    @property
+    def staying(self) -> list[Lane]:
+        """The instances that work may be given to from now on."""
+        return [lane for lane in self.lanes if not lane.leaving]
+
+    def cap_of(self, lane: Lane) -> int:
+        """Most rows of this instance's batches."""
+        return min(self.caps.get(lane.worker.place.device, self.cap), self.largest)
+
+    def rate(self) -> float:
+        """Rows per second of the instances that stay: as profiled, else as measured; 0 when not known."""
+        if self.service_time is not None:
+            caps = [self.cap_of(lane) for lane in self.staying]
+            return sum(cap / max(self.service_time.seconds(cap), 1e-9) for cap in caps)
+        measured_s = self.statistics.inference.total_s
+        return len(self.staying) * self.statistics.rows / measured_s if measured_s else 0.0
+
+    def batch_s(self) -> float:
+        """How long a full batch takes here: as profiled, else as measured; 0 when not known."""
+        if self.service_time is not None:
+            return self.service_time.seconds(min(self.cap, self.largest))
+        inference = self.statistics.inference
+        return inference.total_s / inference.count if inference.count else 0.0
 
     def expected_s(self, rows: int) -> float:
         """How long a batch of ``rows`` should take; 0 when nothing is known."""
         return self.service_time.seconds(rows) if self.service_time is not None else 0.0
+
+    def burst(self, slo_s: float) -> int:
+        """Rows that may be given to it at once and be answered within ``slo_s``: a batch for each instance,
+        and what its peers carry in half of that time; one at least.
+        """
+        peers = self.routes.rate() if self.routes is not None else 0.0
+        return max(1, sum(map(self.cap_of, self.lanes)) + int(peers * slo_s / 2))
 
     def push(self, work: Work) -> bool:
         """Queue work. False when the queue is full. Starts nothing: see :meth:`pump`."""
@@ -221,18 +253,19 @@ class Member:
             now = time.monotonic()
             # The instance that finished last has the warmest caches.
             lane = self._free[-1]
-            cap = min(self.caps.get(lane.worker.place.device, self.cap), self.largest)
-            taken = self.queue.take(now, cap, self.expected_s)
+            taken = self.queue.take(now, self.cap_of(lane), self.expected_s)
             if taken.batch:
                 self._free.pop()
                 observe = self.statistics.queue.observe
                 for work in taken.batch:
                     work.request.retain()
                     observe(now - work.queued)
-                descriptors = _descriptors(taken.batch, self.input_names)
+                names = taken.batch[0].request.names or self.input_names
+                descriptors = _descriptors(taken.batch, names)
+                lane.rows = taken.rows
                 lane.send(taken.batch, descriptors, self.expected_s(taken.rows))
             for work in taken.dropped:
-                self._outcome.late(work)
+                work.request.service.late(work)
 
     def attach(self, lane: Lane) -> None:
         """A warm instance joins."""
@@ -246,6 +279,13 @@ class Member:
             self.lanes.remove(lane)
         if lane in self._free:
             self._free.remove(lane)
+        if not self.lanes:
+            self.strand()
+
+    def strand(self) -> None:
+        """Nobody here takes what waits: who asked for it decides what becomes of it."""
+        for work in self.queue.drain():
+            work.request.service.stranded(work)
 
     def lane_lost(self, lane: Lane) -> None:
         """The instance's process is gone: what it ran is decided anew, one by one."""
@@ -259,7 +299,7 @@ class Member:
                 refusal = (
                     f"member {self.name}: {work.kills} instances ended while running this request"
                 )
-                self._outcome.failed(work, ModelFailed(refusal))
+                work.request.service.failed(work, ModelFailed(refusal))
         self.pump()
 
     def ran(self, lane: Lane, ran: m.Ran, outputs: dict[str, np.ndarray]) -> None:
@@ -273,7 +313,7 @@ class Member:
             last = first + work.request.rows
             answer = {name: array[first:last] for name, array in outputs.items()}
             work.request.release()
-            self._outcome.answered(work, answer)
+            work.request.service.answered(work, answer)
             first = last
 
     def batch_failed(self, lane: Lane, reason: str) -> None:
@@ -284,7 +324,7 @@ class Member:
         for work in batch:
             work.request.release()
             if len(batch) == 1:
-                self._outcome.failed(work, error)
+                work.request.service.failed(work, error)
             else:
                 # One request may be to blame: its batch mates must not fail with it.
                 self._retry_alone(work, error)
@@ -293,8 +333,12 @@ class Member:
     def _retry_alone(self, work: Work, error: ServeError) -> None:
         work.alone = True
         in_time = time.monotonic() < work.request.deadline
-        if work.request.answered or not in_time or not self.push(work):
-            self._outcome.failed(work, error)
+        if work.request.answered or not in_time:
+            work.request.service.failed(work, error)
+        elif not self.lanes:
+            work.request.service.stranded(work)
+        elif not self.push(work):
+            work.request.service.failed(work, error)
 
     def _next(self, lane: Lane) -> tuple[Work, ...]:
         batch = lane.settle()
@@ -304,11 +348,8 @@ class Member:
         return batch
 
 
-def _descriptors(batch: Sequence[Work], names: Sequence[tuple[int, str]]) -> tuple[m.Input, ...]:
-    """Where the inputs of ``batch`` lie. All requests of a batch have the same (padded) row shapes.
-
-    ``names``: for each input of the model, the position of the service's input and the model's own name.
-    """
+def _descriptors(batch: Sequence[Work], names: InputNames) -> tuple[m.Input, ...]:
+    """Where the inputs of ``batch`` lie. All requests of a batch have the same (padded) row shapes."""
     inputs: list[m.Input] = []
     for position, name in names:
         row_shape = batch[0].request.row_shapes[position]

@@ -75,6 +75,8 @@ class _Collector(Collector):
             *_latencies(services),
             *_batches(services),
             *_instances(services),
+            *_peers(services),
+            *_held(self._dispatcher),
             *_arena(self._dispatcher),
         ]
 
@@ -189,6 +191,45 @@ def _instances(services: Sequence[Service]) -> Iterator[Metric]:
             cap.add_metric(own, member.cap)
             restarts.add_metric(own, member.statistics.restarts)
     yield from (queued, ready, cap, restarts)
+
+
+def _peers(services: Sequence[Service]) -> Iterator[Metric]:
+    """Calls between servers. They are no requests: the server that the client asked counts those."""
+    labels = ["service", "version", "member"]
+    forwarded = CounterMetricFamily(
+        "tessera_forwarded_calls", "Calls to peers for one member.", labels=labels
+    )
+    retried = CounterMetricFamily(
+        "tessera_forward_retries",
+        "Calls to peers after which another place was tried.",
+        labels=[*labels, "reason"],
+    )
+    received = CounterMetricFamily(
+        "tessera_received_calls",
+        "Calls from peers for one member, by HTTP status.",
+        labels=[*labels, "code"],
+    )
+    for service in services:
+        for member in service.members:
+            own = [service.name, service.version, member.name]
+            statistics = member.statistics
+            forwarded.add_metric(own, statistics.forwarded)
+            for reason, count in statistics.forward_retries.items():
+                retried.add_metric([*own, reason], count)
+            for code, count in statistics.received.items():
+                received.add_metric([*own, str(code)], count)
+    yield from (forwarded, retried, received)
+
+
+def _held(dispatcher: Dispatcher) -> Iterator[Metric]:
+    held = GaugeMetricFamily(
+        "tessera_held_requests",
+        "Requests that wait for the first instance or peer.",
+        labels=["service"],
+    )
+    for name in dispatcher.serving:
+        held.add_metric([name], dispatcher.holds.waiting(name))
+    yield held
 
 
 def _arena(dispatcher: Dispatcher) -> Iterator[Metric]:

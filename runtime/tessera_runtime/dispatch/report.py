@@ -6,9 +6,15 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from tessera_runtime.dataplane import BatchStat, DurationStat, ModelStatistics
+from tessera_runtime.dataplane import BatchStat, DurationStat, ModelStatistics, RepositoryEntry
 from tessera_runtime.dispatch.service import Service
-from tessera_runtime.target import MemberReport, ServerReport, ServiceReport, WorkerReport
+from tessera_runtime.target import (
+    InstanceReport,
+    MemberReport,
+    ServerReport,
+    ServiceReport,
+    WorkerReport,
+)
 
 if TYPE_CHECKING:
     from tessera_runtime.dispatch.dispatcher import Dispatcher
@@ -31,6 +37,34 @@ def server_report(dispatcher: Dispatcher, now: float) -> ServerReport:
         monotonic_s=now,
         cpu_s=time.process_time(),
         ports=dispatcher.ports,
+        instances=_instances(dispatcher),
+    )
+
+
+def _instances(dispatcher: Dispatcher) -> tuple[InstanceReport, ...]:
+    """By service, member and device, in that order."""
+    exist: Counter[tuple[str, str, str]] = Counter()
+    ready: Counter[tuple[str, str, str]] = Counter()
+    memory_mib: Counter[tuple[str, str, str]] = Counter()
+    caps: dict[tuple[str, str, str], int] = {}
+    for service, (index, device, _), instance in dispatcher.running():
+        member = service.members[index]
+        place = (service.name, member.name, device)
+        exist[place] += 1
+        ready[place] += instance.ready and dispatcher.serving.get(service.name) is service
+        memory_mib[place] += round(instance.memory_mib)
+        caps.setdefault(place, member.caps.get(device, member.cap))
+    wanted: Counter[tuple[str, str, str]] = Counter()
+    for target in dispatcher.target.services:
+        for each in target.members:
+            for where in each.instances:
+                wanted[target.name, each.name, where.device] += where.count
+                caps[target.name, each.name, where.device] = where.cap or each.cap
+    return tuple(
+        InstanceReport(
+            *place, wanted[place], exist[place], ready[place], caps[place], memory_mib[place]
+        )
+        for place in sorted(exist.keys() | wanted.keys())
     )
 
 
@@ -54,7 +88,8 @@ def _service_report(dispatcher: Dispatcher, service: Service) -> ServiceReport:
                 memory_mib=sum(instance.memory_mib for instance in own),
                 device=",".join(sorted({instance.device.id for instance in own})),
                 restarts=member.statistics.restarts,
-                problem=next((i.problem for i in own if i.problem and not i.ready), ""),
+                problem=next((i.problem for i in own if i.problem and not i.ready), "")
+                or (member.routes.problem if member.routes is not None else ""),
             )
         )
     starting = dispatcher.starting.get(service.name)
@@ -71,6 +106,7 @@ def _service_report(dispatcher: Dispatcher, service: Service) -> ServiceReport:
         members=tuple(members),
         problem=service.problem
         or (service_problem(dispatcher, starting) if starting is not None else ""),
+        held=dispatcher.holds.waiting(service.name),
     )
 
 
@@ -80,6 +116,18 @@ def service_problem(dispatcher: Dispatcher, service: Service) -> str:
         i.problem for i in dispatcher.instances.get(service, {}).values() if i.problem
     )
     return service.problem or (problems.most_common(1)[0][0] if problems else "")
+
+
+def repository_entry(dispatcher: Dispatcher, service: Service) -> RepositoryEntry:
+    if service.name in dispatcher.unloaded:
+        busy = dispatcher.instances.get(service)
+        state, reason = ("UNLOADING", "") if busy else ("UNAVAILABLE", "unloaded")
+    elif service.ready:
+        state, reason = "READY", ""
+    else:
+        problem = service_problem(dispatcher, service)
+        state, reason = ("UNAVAILABLE", problem) if problem else ("LOADING", "")
+    return RepositoryEntry(service.name, service.version, state, reason)
 
 
 def model_statistics(service: Service) -> ModelStatistics:

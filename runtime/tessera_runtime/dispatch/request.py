@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from tessera_core.batching.policy import Entry
-from tessera_runtime.dataplane import Done, InferCall, InputTensor
-from tessera_runtime.errors import ServeError
+from tessera_runtime.dataplane import Done, InferCall, InferReply, InputTensor
+from tessera_runtime.errors import Overloaded, ServeError, Unavailable
 
 if TYPE_CHECKING:
     from tessera_runtime.dispatch.member import Member
-    from tessera_runtime.dispatch.service import Service
+
+log = logging.getLogger(__name__)
 
 Outputs = Mapping[str, np.ndarray]
 """One member's answer for one request: arrays by output name, batch dimension included."""
+
+
+InputNames = tuple[tuple[int, str], ...]
+"""For each input of a member's model: its position among the request's inputs, and the model's own name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +37,37 @@ class Shape:
     rows: int
     row_shapes: tuple[tuple[int, ...], ...]
     """Of each input, padded up to its bucket."""
-    key: tuple[tuple[int, ...], ...] | None
+    key: Hashable
     """Requests of equal key may share a batch; None where the shapes are fixed."""
+
+
+class Owner(Protocol):
+    """Who answers a request, and is told what becomes of its work: a service, or a member that a peer calls."""
+
+    @property
+    def name(self) -> str:
+        """The served name."""
+        ...
+
+    def answered(self, work: Work, outputs: Outputs) -> None: ...
+
+    def failed(self, work: Work, error: ServeError) -> None: ...
+
+    def late(self, work: Work) -> None:
+        """Dropped from the queue: it could not have finished in time."""
+        ...
+
+    def stranded(self, work: Work) -> None:
+        """Taken out of the queue, for the instances that would have run it are gone."""
+        ...
+
+    def expire(self, request: Request, now: float) -> None:
+        """The deadline of ``request`` has come."""
+        ...
+
+    def abandon(self, request: Request) -> None:
+        """The client went away."""
+        ...
 
 
 class Request:
@@ -48,6 +84,7 @@ class Request:
         "explicit",
         "failure",
         "inputs",
+        "names",
         "row_shapes",
         "rows",
         "service",
@@ -60,7 +97,7 @@ class Request:
         self,
         call: InferCall,
         done: Done,
-        service: Service,
+        service: Owner,
         shape: Shape,
         arrived: float,
         deadline: float,
@@ -70,6 +107,8 @@ class Request:
         self.done = done
         self.service = service
         self.inputs = shape.inputs
+        self.names: InputNames | None = None
+        """Where a member call's inputs are in another order than the service's: which one is which."""
         self.rows = shape.rows
         self.row_shapes = shape.row_shapes
         self.shape = shape.key
@@ -98,6 +137,13 @@ class Request:
             for slot in self.call.slots:
                 slot.release()
 
+    def tell(self, outcome: InferReply | ServeError) -> None:
+        """Answer. A front end that fails on one answer must not take the batch's other answers with it."""
+        try:
+            self.done(outcome)
+        except Exception:
+            log.exception("a front end failed on the answer to a request of %s", self.service.name)
+
     def cancel(self) -> None:
         """Ticket: the client went away."""
         if not self.answered:
@@ -107,7 +153,7 @@ class Request:
 class Work:
     """What one member has to do for one request."""
 
-    __slots__ = ("alone", "entry", "index", "kills", "member", "queued", "request")
+    __slots__ = ("alone", "entry", "index", "kills", "member", "queued", "request", "trip")
 
     def __init__(self, request: Request, member: Member, index: int) -> None:
         self.request = request
@@ -120,3 +166,34 @@ class Work:
         self.kills = 0
         """Worker processes that ended while running this."""
         self.queued = time.monotonic()
+        self.trip: Trip | None = None
+        """Set once it was sent to a peer."""
+
+    def why_late(self) -> ServeError:
+        """What is said when it was dropped from the queue."""
+        member = self.member
+        if self.kills:
+            return Unavailable(
+                f"member {member.name}: its instance ended and no time was left to try another",
+                self.kills,
+            )
+        if not member.lanes:
+            return Unavailable(f"member {member.name}: no instance is ready")
+        return Overloaded(
+            f"member {member.name}: {member.queue.rows} rows are waiting, the answer would be late"
+        )
+
+
+@dataclass(slots=True)
+class Trip:
+    """Work at peers."""
+
+    tried: list[object] = field(default_factory=list)
+    """The peers that have had it, each in the life in which it had it."""
+    task: asyncio.Task[None] | None = None
+    """The call under way."""
+
+    def cancel(self) -> None:
+        task, self.task = self.task, None
+        if task is not None:
+            task.cancel()

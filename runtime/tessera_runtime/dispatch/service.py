@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,6 +20,7 @@ from tessera_runtime.dataplane import (
 )
 from tessera_runtime.dispatch.deadlines import Deadlines
 from tessera_runtime.dispatch.member import Member
+from tessera_runtime.dispatch.member_calls import MemberCalls
 from tessera_runtime.dispatch.request import Outputs, Request, Work
 from tessera_runtime.dispatch.request_log import log_request
 from tessera_runtime.dispatch.statistics import ServiceStatistics
@@ -35,8 +35,6 @@ from tessera_runtime.errors import (
 )
 from tessera_runtime.target import ServiceTarget
 
-log = logging.getLogger(__name__)
-
 
 class Service:
     """Members, their combination, and the requests that wait for it."""
@@ -45,14 +43,18 @@ class Service:
         self.target = target
         self.statistics = ServiceStatistics()
         self.members = tuple(
-            Member(member.name, member.cap, member.max_batch, member.service_time, self)
+            Member(member.name, member.cap, member.max_batch, member.service_time)
             for member in target.members
         )
+        self.calls = tuple(
+            MemberCalls(self, index, deadlines) for index in range(len(self.members))
+        )
+        """What peers ask of each member alone."""
         self._set_caps()
         self.metadata: ModelMetadata | None = None
-        """Known once every member has been loaded by some worker."""
+        """Known once every member has been loaded by some worker, here or at a peer."""
         self.in_flight = 0
-        """Requests that wait for an answer."""
+        """Requests that wait for an answer, and calls of peers that do."""
         self.problem = ""
         """Why the service cannot become ready, in words for the user."""
         self._deadlines = deadlines
@@ -71,10 +73,20 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether a request could be answered now: every required member has an instance."""
+        """Whether a request could be answered now: every required member has an instance or a peer."""
         return self.metadata is not None and all(
-            member.lanes or member.name not in self._required for member in self.members
+            member.available or member.name not in self._required for member in self.members
         )
+
+    @property
+    def called_lately(self) -> bool:
+        """Whether peers may not know yet that they should call somebody else."""
+        return any(calls.lately for calls in self.calls)
+
+    def burst(self) -> int:
+        """Rows that may be given to it at once and be answered within the SLO: the least of its members."""
+        required = [member for member in self.members if member.name in self._required]
+        return min(member.burst(self._slo_s) for member in required or self.members)
 
     def publish(
         self, metadata: ModelMetadata, outputs: tuple[CombinedOutput, ...], buckets: Buckets
@@ -101,9 +113,14 @@ class Service:
                 place.device: place.cap for place in wanted.instances if place.cap is not None
             }
 
-    def submit(self, call: InferCall, done: Done) -> Request:
-        """Queue ``call`` at every member. Raises a ServeError; the call's slots are the service's from here."""
-        arrived = time.monotonic()
+    def submit(self, call: InferCall, done: Done, held_since: float | None = None) -> Request:
+        """Queue ``call`` at every member. Raises a ServeError; the call's slots are the service's from here.
+
+        ``held_since``: when it arrived, if that is not now. Its latency and its client's own limit count from
+        then, the SLO's deadline from now: by the old one it would be dropped as late at once.
+        """
+        now = time.monotonic()
+        arrived = now if held_since is None else held_since
         try:
             if self.metadata is None:
                 raise Unavailable(f"model {self.name} is still being loaded")
@@ -114,7 +131,7 @@ class Service:
             self.statistics.refused(status_of(error).http, 0.0)
             raise
         explicit = call.timeout_s is not None
-        deadline = arrived + (call.timeout_s if call.timeout_s is not None else self._slo_s)
+        deadline = arrived + call.timeout_s if call.timeout_s is not None else now + self._slo_s
         request = Request(call, done, self, shape, arrived, deadline, explicit)
         self.in_flight += 1
         self.statistics.rows += request.rows
@@ -140,7 +157,7 @@ class Service:
             for work in withdrawn:
                 self.late(work)
 
-    # Outcome: what the members report
+    # Owner: what the members report
 
     def answered(self, work: Work, outputs: Outputs) -> None:
         request = work.request
@@ -158,24 +175,18 @@ class Service:
         self._decide(request, time.monotonic())
 
     def late(self, work: Work) -> None:
-        member = work.member
-        if work.kills:
-            reason: ServeError = Unavailable(
-                f"member {member.name}: its instance ended and no time was left to try another"
-            )
-        elif not member.lanes:
-            reason = Unavailable(f"member {member.name}: no instance is ready")
-        else:
-            reason = Overloaded(
-                f"member {member.name}: {member.queue.rows} rows are waiting, the answer would be late"
-            )
-        self.failed(work, reason)
+        self.failed(work, work.why_late())
+
+    def stranded(self, work: Work) -> None:
+        if not _place(work):
+            gone = f"member {work.member.name}: its instances ended, and nothing else has room"
+            self.failed(work, Unavailable(gone))
 
     def _enqueue(self, request: Request) -> None:
         for index, member in enumerate(self.members):
             work = Work(request, member, index)
             request.works.append(work)
-            if not member.push(work):
+            if not _place(work):
                 self.failed(
                     work,
                     Overloaded(
@@ -241,7 +252,7 @@ class Service:
             self.statistics.partial += 1
         log_request(request, 200)
         self._close(request)
-        _tell(request, reply)
+        request.tell(reply)
 
     def _fail(self, request: Request, error: ServeError) -> None:
         code = status_of(error).http
@@ -251,13 +262,15 @@ class Service:
         if request.submitting:
             request.failure = error
         else:
-            _tell(request, error)
+            request.tell(error)
 
     def _close(self, request: Request) -> None:
         request.answered = True
         self.in_flight -= 1
         for work in request.works:
             work.member.withdraw(work)
+            if work.trip is not None:
+                work.trip.cancel()
         request.works.clear()  # breaks the cycle, so that the collector has nothing to find
         request.answers.clear()
         request.release()
@@ -296,12 +309,10 @@ class Service:
         return [weights[name] for name in names]
 
 
-def _tell(request: Request, outcome: InferReply | ServeError) -> None:
-    """A front end that fails on one answer must not take the batch's other answers with it."""
-    try:
-        request.done(outcome)
-    except Exception:
-        log.exception("a front end failed on the answer to a request of %s", request.service.name)
+def _place(work: Work) -> bool:
+    """Queue ``work`` here or send it to a peer; False when nothing has room. Starts no batch."""
+    member = work.member
+    return member.push(work) if member.routes is None else member.routes.place(work)
 
 
 def _state(answer: object) -> MemberState:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from tessera_core.api.modelservice import Combine, OnTimeout
 from tessera_core.api.tensors import Datatype, Tensor
 from tessera_core.ensemble.metadata import CombinedOutput, check_combinable
 from tessera_runtime.dataplane import ModelMetadata, TensorSpec
+from tessera_runtime.dispatch.request import InputNames
 from tessera_runtime.dispatch.validation import Buckets
-from tessera_runtime.target import ServiceTarget
+from tessera_runtime.target import MemberTarget, ServiceTarget
 from tessera_runtime.worker import messages as m
 
 
@@ -18,25 +20,88 @@ class Incompatible(Exception):
     """The members cannot be served together."""
 
 
+class Signature(Protocol):
+    """What a model takes and answers, as its own file says: ``Loaded`` of a worker, or told by a peer."""
+
+    @property
+    def inputs(self) -> tuple[m.Tensor, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[m.Tensor, ...]: ...
+
+    @property
+    def max_rows(self) -> int:
+        """Rows of the largest batch; 0 is unlimited."""
+        ...
+
+    @property
+    def engine(self) -> str:
+        """Library and version."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSignature:
+    """A :class:`Signature` that a peer told."""
+
+    inputs: tuple[m.Tensor, ...]
+    outputs: tuple[m.Tensor, ...]
+    max_rows: int
+    engine: str
+
+
+def told_by_peer(metadata: ModelMetadata) -> PeerSignature:
+    """The signature in the metadata that a peer answers for a member."""
+
+    def tensors(specs: Sequence[TensorSpec]) -> tuple[m.Tensor, ...]:
+        return tuple(m.Tensor(spec.name, spec.datatype, spec.shape[1:]) for spec in specs)
+
+    engine = metadata.platform.partition("_")[0]
+    return PeerSignature(
+        tensors(metadata.inputs), tensors(metadata.outputs), metadata.max_rows, engine
+    )
+
+
+def member_metadata(
+    service: ServiceTarget, member: MemberTarget, signature: Signature
+) -> ModelMetadata:
+    """What a peer is told of one member alone; the inverse of :func:`told_by_peer`."""
+
+    def specs(tensors: Sequence[m.Tensor]) -> tuple[TensorSpec, ...]:
+        return tuple(TensorSpec(t.name, t.datatype, (-1, *t.row_shape)) for t in tensors)
+
+    return ModelMetadata(
+        name=service.name,
+        versions=(service.version,),
+        platform=_platform(member, signature),
+        inputs=specs(signature.inputs),
+        outputs=specs(signature.outputs),
+        max_rows=largest_batch(member, signature),
+    )
+
+
+def largest_batch(member: MemberTarget, signature: Signature) -> int:
+    """Most rows of a batch: what was warmed, or less where the file itself allows less."""
+    return min(member.max_batch, signature.max_rows or member.max_batch)
+
+
 @dataclass(frozen=True, slots=True)
 class Published:
     metadata: ModelMetadata
     outputs: tuple[CombinedOutput, ...]
     buckets: Buckets
-    input_names: tuple[tuple[tuple[int, str], ...], ...]
-    """Per member, for each input of its model: position among the service's inputs, and its own name."""
-    largest: tuple[int, ...]
-    """Per member, most rows of a batch: what was warmed, or less where the file itself allows less."""
+    input_names: tuple[InputNames, ...]
+    """Per member."""
 
 
-def publish(target: ServiceTarget, loaded: Sequence[m.Loaded]) -> Published:
+def publish(target: ServiceTarget, loaded: Sequence[Signature]) -> Published:
     """Join the members' signatures. Raises Incompatible, CombineError.
 
     Inputs of equal name are one input and must agree. Members that each take a single input take the same
     one, whatever each calls it: the first member's name is published.
     """
     inputs: list[m.Tensor] = []
-    names: list[tuple[tuple[int, str], ...]] = []
+    names: list[InputNames] = []
     single = all(len(signature.inputs) == 1 for signature in loaded)
     for member, signature in zip(target.members, loaded, strict=True):
         own: list[tuple[int, str]] = []
@@ -54,14 +119,14 @@ def publish(target: ServiceTarget, loaded: Sequence[m.Loaded]) -> Published:
             own.append((position, tensor.name))
         names.append(tuple(own))
     outputs = _outputs(target, loaded)
-    largest = tuple(
-        min(member.max_batch, signature.max_rows or member.max_batch)
+    largest = [
+        largest_batch(member, signature)
         for member, signature in zip(target.members, loaded, strict=True)
-    )
+    ]
     metadata = ModelMetadata(
         name=target.name,
         versions=(target.version,),
-        platform=_platform(target, loaded),
+        platform="tessera_ensemble" if len(loaded) > 1 else _platform(target.members[0], loaded[0]),
         inputs=tuple(TensorSpec(t.name, t.datatype, (-1, *t.row_shape)) for t in inputs),
         outputs=tuple(
             TensorSpec(o.tensor.name, o.tensor.datatype.value, (-1, *o.tensor.shape))
@@ -71,7 +136,7 @@ def publish(target: ServiceTarget, loaded: Sequence[m.Loaded]) -> Published:
     )
     declared = {tensor.name: tensor.buckets for tensor in target.inputs}
     buckets = tuple(declared.get(tensor.name, ()) for tensor in inputs)
-    return Published(metadata, outputs, buckets, tuple(names), largest)
+    return Published(metadata, outputs, buckets, tuple(names))
 
 
 def _position(inputs: Sequence[m.Tensor], tensor: m.Tensor, single: bool) -> int:
@@ -83,7 +148,7 @@ def _position(inputs: Sequence[m.Tensor], tensor: m.Tensor, single: bool) -> int
     return len(inputs)
 
 
-def _outputs(target: ServiceTarget, loaded: Sequence[m.Loaded]) -> tuple[CombinedOutput, ...]:
+def _outputs(target: ServiceTarget, loaded: Sequence[Signature]) -> tuple[CombinedOutput, ...]:
     members = {
         member.name: [Tensor(t.name, Datatype(t.datatype), t.row_shape) for t in signature.outputs]
         for member, signature in zip(target.members, loaded, strict=True)
@@ -96,8 +161,5 @@ def _outputs(target: ServiceTarget, loaded: Sequence[m.Loaded]) -> tuple[Combine
     return check_combinable(target.combine, members, partial=partial)
 
 
-def _platform(target: ServiceTarget, loaded: Sequence[m.Loaded]) -> str:
-    if len(loaded) > 1:
-        return "tessera_ensemble"
-    library = loaded[0].engine.split("-")[0]
-    return f"{library}_{target.members[0].format.lower()}"
+def _platform(member: MemberTarget, signature: Signature) -> str:
+    return f"{signature.engine.split('-')[0]}_{member.format.lower()}"

@@ -35,6 +35,12 @@ class MemberStatistics:
     """Per batch, arena to batch buffer."""
     failed_batches: int = 0
     restarts: int = 0
+    forwarded: int = 0
+    """Calls to peers."""
+    forward_retries: Counter[str] = field(default_factory=Counter)
+    """Calls to peers after which another place was tried, by reason."""
+    received: Counter[int] = field(default_factory=Counter)
+    """Calls from peers by HTTP status. They are no requests of the service: who forwards counts those."""
 
     def batch(self, rows: int, gather_ns: int, infer_ns: int, output_ns: int) -> None:
         self.rows += rows

@@ -8,4 +8,7 @@ know nothing of queues or engines. :func:`~tessera_runtime.protocol.http_server.
                                        ├─▶ v2json ─┬─▶ tensors, parameters              requests ⇄ calls
     grpc_server ─▶ grpc_rpc ─▶ grpc_codec ─────────┘
                 └▶ grpc_health                      rest, describe                      everything but inference
+
+Servers call each other for single members of a service by the same protocol: :mod:`~tessera_runtime.protocol.peer_client`
+asks, :mod:`~tessera_runtime.protocol.member_call` is what is said beside the request.
 """

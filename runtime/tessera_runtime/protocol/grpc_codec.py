@@ -1,20 +1,29 @@
-"""Inference requests and answers as protobuf messages.
+"""Inference requests and answers as protobuf messages, for the server and for the client of its peers.
 
 Raw contents are copied once, into one arena slot; typed contents are converted on the way. Answers are
-always raw. FP16 exists only raw, as the protocol has it.
+always raw, and so is what peers are asked. FP16 exists only raw, as the protocol has it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from tessera_runtime.dataplane import DataPlane, InferCall, InferReply, InputTensor, Parameter
-from tessera_runtime.datatypes import DATATYPES
+from tessera_runtime.dataplane import (
+    DataPlane,
+    InferCall,
+    InferReply,
+    InputTensor,
+    OutputTensor,
+    Parameter,
+)
+from tessera_runtime.datatypes import BYTES, DATATYPES, decode_bytes
 from tessera_runtime.errors import InvalidRequest
-from tessera_runtime.protocol.messages import ModelInferResponse
+from tessera_runtime.protocol.member_call import Sent
+from tessera_runtime.protocol.messages import ModelInferRequest, ModelInferResponse
 from tessera_runtime.protocol.parameters import check_output, refuse_shared_memory, timeout_of
 from tessera_runtime.protocol.tensors import check_raw, count_elements, place, wire_bytes
 from tessera_runtime.protocol.v2json import raw_bytes
@@ -36,9 +45,7 @@ _CONTENTS = {
 """The field of InferTensorContents that each datatype uses; FP16 has none."""
 
 
-def decode_call(
-    plane: DataPlane, request: Any, remaining_s: float | None, traceparent: str
-) -> InferCall:
+def decode_call(plane: DataPlane, request: Any, remaining_s: float | None, sent: Sent) -> InferCall:
     """``remaining_s`` is what is left of the RPC's deadline; the tighter of it and ``timeout`` counts.
 
     The served name is resolved without a host: grpcio does not say which authority was called. Raises
@@ -57,7 +64,15 @@ def decode_call(
         for given, start, part in zip(request.inputs, starts, parts, strict=True)
     )
     return InferCall(
-        model, request.model_version, request.id, inputs, (slot,), outputs, timeout_s, traceparent
+        model,
+        request.model_version,
+        request.id,
+        inputs,
+        (slot,),
+        outputs,
+        timeout_s,
+        sent.traceparent,
+        sent.part,
     )
 
 
@@ -145,6 +160,54 @@ def encode_reply(reply: InferReply, final: bool = False) -> Any:
     if final:
         answer.parameters["triton_final_response"].bool_param = True
     return answer
+
+
+_RAW_INPUT_TAG = bytes([7 << 3 | 2])
+"""Of ModelInferRequest.raw_input_contents on the wire: field 7, length-delimited."""
+
+
+def encode_request(model: str, request_id: str, inputs: Sequence[tuple[str, InputTensor]]) -> bytes:
+    """A serialized ModelInferRequest of ``inputs``, each under the name that is given with it.
+
+    The data is copied once, from its slot into the message: protobuf itself would take it as ``bytes``
+    objects first. Fields may come in any order, so the rest is serialized without the data and the data
+    written behind it.
+    """
+    request = ModelInferRequest(model_name=model, id=request_id)
+    pieces: list[bytes | memoryview] = [b""]
+    for name, tensor in inputs:
+        request.inputs.add(name=name, datatype=tensor.datatype, shape=tensor.shape)
+        data = tensor.slot.view[tensor.start : tensor.start + tensor.nbytes]
+        pieces += (_RAW_INPUT_TAG, _varint(tensor.nbytes), data)
+    pieces[0] = request.SerializeToString()
+    return b"".join(pieces)
+
+
+def _varint(value: int) -> bytes:
+    """Base 128, least significant group first, as protobuf encodes lengths."""
+    groups = bytearray()
+    while value > 0x7F:
+        groups.append(value & 0x7F | 0x80)
+        value >>= 7
+    groups.append(value)
+    return bytes(groups)
+
+
+def decode_reply(answer: Any) -> tuple[OutputTensor, ...]:
+    """The outputs of a ModelInferResponse with raw contents; arrays are read-only.
+
+    Raises ValueError where shapes and data do not agree.
+    """
+    outputs: list[OutputTensor] = []
+    for given, raw in zip(answer.outputs, answer.raw_output_contents, strict=True):
+        count_elements(given.datatype, given.shape)
+        if given.datatype == BYTES:
+            values = decode_bytes(raw, math.prod(given.shape))
+        else:
+            values = np.frombuffer(raw, DATATYPES[given.datatype])
+        array = values.reshape(tuple(given.shape))
+        outputs.append(OutputTensor(given.name, given.datatype, array))
+    return tuple(outputs)
 
 
 def _set(parameter: Any, value: Parameter) -> None:

@@ -10,10 +10,10 @@ from typing import Any, NoReturn
 import grpc
 from google.protobuf.message import DecodeError
 
-from tessera_runtime.dataplane import DataPlane, InferReply, Ticket
-from tessera_runtime.errors import InvalidRequest, ModelFailed, ServeError, status_of
+from tessera_runtime.dataplane import DataPlane, InferCall, InferReply, Ticket
+from tessera_runtime.errors import InvalidRequest, ModelFailed, ServeError, Unavailable, status_of
 from tessera_runtime.protocol.grpc_codec import decode_call, encode_reply, parameters_of
-from tessera_runtime.protocol.head import traceparent_of
+from tessera_runtime.protocol.member_call import LOSSES, QUEUED_ROWS, Sent, read_metadata
 from tessera_runtime.protocol.messages import (
     ModelInferRequest,
     ModelInferResponse,
@@ -44,29 +44,30 @@ async def abort(context: Any, error: BaseException) -> NoReturn:
     raise AssertionError("abort returned")
 
 
-def traceparent(context: Any) -> str:
-    for name, value in context.invocation_metadata() or ():
-        if name == "traceparent" and isinstance(value, str):
-            return traceparent_of(value)
-    return ""
+def sent_with(context: Any) -> Sent:
+    """Raises InvalidRequest."""
+    return read_metadata(context.invocation_metadata() or ())
 
 
 def unary_infer(plane: DataPlane) -> Callable[[bytes, Any], Awaitable[bytes]]:
     async def infer(data: bytes, context: Any) -> bytes:
         try:
-            return await _infer(plane, data, context)
+            sent = sent_with(context)
+            request = parse(ModelInferRequest, data)
+            call = decode_call(plane, request, context.time_remaining(), sent)
+            if call.part is None:
+                return await _infer(plane, call)
+            return await _infer_member(plane, call, context)
         except Exception as error:
             await abort(context, error)
 
     return infer
 
 
-async def _infer(plane: DataPlane, data: bytes, context: Any) -> bytes:
+async def _infer(plane: DataPlane, call: InferCall) -> bytes:
     """Raises ServeError."""
     answered: asyncio.Future[InferReply | ServeError]
     answered = asyncio.get_running_loop().create_future()
-    request = parse(ModelInferRequest, data)
-    call = decode_call(plane, request, context.time_remaining(), traceparent(context))
     ticket = plane.submit(call, answered.set_result)
     try:
         result = await answered
@@ -76,6 +77,22 @@ async def _infer(plane: DataPlane, data: bytes, context: Any) -> bytes:
     if isinstance(result, ServeError):
         raise result
     return bytes(encode_reply(result).SerializeToString())
+
+
+async def _infer_member(plane: DataPlane, call: InferCall, context: Any) -> bytes:
+    """As :func:`_infer`, and the peer is told how much waits here, also with an error."""
+    assert call.part is not None
+    losses = 0
+    try:
+        return await _infer(plane, call)
+    except Unavailable as error:
+        losses = error.losses
+        raise
+    finally:
+        told = [(QUEUED_ROWS, str(plane.queued_rows(call.model, call.part)))]
+        if losses:
+            told.append((LOSSES, str(losses)))
+        context.set_trailing_metadata(tuple(told))
 
 
 class InferStream:
@@ -134,7 +151,8 @@ class InferStream:
             request_id = request.id
             final = bool(parameters_of(request.parameters).get(_ENDLESS))
             remaining_s = self._context.time_remaining()
-            call = decode_call(self._plane, request, remaining_s, traceparent(self._context))
+            sent = Sent(sent_with(self._context).traceparent)
+            call = decode_call(self._plane, request, remaining_s, sent)
             self._tickets[number] = self._plane.submit(call, done)
         except ServeError as error:
             done(error)

@@ -20,9 +20,10 @@ from tessera_runtime.dataplane import DataPlane
 from tessera_runtime.protocol import describe
 from tessera_runtime.protocol.grpc_codec import parameters_of
 from tessera_runtime.protocol.grpc_health import HEALTH_SERVICE, health_handlers
-from tessera_runtime.protocol.grpc_rpc import InferStream, abort, parse, unary_infer
+from tessera_runtime.protocol.grpc_rpc import InferStream, abort, parse, sent_with, unary_infer
 from tessera_runtime.protocol.limits import GrpcLimits
 from tessera_runtime.protocol.listen import PortTaken
+from tessera_runtime.protocol.member_call import MAX_ROWS, QUEUED_ROWS
 from tessera_runtime.protocol.messages import POOL, SERVICE, message
 from tessera_runtime.protocol.rest import check_load, check_unload
 
@@ -88,6 +89,7 @@ def _options(limits: GrpcLimits) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", -1),
         ("grpc.keepalive_time_ms", round(limits.keepalive_time_s * 1e3)),
         ("grpc.keepalive_timeout_ms", round(limits.keepalive_timeout_s * 1e3)),
+        ("grpc.http2.ping_timeout_ms", round(limits.keepalive_timeout_s * 1e3)),
         ("grpc.keepalive_permit_without_calls", 1),
         (
             "grpc.http2.min_ping_interval_without_data_ms",
@@ -116,12 +118,12 @@ def _inference_handlers(plane: DataPlane, limits: GrpcLimits) -> dict[str, Any]:
     async def stream_infer(requests: Any, context: Any) -> None:
         await InferStream(plane, context, limits.max_stream_requests).serve(requests)
 
-    def unary(name: str, answer: Callable[[Any], Awaitable[Answer]]) -> tuple[str, Any]:
+    def unary(name: str, answer: Callable[[Any, Any], Awaitable[Answer]]) -> tuple[str, Any]:
         request_class, response_class = message(f"{name}Request"), message(f"{name}Response")
 
         async def handle(data: bytes, context: Any) -> bytes:
             try:
-                fields = await answer(parse(request_class, data))
+                fields = await answer(parse(request_class, data), context)
             except Exception as error:
                 await abort(context, error)
             return bytes(response_class(**fields).SerializeToString())
@@ -135,44 +137,50 @@ def _inference_handlers(plane: DataPlane, limits: GrpcLimits) -> dict[str, Any]:
     }
 
 
-def _answers(plane: DataPlane) -> Iterable[tuple[str, Callable[[Any], Awaitable[Answer]]]]:
-    """Every other RPC: its name, and a function from the request to the fields of the response."""
+def _answers(plane: DataPlane) -> Iterable[tuple[str, Callable[[Any, Any], Awaitable[Answer]]]]:
+    """Every other RPC: its name, and a function from request and context to the response's fields."""
 
-    async def server_live(request: Any) -> Answer:
+    async def server_live(request: Any, context: Any) -> Answer:
         return {"live": plane.live()}
 
-    async def server_ready(request: Any) -> Answer:
+    async def server_ready(request: Any, context: Any) -> Answer:
         return {"ready": plane.ready()}
 
-    async def server_metadata(request: Any) -> Answer:
+    async def server_metadata(request: Any, context: Any) -> Answer:
         return describe.server_metadata()
 
-    async def model_ready(request: Any) -> Answer:
+    async def model_ready(request: Any, context: Any) -> Answer:
         return {"ready": plane.model_ready(plane.resolve(request.name, ""), request.version)}
 
-    async def model_metadata(request: Any) -> Answer:
+    async def model_metadata(request: Any, context: Any) -> Answer:
         model = plane.resolve(request.name, "")
-        return describe.model_metadata(plane.metadata(model, request.version))
+        part = sent_with(context).part
+        if part is None:
+            return describe.model_metadata(plane.metadata(model, request.version))
+        facts = plane.member_metadata(model, part)
+        told = {MAX_ROWS: facts.max_rows, QUEUED_ROWS: plane.queued_rows(model, part)}
+        context.set_trailing_metadata(tuple((name, str(value)) for name, value in told.items()))
+        return describe.model_metadata(facts)
 
-    async def model_config(request: Any) -> Answer:
+    async def model_config(request: Any, context: Any) -> Answer:
         model = plane.resolve(request.name, "")
         return {"config": describe.model_config(plane.metadata(model, request.version))}
 
-    async def model_statistics(request: Any) -> Answer:
+    async def model_statistics(request: Any, context: Any) -> Answer:
         model = plane.resolve(request.name, "") if request.name else ""
         stats = plane.statistics(model, request.version)
         return {"model_stats": [describe.model_statistics(one) for one in stats]}
 
-    async def index(request: Any) -> Answer:
+    async def index(request: Any, context: Any) -> Answer:
         entries = [e for e in plane.repository() if not request.ready or e.state == "READY"]
         return {"models": [describe.repository_entry(entry) for entry in entries]}
 
-    async def load(request: Any) -> Answer:
+    async def load(request: Any, context: Any) -> Answer:
         check_load(parameters_of(request.parameters))
         await plane.load(plane.resolve(request.model_name, ""))
         return {}
 
-    async def unload(request: Any) -> Answer:
+    async def unload(request: Any, context: Any) -> Answer:
         check_unload(parameters_of(request.parameters))
         await plane.unload(plane.resolve(request.model_name, ""))
         return {}

@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
+import random
 from collections.abc import Callable
 from typing import cast
 
@@ -53,9 +54,9 @@ class State(enum.Enum):
 
 class HttpConnection(asyncio.BufferedProtocol):
     __slots__ = (
-        "_chunks", "_drained_at", "_encoding", "_filled", "_head", "_hub", "_mark", "_model", "_partial",
-        "_pending", "_reading", "_since", "_size", "_slot", "_state", "_ticket", "_transport",
-        "_unsent", "_view",
+        "_chunks", "_drained_at", "_encoding", "_filled", "_head", "_hub", "_mark", "_model", "_old",
+        "_old_at", "_partial", "_pending", "_reading", "_since", "_size", "_slot", "_state", "_ticket",
+        "_transport", "_unsent", "_view",
     )  # fmt: skip
 
     _transport: asyncio.Transport
@@ -65,6 +66,9 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._state = State.GONE
         self._since = hub.now
         """When the state was entered, or last made progress."""
+        self._old_at = hub.now + hub.limits.max_connection_age_s * random.uniform(0.9, 1.0)
+        self._old = False
+        """Whether the next answer ends the connection."""
         self._pending = b""
         """Received but not consumed: part of a head, or pipelined requests."""
         self._partial = False
@@ -151,6 +155,7 @@ class HttpConnection(asyncio.BufferedProtocol):
     def sweep(self, now: float) -> None:
         """End what takes too long. Called about every :attr:`HttpLimits.sweep_interval_s`."""
         limits = self._hub.limits
+        self._old = now > self._old_at
         if self in self._hub.blocked:
             unsent = self._transport.get_write_buffer_size()
             if unsent < self._unsent:
@@ -364,7 +369,7 @@ class HttpConnection(asyncio.BufferedProtocol):
     def _answer_infer(self, reply: InferReply) -> None:
         head = self._head
         assert head is not None
-        close = not head.keep_alive or self._hub.draining
+        close = not head.keep_alive or self._old or self._hub.closing
         parts = infer_answer(head, reply, self._encoding, close)
         if len(parts) == 1:
             self._transport.write(parts[0])
@@ -377,7 +382,7 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def _respond(self, response: rest.Response) -> None:
         head = self._head
-        close = head is None or not head.keep_alive or self._hub.draining
+        close = head is None or not head.keep_alive or self._old or self._hub.closing
         self._transport.write(plain_answer(head, response, close))
         self._answered(close)
 

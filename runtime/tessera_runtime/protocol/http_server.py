@@ -28,13 +28,17 @@ class HttpServer:
     def connections(self) -> int:
         return len(self._hub.connections)
 
+    def let_go(self) -> None:
+        """Answer with ``Connection: close`` from now on, so that clients come back somewhere else."""
+        self._hub.closing = True
+
     async def drain(self, timeout_s: float) -> None:
         """Stop listening, answer what is in flight with ``Connection: close``, then cut what is left.
 
         Idle connections are closed at once. Returns when none is left, or after ``timeout_s``.
         """
         hub = self._hub
-        hub.draining = True
+        hub.closing = hub.draining = True
         self._server.close()
         for connection in list(hub.connections):
             connection.drain()
@@ -48,7 +52,7 @@ class HttpServer:
     async def close(self) -> None:
         """Stop at once: requests in flight are cancelled. Idempotent."""
         hub = self._hub
-        hub.draining = True
+        hub.closing = hub.draining = True
         self._server.close()
         self._sweeper.cancel()
         await asyncio.wait([self._sweeper])

@@ -26,6 +26,9 @@ class Hub:
     """Connections whose client does not read, the longest blocked first."""
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     """Loads and unloads under way; they outlive the connection that asked."""
+    closing: bool = False
+    """Answers close their connections."""
     draining: bool = False
+    """New connections are refused as well."""
     empty: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the last connection of a draining server is gone."""

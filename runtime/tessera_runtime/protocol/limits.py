@@ -27,11 +27,19 @@ class HttpLimits:
     """A client must send a sixteenth of a body, or read some of an answer, in each such period."""
     idle_timeout_s: float = 75.0
     """Between requests. Longer than the 60 s of common load balancers, so that they close first."""
+    max_connection_age_s: float = 300.0
+    """The next answer after this closes the connection, so that clients spread anew: what balances
+    connections does not balance requests. Up to a tenth less, so that not all come back at once."""
 
     @property
     def sweep_interval_s(self) -> float:
         """A quarter of the shortest timeout, at most 1 s."""
-        shortest = min(self.head_timeout_s, self.body_timeout_s, self.idle_timeout_s)
+        shortest = min(
+            self.head_timeout_s,
+            self.body_timeout_s,
+            self.idle_timeout_s,
+            self.max_connection_age_s,
+        )
         return min(1.0, shortest / 4)
 
 
@@ -48,8 +56,9 @@ class GrpcLimits:
     keepalive_time_s: float = 60.0
     """The server pings a connection that was silent for this long."""
     keepalive_timeout_s: float = 20.0
-    min_ping_interval_s: float = 10.0
-    """Clients that ping more often are disconnected."""
-    max_connection_age_s: float = 0.0
-    """After this a connection is closed gently (GOAWAY), so that clients spread anew; 0 is never."""
+    min_ping_interval_s: float = 2.0
+    """Clients that ping more often are disconnected. Peers ping often, to notice soon when one is lost."""
+    max_connection_age_s: float = 300.0
+    """After this, give or take a tenth (gRPC's own jitter), a connection is closed gently (GOAWAY), so that
+    clients spread anew; 0 is never."""
     max_connection_age_grace_s: float = 30.0
