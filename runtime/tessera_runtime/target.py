@@ -182,6 +182,8 @@ class ServerReport(msgspec.Struct, frozen=True):
     """Processor time of the dispatcher: front ends, queues and combination."""
     ports: Ports
     instances: tuple[InstanceReport, ...] = ()
+    draining: bool = False
+    """Whether it was told to end: clients are to look away."""
 
 
 class ProfileRequest(msgspec.Struct, frozen=True):

@@ -124,6 +124,8 @@ def test_a_server_told_to_end_is_left_without_a_lost_request(
             wait_until(lambda: "answering for 1.0 s more" in leaver.log(), "the delay")
             assert not leaver.http().is_server_ready()
             assert leaver.http().is_model_ready(MODEL), "and still answering"
+            assert leaver.report().draining
+            assert not one.report().draining
             load.wait_answers(4)
             assert leaver.service(MODEL).codes["200"] > before
             assert leaver.process.wait(30) == 0

@@ -138,7 +138,8 @@ class ClusterAgent:
         return node_status(facts, before, now)
 
     def _phase(self) -> Phase:
-        if self._stopping:
+        report = self._serving.report
+        if self._stopping or (self._serving.answers and report is not None and report.draining):
             return Phase.DRAINING
         if self._serving.answers:
             return Phase.SERVING

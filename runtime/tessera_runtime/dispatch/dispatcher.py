@@ -91,7 +91,8 @@ class Dispatcher:
         self._timeouts = timeouts
         self._plain_names = plain_names
         self._tasks: set[asyncio.Task[None]] = set()
-        self._draining = False
+        self.draining = False
+        """Whether the process was told to end."""
         self._told = False
         """Whether anybody has said what is wanted: before, there is nothing to be ready with."""
 
@@ -127,7 +128,7 @@ class Dispatcher:
 
     def stop_advertising(self) -> None:
         """Say not ready from now on, and keep answering: who balances load needs time to look away."""
-        self._draining = True
+        self.draining = True
 
     async def drain(self, timeout_s: float) -> None:
         """Return when everything accepted is answered, or after ``timeout_s``."""
@@ -337,7 +338,7 @@ class Dispatcher:
 
     def ready(self) -> bool:
         wanted = (s for name, s in self.serving.items() if name not in self.unloaded)
-        return self._told and not self._draining and all(map(_takes_requests, wanted))
+        return self._told and not self.draining and all(map(_takes_requests, wanted))
 
     def model_ready(self, model: str, version: str) -> bool:
         return _takes_requests(self._service(model, version))

@@ -37,6 +37,7 @@ def server_report(dispatcher: Dispatcher, now: float) -> ServerReport:
         monotonic_s=now,
         cpu_s=time.process_time(),
         ports=dispatcher.ports,
+        draining=dispatcher.draining,
         instances=_instances(dispatcher),
     )
 
