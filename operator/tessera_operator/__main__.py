@@ -89,19 +89,21 @@ def lead(
             poll_s = now_s + config.heartbeat_poll_s
             _look(cluster, controller, where.namespace, now_s)
             found = controller.heartbeats.lost(now_s)
-            news, lost = news or found != lost, found
+            news, lost = news or found != lost or facts.has_changed, found
         if not news and now_s < round_s:
             continue
         controller.take(facts.changed())
         started_s = time.monotonic()
         try:
             due_s = controller.round(Now(now_s, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")))
-        except SpecInvalid:
-            _LOG.exception("the cluster's objects contradict each other")
-            due_s = _MOST_PAUSE_S
-        health.round_ended(time.monotonic() - started_s, len(controller.writer.failed))
+            failed = len(controller.writer.failed)
+        except Exception:
+            # What is served goes on by itself; the next facts may be others.
+            _LOG.exception("a round failed")
+            due_s, failed = None, 1
+        health.round_ended(time.monotonic() - started_s, failed)
         round_s = now_s + min(ROUND_S, due_s if due_s is not None else ROUND_S)
-        if controller.writer.failed:
+        if failed:
             pause_s = min(_MOST_PAUSE_S, max(_FIRST_PAUSE_S, 2 * pause_s))
             round_s = min(round_s, now_s + pause_s)
             stop.wait(min(pause_s, 2.0))  # news must not make it hammer on an ailing server

@@ -17,7 +17,7 @@ from kubernetes import client, config
 from tessera_operator.kinds import KINDS, Document, Kind, key_of
 
 FIELD_MANAGER = "tessera-operator"
-_CONNECT_S, _READ_S = 5.0, 30.0
+_CONNECT_S, _READ_S, _SILENCE_S = 5.0, 30.0, 130.0
 _PAGE = 500
 """Objects of one answer to a list."""
 _MOST_PAGES = 2000
@@ -88,8 +88,8 @@ class Cluster:
             "timeoutSeconds": str(timeout_s),
             "labelSelector": labels,
         }
-        # The server ends the stream by itself; silence for longer is a connection that died.
-        response = self._send("GET", kind.folder(namespace), query, read_s=timeout_s + _READ_S)
+        # Bookmarks come about every minute: silence for longer is a connection that died.
+        response = self._send("GET", kind.folder(namespace), query, read_s=_SILENCE_S)
         try:
             rest = b""
             for chunk in response.stream(1 << 16, decode_content=True):

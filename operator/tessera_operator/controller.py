@@ -88,9 +88,12 @@ class Controller:
         nodes = self._world.nodes
         present = self._pods.see(self._documents, nodes, self.heartbeats.lost(now.s), now.s)
         self._traffic.note(self._world.services, nodes, now.s)
-        decision = self._decider.decide(now.s, present.lost, afresh=self._afresh)
-        self._keep_pools(decision, present.by_pool)
+        # What a node that is about to go runs gets another home while it still answers.
+        away = present.unsure
+        decision = self._decider.decide(now.s, away, afresh=self._afresh)
         self._measuring.see(nodes, decision, self.writer, now.s)
+        tasks = self._measuring.assign(decision, self._world, present.steady, now.s)
+        self._keep_pools(decision, present.by_pool)
         if not self._keep_plan(decision, now):
             return None
         places = {node.metadata.name: node for node in nodes if not is_activator(node)}
@@ -99,24 +102,31 @@ class Controller:
             name: node.spec.devices for name, node in places.items()
         }
         homes = routes.homes_of(present.answering, told, present.unsure, capacities)
+        # Who is not heard of cannot take anything over.
+        heard = {name: node for name, node in places.items() if name not in present.lost}
         if self._rollout is not None:
             self._rollout = proceed(
                 self._rollout,
                 places,
-                present.lost,
-                lambda service: self._is_routed(service, places, homes),
+                away,
+                lambda service: self._is_routed(service, heard, homes),
                 approved=self._is_approved(self._rollout),
             )
-            told = {
-                name: node.spec.devices
-                if name in present.lost
-                else ordered(node, self._rollout.begun)
-                for name, node in places.items()
-            }
-            homes = routes.homes_of(present.answering, told, present.unsure, capacities)
+        begun = self._rollout.begun if self._rollout is not None else ()
+        told = {
+            # What has no room elsewhere is there again when the pod was replaced.
+            name: node.spec.devices if name in away else ordered(node, begun)
+            for name, node in places.items()
+        }
+        homes = routes.homes_of(present.answering, told, present.unsure, capacities)
+        serving: dict[str, list[RuntimeNode]] = defaultdict(list)
+        for node in present.answering:
+            for served in node.status.services:
+                serving[served.name].append(node)
         addresses = {
-            service.served_name: self._addresses(service, present.answering, told, present.unsure)
+            name: self._addresses(service, serving[name], told, present.unsure)
             for service in self._world.services
+            for name in [service.served_name]
         }
         context = Context(
             decision.versions,
@@ -126,10 +136,9 @@ class Controller:
             self._epoch,
             self._rollout.name if self._rollout is not None else None,
         )
-        tasks = self._measuring.assign(decision, self._world, present.steady, now.s)
         self._tell(nodes, told, tasks, addresses, context, present.lost, now)
         self._keep_endpoints(addresses)
-        self._finish(nodes, now)
+        self._finish([node for node in nodes if node.metadata.name not in present.lost], now)
         self._reporter.report(
             self._world,
             self._traffic,
@@ -150,12 +159,23 @@ class Controller:
             for service in self._world.services
             if (left := self._traffic.next_change_s(service, now.s)) is not None
         ]
+        if (left := self._pods.next_change_s(now.s)) is not None:
+            waits.append(left)
         if self._routers.waiting or self._afresh:
             waits.append(1.0)
         return min(waits, default=None)
 
     def _keep_pools(self, decision: Decision, by_pool: Mapping[str, Sequence[RuntimeNode]]) -> None:
-        used: dict[str, set[str]] = defaultdict(set)
+        used = {
+            pool: {
+                node.metadata.name
+                for node in nodes
+                if self._measuring.under_way
+                or not node.status.devices  # it has yet to say what it has
+                or any(device.instances for device in node.spec.devices)
+            }
+            for pool, nodes in by_pool.items()
+        }
         products = {
             pool: {label(device.product) for node in nodes for device in node.status.devices}
             for pool, nodes in by_pool.items()
@@ -164,11 +184,15 @@ class Controller:
         for each in decision.plan.assignments:
             if each.node in pool_of:
                 used[pool_of[each.node]].add(each.node)
-        missing = pools.missing_nodes(self._world.pools, products, decision.plan)
+        known = {**decision.versions, **decision.newest}
+        specs = {name: version.service.spec for name, version in known.items()}
+        missing = pools.missing_nodes(self._world.pools, products, decision.plan, specs)
         for pool in self._world.pools:
             name = pool.metadata.name
             present = {node.metadata.name for node in by_pool.get(name, ())}
-            replicas = pools.size(pool, present, used[name], missing.get(name, 0))
+            replicas = pools.size(pool, present, used.get(name, ()), missing.get(name, 0))
+            if replicas < len(present):
+                self._pods.give_up(self.writer, self._documents, present - set(used.get(name, ())))
             self.writer.put(pools.deployment(pool, replicas, self._where))
             self.writer.put(pools.disruption_budget(pool, self._where))
         self._pods.keep_nodes(self.writer, self._documents, self._world.nodes, self._epoch)
@@ -222,6 +246,7 @@ class Controller:
         told: routes.Orders,
         unsure: frozenset[str],
     ) -> tuple[str, ...]:
+        """Of the pods that clients are sent to. ``nodes``: those that know ``service``."""
         if service.metadata.deletion_timestamp is not None:
             return ()
         name = service.served_name
@@ -231,11 +256,7 @@ class Controller:
             return found
         return tuple(
             sorted(
-                node.status.address
-                for node in nodes
-                if is_activator(node)
-                and node.status.address
-                and routes.served_status(node, name) is not None
+                node.status.address for node in nodes if is_activator(node) and node.status.address
             )
         )
 
@@ -257,34 +278,45 @@ class Controller:
         held = {
             name for name, version in context.versions.items() if holds(version.service.spec)
         } & alive
+        listed: dict[str, set[str]] = defaultdict(set)
+        for service, found in addresses.items():
+            for address in found:
+                listed[address].add(service)
+        documents = []
         for node in nodes:
             name, address = node.metadata.name, node.status.address or ""
             if name in lost:
                 continue
             devices = told.get(name, ())
             hosted = {each.service for device in devices for each in device.instances}
-            listed = {service for service, found in addresses.items() if address in found}
             if is_activator(node):
                 routed: tuple[str, ...] = tuple(sorted(held))
             else:
-                routed = self._routers.of(node, hosted, listed, alive, now.s)
+                routed = self._routers.of(node, hosted, listed[address], alive, now.s)
             spec = spec_of(node, devices, routed, tasks.get(name, ()), context)
             labels = self._pods.labels.get(name) or owned_labels(node)
             if spec != node.spec or not labels.items() <= dict(node.metadata.labels).items():
-                self.writer.put(node_document(name, labels, spec))
+                documents.append(node_document(name, labels, spec))
+        self.writer.put_all(documents)
         self._routers.forget(nodes)
 
     def _keep_endpoints(self, addresses: Mapping[str, tuple[str, ...]]) -> None:
-        for service in self._world.services:
-            if service.metadata.deletion_timestamp is None and service.metadata.uid:
-                self._reporter.keep_service(service)
-                self.writer.put(routes.slice_document(service, addresses[service.served_name]))
-                if self._config.gateway is not None:
-                    for document in routes.gateway_documents(service, self._config.gateway):
-                        self.writer.put(document)
+        living = [
+            service
+            for service in self._world.services
+            if service.metadata.deletion_timestamp is None and service.metadata.uid
+        ]
+        self._reporter.keep_services(living)
+        documents = [
+            routes.slice_document(service, addresses[service.served_name]) for service in living
+        ]
+        if self._config.gateway is not None:
+            for service in living:
+                documents += routes.gateway_documents(service, self._config.gateway)
+        self.writer.put_all(documents)
 
     def _finish(self, nodes: Sequence[RuntimeNode], now: Now) -> None:
-        """Finalizers of services, and what is written of the plan."""
+        """Finalizers of services, and what is written of the plan. ``nodes``: those that are not lost."""
         running = {
             each.service
             for node in nodes
@@ -296,8 +328,7 @@ class Controller:
             for device in node.status.devices
             for each in device.instances
         }
-        for service in self._world.services:
-            self._reporter.keep_finalizer(service, runs=service.served_name in running)
+        self._reporter.keep_finalizers(self._world.services, running)
         rollout = self._rollout
         for name, plan in sorted(self._plans.items()):
             if rollout is not None and rollout.name == name:

@@ -14,12 +14,11 @@ from tessera_core.api import FieldError, ModelService, ModelServiceStatus, Objec
 from tessera_core.api.admission import admission
 from tessera_core.api.modelservice import MemberStatus
 from tessera_core.api.runtimenode import BatchTime
-from tessera_core.gpu.mig import label
+from tessera_core.perf.profile import LinearFit
 from tessera_core.plan.decision import Plan
 from tessera_core.plan.planner import Planner
 from tessera_core.plan.state import Budget, ClusterState
 from tessera_operator.config import Config, refused_sources
-from tessera_operator.kinds import Key
 from tessera_operator.plans import idle_facts
 from tessera_operator.traffic import Traffic
 from tessera_operator.versions import (
@@ -64,7 +63,7 @@ class Decider:
         """The plan for the present facts. ``afresh``: also where they are those of the plan before."""
         world = self._world
         named, running = profile_names(world.profiles), pinned(world.nodes)
-        measured = {each.spec.model_digest for each in world.profiles}
+        measured = {each.spec.model_digest for each in world.profiles if each.status.rows}
         errors: dict[str, tuple[FieldError, ...]] = {}
         newest: dict[str, Version] = {}
         versions: dict[str, Version] = {}
@@ -85,15 +84,23 @@ class Decider:
             newest[name] = new
             versions[name] = choose(new, old, measured)
         state, rejected = self._observe(versions, now_s, lost)
-        errors.update((_served(key), found) for key, found in rejected.items())
+        errors.update(rejected)
+        alone = frozenset(rejected.keys() & fallback.keys())
+        if alone:
+            # What runs goes on, though its new version, or now itself, contradicts other objects.
+            versions.update((name, fallback[name]) for name in alone)
+            state, _ = self._observe(versions, now_s, lost, alone)
         facts = idle_facts(state)
         is_new = afresh or self._last is None or self._last[0] != facts
         if is_new:
-            self._last = facts, *self._plan(state, versions, fallback, now_s, lost)
+            self._last = facts, *self._plan(state, versions, fallback, now_s, lost, alone)
         assert self._last is not None
         _, plan, unfit = self._last
-        for name in unfit & fallback.keys() & versions.keys():
-            versions[name] = fallback[name]
+        unfit &= fallback.keys() & versions.keys()
+        if unfit:
+            versions.update((name, fallback[name]) for name in unfit)
+            state, _ = self._observe(versions, now_s, lost, alone)
+        self._shown = {name: self._shown[name] for name in versions}
         return Decision(state, plan, versions, newest, errors, is_new)
 
     def _plan(
@@ -103,6 +110,7 @@ class Decider:
         fallback: Mapping[str, Version],
         now_s: float,
         lost: Collection[str],
+        alone: Collection[str],
     ) -> tuple[Plan, frozenset[str]]:
         """The plan, and the services whose new version fits nowhere while an older one runs: that one goes on."""
         plan = self._planner.plan(state, self._budget)
@@ -114,7 +122,7 @@ class Decider:
         if unfit:
             refusals = [each for each in plan.refused if each[0] in unfit]
             kept = {name: fallback[name] if name in unfit else versions[name] for name in versions}
-            state, _ = self._observe(kept, now_s, lost)
+            state, _ = self._observe(kept, now_s, lost, alone)
             plan = self._planner.plan(state, self._budget)
             others = [each for each in plan.refused if each[0] not in unfit]
             plan = replace(
@@ -135,30 +143,41 @@ class Decider:
         )
 
     def _observe(
-        self, versions: Mapping[str, Version], now_s: float, lost: Collection[str]
-    ) -> tuple[ClusterState, Mapping[Key, tuple[FieldError, ...]]]:
-        shown = [self._show(version, now_s) for version in versions.values()]
+        self,
+        versions: Mapping[str, Version],
+        now_s: float,
+        lost: Collection[str],
+        alone: Collection[str] = (),
+    ) -> tuple[ClusterState, Mapping[str, tuple[FieldError, ...]]]:
+        """The facts, and by service why it is none of them. ``alone``: services whose references to other objects
+        are left out.
+        """
+        shown = [self._show(each, now_s, name in alone) for name, each in versions.items()]
         observed = self._world.observe(self._config.policy, self._budget, shown, lost)
         rejected = {
-            key: tuple(invalid.errors)
-            for key, invalid in observed.rejected.items()
-            if key[0] == "ModelService"
+            f"{namespace}.{name}": tuple(invalid.errors)
+            for (kind, namespace, name), invalid in observed.rejected.items()
+            if kind == "ModelService"
         }
-        return observed.state, rejected
+        # Nothing in a cluster cuts GPUs yet: a plan that needs it would wait for ever.
+        uncut = tuple(replace(pool, partition=False) for pool in observed.state.pools)
+        return replace(observed.state, pools=uncut), rejected
 
-    def _show(self, version: Version, now_s: float) -> ModelService:
+    def _show(self, version: Version, now_s: float, alone: bool) -> ModelService:
         """The service as the planner sees it, the same value as before where nothing changed for it."""
         service, metadata = version.service, version.service.metadata
-        rate = self._traffic.planned_rate(service, now_s)
+        spec, rate = service.spec, self._traffic.planned_rate(service, now_s)
+        spec = replace(spec, traffic=replace(spec.traffic, requests_per_second=rate))
+        if alone:
+            plain = tuple(replace(member, profile_ref=None) for member in spec.members)
+            spec = replace(spec, members=plain, priority_class_name=None)
         members = tuple(
             MemberStatus(member.name, version.digests.get(member.name), member.model.uri)
-            for member in service.spec.members
+            for member in spec.members
         )
         found = ModelService(
             metadata=ObjectMeta(name=metadata.name, namespace=metadata.namespace),
-            spec=replace(
-                service.spec, traffic=replace(service.spec.traffic, requests_per_second=rate)
-            ),
+            spec=spec,
             status=ModelServiceStatus(members=members),
         )
         known = self._shown.get(version.name)
@@ -172,10 +191,8 @@ def batch_times(
     decision: Decision,
 ) -> dict[tuple[str, str], BatchTime]:
     """By (service, member): how long a batch takes where it is slowest, for the rule that drops late requests."""
-    profiles = {
-        (each.digest, f"{label(each.place.product)}/{each.place.slice}"): each.profile
-        for each in decision.state.measured
-    }
+    profiles = {(each.digest, str(each.place)): each.profile for each in decision.state.measured}
+    lines: dict[tuple[str, str, int], LinearFit] = {}
     found: dict[tuple[str, str], BatchTime] = {}
     for each in decision.plan.assignments:
         version = decision.versions.get(each.service)
@@ -183,7 +200,10 @@ def batch_times(
         profile = profiles.get((digest or "", each.device_class))
         if profile is None or each.instances not in profile.instance_counts:
             continue
-        line = profile.slow_line(each.instances)
+        fit = digest or "", each.device_class, each.instances
+        if fit not in lines:
+            lines[fit] = profile.slow_line(each.instances)
+        line = lines[fit]
         key = each.service, each.member
         if key not in found or line.tau0_ms > found[key].tau0_ms:
             found[key] = BatchTime(_rounded(line.alpha_ms), _rounded(line.tau0_ms))
@@ -197,10 +217,6 @@ def capacity(plan: Plan) -> dict[tuple[str, str, str], float]:
         key = each.node, each.service, each.member
         found[key] = found.get(key, 0.0) + each.rate
     return found
-
-
-def _served(key: Key) -> str:
-    return f"{key[1]}.{key[2]}"
 
 
 def _rounded(number: float) -> float:

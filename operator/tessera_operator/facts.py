@@ -24,6 +24,8 @@ WATCH_S = 240
 """Length of one watch; a new one goes on where it ended."""
 LEAST_PAUSE_S, MOST_PAUSE_S = 0.5, 30.0
 _GONE = 410
+_COUNTERS = ("good", "total", "latencyBuckets")
+"""Of a service in a node's status."""
 
 
 class Expired(Exception):
@@ -53,10 +55,7 @@ class Facts:
         """When the oldest change that nobody has asked for came."""
 
     def put(self, document: dict[str, Any]) -> None:
-        document["metadata"].pop(
-            "managedFields", None
-        )  # a third of an object, and nobody's concern
-        self._note(key_of(document), document)
+        self._note(key_of(document), _trimmed(document))
 
     def remove(self, key: Key) -> None:
         self._note(key, None)
@@ -104,6 +103,11 @@ class Facts:
             if left_s <= 0 or not self._wake.wait(min(quiet_s, left_s)):
                 return True
 
+    @property
+    def has_changed(self) -> bool:
+        """Whether ``changed`` would tell something, be it only counters, for which ``wait`` does not return."""
+        return bool(self._changed)
+
     def wake(self) -> None:
         """Make ``wait`` return although nothing changed."""
         self._wake.set()
@@ -118,20 +122,23 @@ class Facts:
                 self._documents[key] = document
                 if before is not None and _says_the_same(before, document):
                     return
+                if before is not None and _counts_on(before, document):
+                    self._changed.add(key)
+                    return
             self._changed.add(key)
             if self._since_s is None:
                 self._since_s = time.monotonic()
             self._wake.set()
 
 
-def trimmed(document: dict[str, Any]) -> dict[str, Any]:
+def _trimmed(document: dict[str, Any]) -> dict[str, Any]:
     """``document`` without what nobody asks for, which of large clusters is most of it."""
     metadata = document["metadata"]
-    metadata.pop("managedFields", None)
+    metadata.pop("managedFields", None)  # a third of an object
     match document["kind"]:
         case "Node":
             metadata.pop("annotations", None)
-            taints = document["spec"].get("taints")
+            taints = document.get("spec", {}).get("taints")
             return {**document, "spec": {"taints": taints} if taints else {}, "status": {}}
         case "Pod":
             spec, status = document.get("spec", {}), document.get("status", {})
@@ -151,6 +158,21 @@ def _says_the_same(one: Document, other: Document) -> bool:
     old.pop("resourceVersion", None)
     new.pop("resourceVersion", None)
     return old == new and one["spec"] == other["spec"] and one["status"] == other["status"]
+
+
+def _counts_on(one: Document, other: Document) -> bool:
+    """Whether a node has only counted further: of many nodes, one does at any moment."""
+    return one["kind"] == "RuntimeNode" and _without_counters(one) == _without_counters(other)
+
+
+def _without_counters(node: Document) -> dict[str, Any]:
+    metadata, status = dict(node["metadata"]), dict(node.get("status") or {})
+    metadata.pop("resourceVersion", None)
+    status["services"] = [
+        {name: value for name, value in each.items() if name not in _COUNTERS}
+        for each in status.get("services") or ()
+    ]
+    return {**node, "metadata": metadata, "status": status}
 
 
 class Follower(threading.Thread):

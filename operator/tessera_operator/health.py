@@ -62,6 +62,15 @@ class Health:
     def start(self) -> None:
         threading.Thread(target=self._server.serve_forever, name="health", daemon=True).start()
 
+    @property
+    def port(self) -> int:
+        """Where it listens; 0 asks for any that is free."""
+        return self._server.server_port
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
     def leads(self) -> None:
         self._last_s = time.monotonic()
         self._leads = True

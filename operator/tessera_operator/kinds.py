@@ -23,6 +23,11 @@ class Kind:
     plural: str
     namespaced: bool = True
 
+    @property
+    def is_own(self) -> bool:
+        """Whether it is one of Tessera's."""
+        return self.api_version == _TESSERA
+
     def folder(self, namespace: str = "") -> str:
         """The path of the list; all namespaces where none is named."""
         root = "api" if "/" not in self.api_version else "apis"
@@ -73,8 +78,11 @@ def key_of(document: Document) -> Key:
 def covers(present: object, wanted: object) -> bool:
     """Whether ``present`` has all that ``wanted`` says; the API server adds defaults and other writers fields.
 
-    Lists are compared item by item: an item more or less is a difference.
+    Lists are compared item by item: an item more or less is a difference. An empty value that is left out says the
+    same.
     """
+    if present is None:
+        return not wanted
     if isinstance(wanted, Mapping):
         return isinstance(present, Mapping) and all(
             covers(present.get(name), value) for name, value in wanted.items()
@@ -85,5 +93,4 @@ def covers(present: object, wanted: object) -> bool:
             and len(present) == len(wanted)
             and all(map(covers, present, wanted))
         )
-    # An empty value that is left out says the same.
-    return present == wanted or (present is None and not wanted)
+    return present == wanted

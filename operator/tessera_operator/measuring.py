@@ -10,7 +10,7 @@ from tessera_core.api.modelprofile import ModelProfileSpec, ModelProfileStatus
 from tessera_core.api.records import record
 from tessera_core.api.runtimenode import ProfileResult, ProfilingTask
 from tessera_operator.decide import Decision
-from tessera_operator.profiling import Wanted, assign, missing, to_profile
+from tessera_operator.profiling import Wanted, assign, missing, spots, to_profile
 from tessera_operator.routes import MANAGED_BY
 from tessera_operator.world import World
 from tessera_operator.write import Writer
@@ -92,20 +92,27 @@ class Measuring:
         }
         return "; ".join(sorted(found))
 
-    def is_complete(self, service: str) -> bool:
-        """Whether nothing of ``service`` is left to be measured on the nodes that there are."""
-        return not any(name == service for name, _, _ in self._missing)
+    @property
+    def under_way(self) -> bool:
+        """Whether something is left to be measured on the nodes that there are."""
+        return bool(self._missing)
 
     def _fail(
         self, node: RuntimeNode, result: ProfileResult, generation: int, now_s: float
     ) -> None:
-        tasks = [
-            task
+        member = result.service, result.member
+        tried = {
+            spot.place
             for task in self._tasks.get(node.metadata.name, ())
-            if (task.service, task.member) == (result.service, result.member)
-        ]
+            for spot in spots(node, self._cpu_slices)
+            if (task.service, task.member, task.device, task.slice)
+            == (*member, spot.device, spot.slice)
+        }
         for key in self._missing:
-            if not tasks or key[:2] != (result.service, result.member):
+            if not tried or key[:2] != member:
+                continue
+            # What could not be fetched cannot be elsewhere either; what has no room here may have it there.
+            if key[2] not in tried and result.model_digest is not None:
                 continue
             _, failures, again_s, _ = self._failed.get(key, (generation, 0, 0.0, ""))
             if now_s < again_s:

@@ -1,6 +1,6 @@
 """Carrying out a plan: which steps are done, which are under way, and what nodes are then told. Pure.
 
-A step is done when the cluster shows it, not when it was ordered, and it stays done: a later one may undo it. Only
+A step is done when the cluster shows it after it was ordered, and it stays done: a later one may undo it. Only
 steps whose requirements are done are looked at, as what a step takes away may not have been there before. Orders
 are the steps under way, applied to what a node was told last; applying them twice changes nothing.
 """
@@ -50,22 +50,34 @@ def advance(
 
 
 def ordered(node: RuntimeNode, begun: Sequence[Step]) -> tuple[Device, ...]:
-    """What ``node`` is to be told after the ``begun`` steps: devices by id, their instances by spot."""
-    devices = {device.uuid: device for device in node.spec.devices}
+    """What ``node`` is to be told after the ``begun`` steps: devices by id, their instances by spot.
+
+    Devices that none of them cuts are to stay as they are, also where a plan that was given up had them cut.
+    """
+    cuts = {device.uuid: _geometry(device) for device in node.status.devices}
+    devices = {
+        device.uuid: replace(device, geometry=cuts.get(device.uuid, device.geometry))
+        for device in node.spec.devices
+    }
     for step in begun:
         target = step.target
         if target.node == node.metadata.name and target.device is not None:
-            device = devices.get(target.device) or Device(target.device)
+            device = devices.get(target.device) or Device(
+                target.device, cuts.get(target.device, ())
+            )
             devices[target.device] = _after(device, step)
+    cut = {step.target.device for step in begun if step.action is Action.PARTITION}
     return tuple(
-        device for _, device in sorted(devices.items()) if device.instances or device.geometry
+        device
+        for uuid, device in sorted(devices.items())
+        if device.instances or device.geometry or uuid in cut
     )
 
 
 def _after(device: Device, step: Step) -> Device:
     target = step.target
     if step.action is Action.PARTITION:
-        return replace(device, geometry=target.geometry)
+        return replace(device, geometry=canonical(target.geometry))
     spot = _spot_of(target)
     others = {_spot(device.uuid, each): each for each in device.instances}
     others.pop(spot, None)
@@ -82,21 +94,33 @@ def _shows(step: Step, present: Present) -> bool:
     node = present.nodes.get(target.node or "")
     if node is None or target.node in present.lost:
         return step.action is not Action.LAUNCH  # nothing runs there that could be in the way
+    if node.status.observed_generation != node.metadata.generation:
+        return False  # what it says is of other orders
     device = next((each for each in node.status.devices if each.uuid == target.device), None)
+    told = next((each for each in node.spec.devices if each.uuid == target.device), None)
+    is_told = told is not None and _spot_of(target) in (
+        _spot(told.uuid, each) for each in told.instances
+    )
     match step.action:
         case Action.LAUNCH:
             found = _present(device, target)
             wanted = target.count or 1
             return (
-                found is not None
+                is_told
+                and found is not None
                 and (found.batch, found.count) == (target.batch, wanted)
                 and found.ready >= wanted
             )
         case Action.UNLOAD:
-            told = {_spot(d.uuid, each) for d in node.spec.devices for each in d.instances}
-            return _present(device, target) is None and _spot_of(target) not in told
+            return not is_told and _present(device, target) is None
         case Action.PARTITION:
-            return device is not None and _geometry(device) == canonical(target.geometry)
+            wanted_cut = canonical(target.geometry)
+            return (
+                told is not None
+                and canonical(told.geometry) == wanted_cut
+                and device is not None
+                and _geometry(device) == wanted_cut
+            )
         case Action.DRAIN:
             return not any(each.instances for each in node.status.devices)
 

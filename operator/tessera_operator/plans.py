@@ -101,8 +101,10 @@ def progress(
     step = before.step
     if under_way is not None and (step is None or step.id != under_way.id or step.result):
         step = StepStatus(under_way.id, now)
-    elif under_way is None and step is not None and step.result is None:
-        step = replace(step, result="Done" if applied else "Waiting")
+    elif applied and steps and (step is None or (step.id, step.result) != (steps[-1].id, "Done")):
+        step = StepStatus(steps[-1].id, now, "Done")
+    elif under_way is None and not applied and step is not None and step.result is None:
+        step = replace(step, result="Waiting")
     return PlacementPlanStatus(_dated(wanted, before.conditions, now), step)
 
 

@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from tessera_core.api import RuntimePool
+from tessera_core.api import ModelServiceSpec, RuntimePool
 from tessera_core.api.quantities import Quantity
 from tessera_core.api.records import record
 from tessera_core.api.runtimepool import GPU_RESOURCE, Toleration
+from tessera_core.gpu.mig import find_profile
+from tessera_core.gpu.tables import model_of
 from tessera_core.plan.decision import Plan, Why
+from tessera_core.plan.state import CPU
 from tessera_core.plan.state_in import POOL_LABEL
 from tessera_operator.routes import GRPC_PORT, HTTP_PORT, MANAGED_BY
 
@@ -111,31 +114,54 @@ _CLOSED_BY_NODES = {Why.NO_DEVICE, Why.INSUFFICIENT_CAPACITY, Why.SPREAD_UNMET, 
 
 
 def missing_nodes(
-    pools: Sequence[RuntimePool], products: Mapping[str, Collection[str]], plan: Plan
+    pools: Sequence[RuntimePool],
+    products: Mapping[str, Collection[str]],
+    plan: Plan,
+    services: Mapping[str, ModelServiceSpec] | None = None,
 ) -> dict[str, int]:
     """Further nodes, by pool, for what ``plan`` could not place or placed with too little.
 
-    ``products``: of the devices that each pool has. A shortfall names the kind of device that closes it at the
-    least price. A pool that has shown no device is asked for one node, to find out and to measure there.
+    ``products``: of the devices that each pool has. ``services``: by name; only pools where one may run are asked
+    for it. A shortfall names the kind of place that closes it at the least price. A pool that has shown no device
+    is asked for one node, to find out and to measure there.
     """
-    refusals = [refusal for _, _, refusal in plan.refused]
-    refusals += [each.short for each in plan.services if each.short is not None]
-    unknown = [pool.metadata.name for pool in pools if not products.get(pool.metadata.name)]
+    refusals = [(service, refusal) for service, _, refusal in plan.refused]
+    refusals += [(each.service, each.short) for each in plan.services if each.short is not None]
     found: dict[str, int] = {}
-    for refusal in refusals:
-        short = refusal.shortfall
+    for service, refusal in refusals:
+        spec = (services or {}).get(service)
+        fitting = [pool for pool in pools if spec is None or _may_run(spec, pool)]
         if refusal.why in (Why.NO_DEVICE, Why.NO_PROFILE):
+            unknown = (p.metadata.name for p in fitting if not products.get(p.metadata.name))
             found.update((name, max(1, found.get(name, 0))) for name in unknown)
+        short = refusal.shortfall
         if refusal.why not in _CLOSED_BY_NODES or short is None:
             continue
-        for pool in pools:
-            name = pool.metadata.name
-            if short.device.partition("/")[0] in products.get(name, ()):
-                gpus = dict(pool.spec.node.resources).get(GPU_RESOURCE)
-                per_node = int(gpus.value) if gpus is not None and gpus.value else 1
-                found[name] = max(found.get(name, 0), ceil(short.devices / per_node))
-                break
+        product, _, piece = short.device.partition("/")
+        pool = next((p for p in fitting if product in products.get(p.metadata.name, ())), None)
+        if pool is not None:
+            nodes = ceil(short.devices / _places_per_node(pool, product, piece))
+            found[pool.metadata.name] = max(found.get(pool.metadata.name, 0), nodes)
     return found
+
+
+def _may_run(spec: ModelServiceSpec, pool: RuntimePool) -> bool:
+    selector, labels = spec.placement.pool_selector, dict(pool.metadata.labels)
+    if selector is not None and not dict(selector.match_labels).items() <= labels.items():
+        return False
+    return pool.spec.trust.allow_code or not any(m.model.format.is_code for m in spec.members)
+
+
+def _places_per_node(pool: RuntimePool, product: str, piece: str) -> int:
+    """Places of one kind that a node of ``pool`` brings."""
+    if product == CPU:
+        return max(1, cores_of(pool) // int(piece.removeprefix("cpu-")))
+    gpus = dict(pool.spec.node.resources).get(GPU_RESOURCE)
+    model = model_of(product)
+    profile = find_profile(model, piece) if model is not None else None
+    return max(1, int(gpus.value) if gpus is not None else 1) * (
+        profile.max_count if profile is not None else 1
+    )
 
 
 def cores_of(pool: RuntimePool) -> int:

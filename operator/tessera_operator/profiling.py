@@ -10,17 +10,20 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tessera_core.api import ModelProfile, RuntimeNode, RuntimePool
-from tessera_core.api.meta import ObjectMeta
+from tessera_core.api import Condition, ModelProfile, RuntimeNode, RuntimePool
+from tessera_core.api.meta import ConditionStatus, ObjectMeta
 from tessera_core.api.modelprofile import ModelProfileSpec, ModelProfileStatus
 from tessera_core.api.runtimenode import MigMode, ProfileResult, ProfilingTask
 from tessera_core.gpu.devices import FULL
 from tessera_core.gpu.mig import label
 from tessera_core.perf import LatencyProfile
+from tessera_core.perf.profile import LinearFit
 from tessera_core.plan.state import CPU
 from tessera_core.plan.state_in import POOL_LABEL
 from tessera_operator.versions import Version
 
+COMPLETE = "Complete"
+"""Condition of a ModelProfile whose rows are all there."""
 Place = tuple[str, str]
 """(product, slice kind)."""
 Wanted = tuple[str, str, Place]
@@ -74,6 +77,7 @@ def missing(
             each.spec.device_class.slice,
         )
         for each in profiles
+        if each.status.rows  # one whose rows could not be written says nothing yet
     }
     rules = {pool.metadata.name: pool for pool in pools}
     offered: dict[str, set[Place]] = {}
@@ -158,7 +162,10 @@ def to_profile(result: ProfileResult) -> ModelProfile | None:
         return None
     try:
         profile = LatencyProfile(result.rows)
-        status = ModelProfileStatus(rows=profile.rows, fit=profile.fit(1))
+        line = profile.fit(1)
+        fit = LinearFit(_rounded(line.alpha_ms), _rounded(line.tau0_ms), _rounded(line.r2))
+        complete = Condition(COMPLETE, ConditionStatus.TRUE, "Measured")
+        status = ModelProfileStatus((complete,), profile.rows, fit)
     except ValueError:
         return None
     slug = re.sub(r"[^a-z0-9]", "-", str(place).lower())
@@ -169,6 +176,10 @@ def to_profile(result: ProfileResult) -> ModelProfile | None:
         spec=ModelProfileSpec(digest, place, result.engine, result.driver),
         status=status,
     )
+
+
+def _rounded(number: float) -> float:
+    return float(f"{number:.4g}")
 
 
 def _may_run(version: Version, pool: RuntimePool, code: bool) -> bool:

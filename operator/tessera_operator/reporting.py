@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from tessera_core.api import Condition, ModelService, ModelServiceStatus, RuntimeNode, RuntimePool
 from tessera_core.api.meta import ConditionStatus
 from tessera_core.api.placementplan import PlacementPlanStatus
 from tessera_core.api.records import record
-from tessera_core.api.runtimepool import GPU_RESOURCE, RuntimePoolStatus
+from tessera_core.api.runtimepool import GPU_RESOURCE, PartitionBackend, RuntimePoolStatus
 from tessera_core.gpu.mig import label
 from tessera_operator import pools, routes
 from tessera_operator.conditions import READY, Seen, changes, dated, status_of
@@ -53,39 +54,26 @@ class Reporter:
         self._taken: set[str] = set()
         """Services whose name somebody else's Service has."""
 
-    def keep_service(self, service: ModelService) -> bool:
-        """The Service of ``service``; False where the name belongs to somebody else."""
-        document = routes.service_document(service)
-        name = service.served_name
-        key = "Service", service.metadata.namespace, service.metadata.name
-        present = self._documents.get(key)
-        write = self._writer.create if present is None else self._writer.put
-        done = write(document)
-        (self._taken.discard if done else self._taken.add)(name)
-        return done
+    def keep_services(self, services: Sequence[ModelService]) -> None:
+        """The Services of ``services``; those whose names belong to somebody else are remembered."""
+        new = []
+        for service in services:
+            if ("Service", service.metadata.namespace, service.metadata.name) in self._documents:
+                self._keep_service(self._writer.put, service)
+            else:
+                new.append(partial(self._keep_service, self._writer.create, service))
+        self._writer.together(new)
 
-    def keep_finalizer(self, service: ModelService, *, runs: bool) -> None:
-        """Have the finalizer on every service that lives, and take it from one of which nothing runs."""
-        present = service.metadata.finalizers
-        deleted = service.metadata.deletion_timestamp is not None
-        if deleted and FINALIZER in present and not runs:
-            wanted = [each for each in present if each != FINALIZER]
-        elif not deleted and FINALIZER not in present:
-            wanted = [*present, FINALIZER]
-        else:
-            return
-        self._writer.merge(
-            {
-                "apiVersion": "tessera.dev/v1alpha1",
-                "kind": "ModelService",
-                "metadata": {
-                    "name": service.metadata.name,
-                    "namespace": service.metadata.namespace,
-                    "resourceVersion": service.metadata.resource_version,
-                    "finalizers": wanted,
-                },
-            }
-        )
+    def keep_finalizers(self, services: Sequence[ModelService], running: Collection[str]) -> None:
+        """Have the finalizer on every service that lives, and take it from those of which nothing runs."""
+        documents = [_finalizers(each, runs=each.served_name in running) for each in services]
+        writes = [partial(self._writer.merge, each) for each in documents if each is not None]
+        self._writer.together(writes)
+
+    def _keep_service(self, write: Callable[[Document], bool], service: ModelService) -> None:
+        name = service.served_name
+        done = write(routes.service_document(service))
+        (self._taken.discard if done else self._taken.add)(name)
 
     def write_plan_status(self, name: str, status: PlacementPlanStatus) -> bool:
         return self._writer.put(
@@ -101,9 +89,12 @@ class Reporter:
     def report(self, world: World, traffic: Traffic, measuring: Measuring, found: Round) -> None:
         """The status of every service and pool."""
         seen = _Index(found)
-        for service in world.services:
-            if service.metadata.deletion_timestamp is None:
-                self._report_service(service, traffic, measuring, found, seen)
+        reports = [
+            self._report_of(service, traffic, measuring, found, seen)
+            for service in world.services
+            if service.metadata.deletion_timestamp is None
+        ]
+        self._writer.together([report for report in reports if report is not None])
         living = {service.served_name for service in world.services}
         self._numbers_s = {k: v for k, v in self._numbers_s.items() if k in living}
         self._taken &= living
@@ -112,24 +103,29 @@ class Reporter:
         for pool in world.pools:
             self._report_pool(pool, found, conflicts.get(pool.metadata.name))
 
-    def _report_service(
+    def _report_of(
         self,
         service: ModelService,
         traffic: Traffic,
         measuring: Measuring,
         found: Round,
         index: _Index,
-    ) -> None:
-        name = service.served_name
+    ) -> Callable[[], None] | None:
+        """What writes the status of ``service``; None where there is nothing to be said."""
         status = status_of(self._seen(service, traffic, measuring, found, index), found.now)
         old = service.status
         if status == old:
-            return
-        last_s = self._numbers_s.get(name)
+            return None
+        last_s = self._numbers_s.get(service.served_name)
         if _without_numbers(status) == _without_numbers(old) and (
             last_s is not None and found.now_s - last_s < NUMBERS_S
         ):
-            return
+            return None
+        return partial(self._report_service, service, status, found)
+
+    def _report_service(
+        self, service: ModelService, status: ModelServiceStatus, found: Round
+    ) -> None:
         document = {
             "apiVersion": "tessera.dev/v1alpha1",
             "kind": "ModelService",
@@ -137,8 +133,8 @@ class Reporter:
             "status": record(ModelServiceStatus).encode(status),
         }
         if self._writer.put(document, "status"):
-            self._numbers_s[name] = found.now_s
-            for condition in changes(old.conditions, status.conditions):
+            self._numbers_s[service.served_name] = found.now_s
+            for condition in changes(service.status.conditions, status.conditions):
                 self._event(service, condition, found.now)
 
     def _seen(
@@ -158,7 +154,7 @@ class Reporter:
         }
         if newest is not None:
             digests.update(newest.digests)
-        rollout = found.rollout
+        before = service.status.plan_ref
         taken = (
             f"the Service {service.metadata.name} is not Tessera's" if name in self._taken else ""
         )
@@ -181,14 +177,10 @@ class Reporter:
             addresses=0 if name in self._taken else len(found.addresses.get(name, ())),
             idle=name in index.idle,
             window=traffic.window(service, found.now_s),
-            plan=rollout.name
-            if rollout is not None
-            else (service.status.plan_ref.name if service.status.plan_ref else None),
-            under_way=rollout is not None
-            and any(
-                step.target.service == name and step.id not in rollout.done
-                for step in rollout.spec.steps
-            ),
+            plan=found.rollout.name
+            if found.rollout is not None and name in index.moved
+            else (before.name if before is not None else None),
+            under_way=name in index.under_way,
             url=routes.url_of(service),
         )
 
@@ -216,6 +208,11 @@ class Reporter:
                 f"the older pool {conflict[0]} selects node {conflict[1]} too" if conflict else "",
             ),
         ]
+        if spec.partition is not None and spec.partition.backend is not PartitionBackend.STATIC:
+            message = "spec.partition: nothing cuts GPUs yet; they are used as they are"
+            conditions.append(
+                Condition("Partitioning", ConditionStatus.FALSE, "NotSupported", message)
+            )
         status = RuntimePoolStatus(
             conditions=tuple(
                 dated(each, pool.status.conditions, pool.metadata.generation, found.now)
@@ -275,6 +272,28 @@ class Reporter:
         )
 
 
+def _finalizers(service: ModelService, *, runs: bool) -> dict[str, Any] | None:
+    """The change of the finalizers of ``service``; None where they are as they should be."""
+    present = service.metadata.finalizers
+    deleted = service.metadata.deletion_timestamp is not None
+    if deleted and FINALIZER in present and not runs:
+        wanted = [each for each in present if each != FINALIZER]
+    elif not deleted and FINALIZER not in present:
+        wanted = [*present, FINALIZER]
+    else:
+        return None
+    return {
+        "apiVersion": "tessera.dev/v1alpha1",
+        "kind": "ModelService",
+        "metadata": {
+            "name": service.metadata.name,
+            "namespace": service.metadata.namespace,
+            "resourceVersion": service.metadata.resource_version,
+            "finalizers": wanted,
+        },
+    }
+
+
 class _Index:
     """One round's facts by service, so that many services cost no more than one pass."""
 
@@ -298,6 +317,11 @@ class _Index:
             for served in node.status.services:
                 if served.problem:
                     self.problems.setdefault(served.name, f"{node.metadata.name}: {served.problem}")
+        rollout = found.rollout
+        steps = rollout.spec.steps if rollout is not None else ()
+        done = rollout.done if rollout is not None else frozenset()
+        self.moved = {step.target.service for step in steps}
+        self.under_way = {step.target.service for step in steps if step.id not in done}
         self._measured = {each.digest for each in found.decision.state.measured}
 
     def is_measured(self, digests: Any) -> bool:

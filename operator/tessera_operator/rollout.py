@@ -6,14 +6,17 @@ what runs by then, and the one before is superseded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from tessera_core.api import RuntimeNode, RuntimePool
-from tessera_core.api.placementplan import Action, PlacementPlan, PlacementPlanSpec, Step
+from tessera_core.api.placementplan import Action, PlacementPlan, PlacementPlanSpec, Step, Target
+from tessera_core.api.runtimenode import InstanceState
 from tessera_core.api.runtimepool import Approval
-from tessera_core.plan.state_in import POOL_LABEL
-from tessera_core.plan.steps import steps_to
+from tessera_core.plan.nodes import Located, slice_name
+from tessera_core.plan.state import ClusterState, DeviceState, Running
+from tessera_core.plan.state_in import POOL_LABEL, parse_slice
+from tessera_core.plan.steps import Steps, steps_to
 from tessera_operator.decide import Decision
 from tessera_operator.orders import Present, advance
 from tessera_operator.plans import is_open, to_spec
@@ -44,10 +47,12 @@ def begin(
     """The rollout of a new decision; None where everything is as decided. Raises ValueError where the plan is
     not for the facts.
     """
-    steps = steps_to(decision.plan, decision.state)
+    nodes = tuple(nodes)
+    state, rest = _as_served(decision, nodes)
+    steps = _after(rest, steps_to(decision.plan, state))
     if not steps.steps:
         return None
-    spec = to_spec(decision.plan, steps, decision.state, epoch)
+    spec = to_spec(decision.plan, steps, state, epoch)
     spec = replace(spec, approved=_is_approved(spec, pools, nodes, plans))
     return Rollout(spec, spec.name)
 
@@ -65,6 +70,92 @@ def proceed(
         rollout.spec.steps, rollout.done, Present(nodes, lost, routed), may_cut=approved
     )
     return replace(rollout, done=done, begun=begun)
+
+
+def _as_served(
+    decision: Decision, nodes: Iterable[RuntimeNode]
+) -> tuple[ClusterState, tuple[Located, ...]]:
+    """The facts with those copies only that answer and are to stay, and the others that are not wanted.
+
+    A copy that some node was only told to have, or was told to end, must not be relied on by what ends another one.
+    If the plan wants it, it is launched until it answers.
+    """
+    told = {
+        (node.metadata.name, device.uuid, each.slice, each.service, each.member)
+        for node in nodes
+        for device in node.spec.devices
+        for each in device.instances
+    }
+    answering = {
+        (*key[:2], parse_slice(each.slice), *key[3:]): each
+        for node in nodes
+        for device in node.status.devices
+        for each in device.instances
+        if each.state is InstanceState.ACTIVE and each.ready
+        for key in [(node.metadata.name, device.uuid, each.slice, each.service, each.member)]
+        if key in told
+    }
+    wanted = {
+        (a.node, a.device, a.slice, a.service, a.member): (a.batch, a.instances)
+        for a in decision.plan.assignments
+    }
+    planned = {(device.node, device.uuid) for device in decision.plan.devices}
+    rest: list[Located] = []
+
+    def serving(node: str, device: DeviceState) -> Iterator[Running]:
+        for each in device.running:
+            key = node, device.uuid, each.slice, each.service, each.member
+            if (found := answering.get(key)) is not None:
+                # Where it was told what is wanted, it is as wanted when it says so; else it is to be told.
+                as_wanted = wanted.get(key) == (each.batch, each.instances)
+                yield replace(each, batch=found.batch, instances=found.ready) if as_wanted else each
+            elif key not in wanted and key[:2] in planned:
+                rest.append(Located(node, device.uuid, each))
+
+    state = replace(
+        decision.state,
+        nodes=tuple(
+            replace(
+                node,
+                devices=tuple(
+                    replace(device, running=tuple(serving(node.name, device)))
+                    for device in node.devices
+                ),
+            )
+            for node in decision.state.nodes
+        ),
+    )
+    return state, tuple(rest)
+
+
+def _after(rest: Iterable[Located], steps: Steps) -> Steps:
+    """``steps`` once the ``rest`` is gone, of whose room they know nothing."""
+    gone: dict[tuple[str | None, str | None], list[str]] = {}
+    unloads: list[Step] = []
+    for copy in rest:
+        each, name = copy.running, f"gone-{len(unloads) + 1}"
+        gone.setdefault((copy.node, copy.device), []).append(name)
+        target = Target(
+            *(copy.node, copy.device, slice_name(each.slice), each.service, each.member),
+            count=each.instances,
+        )
+        unloads.append(Step(name, Action.UNLOAD, target))
+    return replace(
+        steps,
+        steps=(
+            *unloads,
+            *(
+                replace(
+                    step,
+                    requires=(
+                        *gone.get((step.target.node, step.target.device), ()),
+                        *step.requires,
+                    ),
+                )
+                for step in steps.steps
+            ),
+        ),
+    )
 
 
 def _is_approved(

@@ -7,7 +7,7 @@ it holds any more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ from tessera_operator.world import ACTIVATOR_LABEL, is_activator
 from tessera_operator.write import Writer
 
 _ENDED = ("Failed", "Succeeded")
+# https://kubernetes.io/docs/concepts/workloads/controllers/replicaset/#pod-deletion-cost
+_COST, _FIRST_TO_GO = "controller.kubernetes.io/pod-deletion-cost", "-1000"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,22 @@ class RuntimePods:
             by_pool={pool: tuple(found) for pool, found in by_pool.items()},
         )
 
+    def give_up(
+        self, writer: Writer, documents: Mapping[Key, Document], nodes: Collection[str]
+    ) -> None:
+        """Have a Deployment that becomes smaller end the pods of ``nodes`` before others."""
+        for name, pod in _pods(documents):
+            metadata = pod["metadata"]
+            if name in nodes and (metadata.get("annotations") or {}).get(_COST) != _FIRST_TO_GO:
+                head = {"name": metadata["name"], "namespace": metadata["namespace"]}
+                annotations = {_COST: _FIRST_TO_GO}
+                writer.merge({"kind": "Pod", "metadata": {**head, "annotations": annotations}})
+
+    def next_change_s(self, now_s: float) -> float | None:
+        """Seconds until the next node without a pod is given up; None: there is none."""
+        waits = (since_s + self._lost_after_s - now_s for since_s in self._without.values())
+        return min((wait for wait in waits if wait > 0), default=None)
+
     def keep_nodes(
         self,
         writer: Writer,
@@ -98,12 +116,13 @@ class RuntimePods:
     ) -> None:
         """One RuntimeNode per pod that has a node, with that node's taints; none for nodes that are gone."""
         known = {node.metadata.name: node for node in nodes}
-        for name, labels in self.labels.items():
-            node = known.get(name)
-            if node is None:
-                spec = RuntimeNodeSpec(epoch=epoch)
-                if ("RuntimeNode", "", name) not in documents:
-                    writer.put(node_document(name, labels, spec))
+        writer.put_all(
+            node_document(name, labels, RuntimeNodeSpec(epoch=epoch))
+            for name, labels in self.labels.items()
+            if name not in known and ("RuntimeNode", "", name) not in documents
+        )
+        for name, node in known.items():
+            if name not in self.labels:
                 continue
             taints = _taints(documents.get(("Node", "", name)))
             if taints != _present_taints(node):

@@ -8,8 +8,9 @@ counts as if it had been measured when it was written. No traffic is a measureme
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from math import ceil, log
 
 from tessera_core.api import ModelService, RuntimeNode
@@ -21,19 +22,24 @@ PEAK_S = 600.0
 """For which a peak counts."""
 SCALED_TO_ZERO = "ScaledToZero"
 """Reason of the condition of a service that sleeps; it goes on sleeping when the operator is restarted."""
+Counts = tuple[int, ...]
+"""Requests by latency."""
+_BUCKETS = len(BOUNDS_S) + 1
+_PARTS = 50
+"""That a window is counted in: what leaves it leaves it part by part."""
 _STEP = 1.1
 _AWAKE = 1e-3
 """Requests per second of a service that is to run although none came for a while."""
 
 
-@dataclass(frozen=True, slots=True)
-class Counted:
-    """What was counted at one moment since the one before."""
+@dataclass(slots=True)
+class _Part:
+    """What was counted in one part of a window."""
 
-    at_s: float
+    since_s: float
     good: int
     total: int
-    buckets: tuple[int, ...]
+    buckets: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +63,20 @@ class _Service:
     hint_s: float
     active_s: float
     """When a request came last, or the service was created."""
-    counted: deque[Counted] = field(default_factory=deque)
+    counted: deque[_Part] = field(default_factory=deque)
+    recent: deque[tuple[float, int]] = field(default_factory=deque)
+    """(when, requests) of the last minute."""
     peaks: deque[tuple[float, float]] = field(default_factory=deque)
+    """(since when, requests per second), of which each holds until the next one."""
+
+    def count(self, now_s: float, part_s: float, good: int, total: int, buckets: Counts) -> None:
+        self.active_s = now_s
+        self.recent.append((now_s, total))
+        if not self.counted or now_s - self.counted[-1].since_s >= part_s:
+            self.counted.append(_Part(now_s, 0, 0, []))
+        part = self.counted[-1]
+        part.good, part.total = part.good + good, part.total + total
+        part.buckets = _added(part.buckets, buckets)
 
 
 class Traffic:
@@ -66,7 +84,8 @@ class Traffic:
 
     def __init__(self) -> None:
         self._services: dict[str, _Service] = {}
-        self._last: dict[tuple[str, str], tuple[int, int, tuple[int, ...]]] = {}
+        self._last: dict[tuple[str, str], tuple[int, int, Counts]] = {}
+        """By (node, service): good and all requests, and those by latency."""
 
     def note(
         self, services: Iterable[ModelService], nodes: Iterable[RuntimeNode], now_s: float
@@ -77,37 +96,43 @@ class Traffic:
             self._note_spec(name, service, now_s)
         for name in self._services.keys() - known.keys():
             del self._services[name]
-        present: dict[tuple[str, str], tuple[int, int, tuple[int, ...]]] = {}
+        present: dict[tuple[str, str], tuple[int, int, Counts]] = {}
         for node in nodes:
             for each in node.status.services:
                 key = node.metadata.name, each.name
-                present[key] = each.good, each.total, each.latency_buckets
-                found = self._services.get(each.name)
+                # Other buckets than one's own, of an agent of another version, say nothing here.
+                buckets = each.latency_buckets if len(each.latency_buckets) == _BUCKETS else ()
+                present[key] = each.good, each.total, buckets
+                found, last = self._services.get(each.name), self._last.get(key)
                 if found is None:
                     continue
                 if each.held:
                     found.active_s = now_s
-                last = self._last.get(key)
-                if last is not None and last[1] != each.total:
-                    if each.total < last[1] or len(last[2]) != len(each.latency_buckets):
-                        last = 0, 0, (0,) * len(each.latency_buckets)  # the server was restarted
-                    found.active_s = now_s
-                    buckets = tuple(
-                        max(0, new - old)
-                        for new, old in zip(each.latency_buckets, last[2], strict=True)
-                    )
-                    found.counted.append(
-                        Counted(now_s, max(0, each.good - last[0]), each.total - last[1], buckets)
+                if last is None:
+                    continue  # since when it counts is not known
+                if each.total < last[1]:
+                    last = 0, 0, ()  # the server was restarted
+                if each.total > last[1]:
+                    found.count(
+                        now_s,
+                        _window_s(known[each.name]) / _PARTS,
+                        max(0, each.good - last[0]),
+                        each.total - last[1],
+                        tuple(
+                            max(0, new - old)
+                            for new, old in zip_longest(buckets, last[2], fillvalue=0)
+                        ),
                     )
         self._last = present
         for name, found in self._services.items():
-            rate = self._rate(found, now_s)
+            while found.recent and found.recent[0][0] <= now_s - RATE_S:
+                found.recent.popleft()
+            while found.counted and found.counted[0].since_s < now_s - _window_s(known[name]):
+                found.counted.popleft()
+            rate = _rate(found, now_s)
             if not found.peaks or found.peaks[-1][1] != rate:
                 found.peaks.append((now_s, rate))
-            window_s = max(RATE_S, known[name].spec.slo.objectives[0].window_s)
-            while found.counted and found.counted[0].at_s < now_s - window_s:
-                found.counted.popleft()
-            # The last one before the window holds until the first one in it.
+            # The last one before the time that counts holds until the first one in it.
             while len(found.peaks) > 1 and found.peaks[1][0] < now_s - PEAK_S:
                 found.peaks.popleft()
 
@@ -118,7 +143,7 @@ class Traffic:
         if scaling.min_replicas == 0 and now_s - found.active_s >= scaling.idle_timeout_s:
             return 0.0
         rate = max((rate for _, rate in found.peaks), default=0.0)
-        if now_s - found.hint_s < PEAK_S or (not found.counted and now_s - found.since_s < PEAK_S):
+        if now_s - found.hint_s < PEAK_S:
             rate = max(rate, found.hint)
         awake = _AWAKE if scaling.min_replicas == 0 else 0.0
         return max(awake, _rounded_up(rate))
@@ -134,19 +159,18 @@ class Traffic:
     def window(self, service: ModelService, now_s: float) -> Window:
         """What was measured over the window of the first objective."""
         found = self._services[service.served_name]
-        window_s = service.spec.slo.objectives[0].window_s
-        inside = [each for each in found.counted if each.at_s >= now_s - window_s]
-        buckets = [0] * (len(BOUNDS_S) + 1)
+        window_s = _window_s(service)
+        inside = [each for each in found.counted if each.since_s >= now_s - window_s]
+        buckets: list[int] = []
         for each in inside:
-            if len(each.buckets) == len(buckets):
-                buckets = [a + b for a, b in zip(buckets, each.buckets, strict=True)]
+            buckets = _added(buckets, each.buckets)
         return Window(
             seconds=min(window_s, now_s - found.since_s),
             good=sum(each.good for each in inside),
             total=sum(each.total for each in inside),
             p50_s=percentile_s(buckets, 50),
             p99_s=percentile_s(buckets, 99),
-            requests_per_second=self._rate(found, now_s),
+            requests_per_second=_rate(found, now_s),
         )
 
     def _note_spec(self, name: str, service: ModelService, now_s: float) -> None:
@@ -159,24 +183,30 @@ class Traffic:
                 for each in service.status.conditions
             )
             active_s = float("-inf") if slept else now_s
-            self._services[name] = _Service(now_s, generation, hint, now_s, active_s)
+            self._services[name] = found = _Service(now_s, generation, hint, now_s, active_s)
+            if service.status.slo is not None:
+                # As an operator that was restarted knows it.
+                found.peaks.append((now_s, service.status.slo.requests_per_second))
         elif found.generation != generation:
             found.generation = generation
             if hint != found.hint:
                 found.hint, found.hint_s = hint, now_s
 
-    @staticmethod
-    def _rate(found: _Service, now_s: float) -> float:
-        seconds = min(RATE_S, now_s - found.since_s)
-        if seconds <= 0:
-            return 0.0
-        return sum(each.total for each in found.counted if each.at_s > now_s - RATE_S) / max(
-            seconds, RATE_S / 2
-        )
+
+def _rate(found: _Service, now_s: float) -> float:
+    """Requests per second over the last minute, or for how long the service is known."""
+    counted = sum(total for at_s, total in found.recent if at_s > now_s - RATE_S)
+    return counted / min(RATE_S, max(RATE_S / 2, now_s - found.since_s))
+
+
+def _window_s(service: ModelService) -> float:
+    return service.spec.slo.objectives[0].window_s
+
+
+def _added(one: Sequence[int], other: Sequence[int]) -> list[int]:
+    return [a + b for a, b in zip_longest(one, other, fillvalue=0)]
 
 
 def _rounded_up(rate: float) -> float:
-    """To the next power of 1.1, in three digits."""
-    if rate <= 0:
-        return 0.0
-    return float(f"{_STEP ** ceil(log(rate, _STEP) - 1e-9):.3g}")
+    """To the next power of 1.1."""
+    return _STEP ** ceil(log(rate, _STEP) - 1e-9) if rate > 0 else 0.0

@@ -21,16 +21,21 @@ from tessera_core.api import (
     Instance,
     ModelProfile,
     ModelService,
+    ObjectMeta,
     RuntimeNode,
     RuntimePool,
     SpecInvalid,
 )
 from tessera_core.api.errors import Report
+from tessera_core.api.records import record
 from tessera_core.api.runtimenode import DeviceStatus, Health, InstanceStatus
-from tessera_core.plan.state import Budget, ClusterState, Policy
+from tessera_core.gpu.mig import label
+from tessera_core.plan.state import CPU, Budget, ClusterState, Policy
 from tessera_core.plan.state_in import Objects, state_of
 from tessera_core.plan.tenants_in import read_priority_class, read_quota
 from tessera_operator.kinds import Key, key_of
+from tessera_operator.remembered import Remembered
+from tessera_operator.versions import pinned
 
 _READ: Mapping[str, tuple[str, Callable[..., object]]] = {
     "ModelProfile": ("profiles", ModelProfile.from_dict),
@@ -63,6 +68,9 @@ class World:
     def __init__(self) -> None:
         self._decoded: dict[str, dict[Key, object]] = {kind: {} for kind in _READ}
         self._undecoded: dict[Key, SpecInvalid] = {}
+        self._remembered = Remembered()
+        self._heads: dict[Key, ObjectMeta] = {}
+        """Of services that could never be read."""
         self._last: tuple[Objects, ClusterState] | None = None
         self._nodes: dict[Key, tuple[RuntimeNode, bool, RuntimeNode]] = {}
         """By key: a node as decoded, whether it was lost, and what the planner was shown."""
@@ -81,12 +89,16 @@ class World:
             self._decoded[key[0]][key] = read(document, strict=False)
         except SpecInvalid as invalid:
             self._undecoded[key] = invalid
+            if key[0] == "ModelService" and key not in self._decoded[key[0]]:
+                self._keep_head(key, document)
         else:
             self._undecoded.pop(key, None)
+            self._heads.pop(key, None)
 
     def remove(self, key: Key) -> None:
         """Forget an object; nothing happens when it is not known."""
         self._undecoded.pop(key, None)
+        self._heads.pop(key, None)
         self._nodes.pop(key, None)
         if key[0] in _READ:
             self._decoded[key[0]].pop(key, None)
@@ -106,7 +118,16 @@ class World:
 
     @property
     def services(self) -> tuple[ModelService, ...]:
-        return self._of(ModelService)
+        """One that could never be read, perhaps because a newer operator wrote it, is as it runs, if it does."""
+        if not self._heads:
+            return self._of(ModelService)
+        running = pinned(self.nodes)
+        unread = (
+            ModelService(head, served.spec)
+            for (_, namespace, name), head in sorted(self._heads.items())
+            if (served := running.get(f"{namespace}.{name}")) is not None
+        )
+        return *self._of(ModelService), *unread
 
     @property
     def undecoded(self) -> Mapping[Key, SpecInvalid]:
@@ -137,6 +158,10 @@ class World:
             for key, node in self._decoded["RuntimeNode"].items()
             if isinstance(node, RuntimeNode) and not is_activator(node)
         }
+        decoded["ModelProfile"].update(
+            (("ModelProfile", "", each.metadata.name), each)
+            for each in self._remembered.missing(self.nodes, self.profiles)
+        )
         present = {kind: sorted(found) for kind, found in decoded.items()}
         while True:
             report = Report(strict=False)
@@ -155,6 +180,12 @@ class World:
             for key, errors in blamed.items():
                 rejected[key] = SpecInvalid(errors)
                 present[key[0]].remove(key)
+
+    def _keep_head(self, key: Key, document: Mapping[str, Any]) -> None:
+        report = Report(strict=False)
+        head = record(ObjectMeta).decode(document["metadata"], "metadata", report)
+        if not report.errors and isinstance(head, ObjectMeta):
+            self._heads[key] = head
 
     def _of(self, cls: type[T]) -> tuple[T, ...]:
         found = self._decoded[cls.__name__]
@@ -207,7 +238,10 @@ def as_ordered(node: RuntimeNode, lost: bool) -> RuntimeNode:
         )
         for device in node.status.devices
     )
-    return replace(node, status=replace(node.status, devices=devices))
+    # Cores that are no device of their own have no health that could be bad.
+    cores_too = not lost or any(label(device.product) == CPU for device in devices)
+    cpu = node.status.cpu if cores_too else None
+    return replace(node, status=replace(node.status, devices=devices, cpu=cpu))
 
 
 def leaving(device: DeviceStatus, wanted: Collection[Instance]) -> tuple[InstanceStatus, ...]:

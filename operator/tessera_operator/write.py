@@ -5,24 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, MutableMapping
+import threading
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from tessera_operator.cluster import ApiError, Cluster, ClusterError
-from tessera_operator.kinds import KINDS, Document, Key, covers, key_of
+from tessera_operator.kinds import DEPLOYMENT, KINDS, Document, Key, covers, key_of
 
 _LOG = logging.getLogger(__name__)
 _CONFLICT = 409
+_AT_ONCE = 8
+"""Writes under way: the server takes tens of milliseconds for one, and more would crowd out agents."""
+_MOST_GONE = 1000
+"""Objects that are remembered although they are gone."""
 
 
 class Writer:
-    """Writes of one operator. Not thread-safe."""
+    """Writes of one operator, by one thread; ``together`` has more of its own."""
 
     def __init__(self, cluster: Cluster, documents: MutableMapping[Key, Document]) -> None:
         """``documents``: the objects as they are, kept current by the caller; what was written is put there, so
         that nothing is written again while the news of it is on its way.
         """
         self._cluster, self._documents = cluster, documents
+        self._lock = threading.Lock()
+        self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="write")
         self._applied: dict[tuple[Key, str], tuple[str, object]] = {}
         """What was applied last, and the version that it made: the server may write a number its own way."""
         self.failed: list[str] = []
@@ -31,13 +40,22 @@ class Writer:
 
     def put(self, document: Document, subresource: str = "") -> bool:
         """Make the object so; whether it is so now."""
+        if self._is_so(document, subresource):
+            return True
         key = key_of(document)
-        present = self._documents.get(key)
-        if present is not None and covers(_part(present, document), _part(document, document)):
-            return True
-        if present is not None and self._is_applied(key, subresource, document, present):
-            return True
         return self._do("apply", key, lambda: self._apply(key, document, subresource))
+
+    def put_all(self, documents: Iterable[Document]) -> None:
+        """``put`` each of them, some at once."""
+        self.together([partial(self.put, each) for each in documents if not self._is_so(each)])
+
+    def together(self, writes: Sequence[Callable[[], object]]) -> None:
+        """Make ``writes``, each of other objects than the rest, some at once. Returns when all are answered."""
+        if len(writes) == 1:
+            writes[0]()
+        else:
+            for done in [self._threads.submit(write) for write in writes]:
+                done.result()
 
     def create(self, document: Document) -> bool:
         """Make an object that nobody has made; False: somebody has, or it failed."""
@@ -60,7 +78,10 @@ class Writer:
 
     def _apply(self, key: Key, document: Document, subresource: str) -> None:
         answer = self._cluster.apply(document, subresource)
-        self._applied[key, subresource] = _digest(document), _version(answer)
+        with self._lock:
+            if len(self._applied) > 2 * len(self._documents) + _MOST_GONE:
+                self._applied = {k: v for k, v in self._applied.items() if k[0] in self._documents}
+            self._applied[key, subresource] = _digest(document), _version(answer)
         self._note(key, answer)
 
     def _note(self, key: Key, answer: dict[str, Any]) -> None:
@@ -68,11 +89,20 @@ class Writer:
             answer["metadata"].pop("managedFields", None)
             self._documents[key] = answer
 
-    def _is_applied(
-        self, key: Key, subresource: str, document: Document, present: Document
-    ) -> bool:
-        digest, version = self._applied.get((key, subresource), ("", None))
-        return version == _version(present) and digest == _digest(document)
+    def _is_so(self, document: Document, subresource: str = "") -> bool:
+        """Whether nothing is to be written. A field that is wanted no more goes by applying without it."""
+        key = key_of(document)
+        present = self._documents.get(key)
+        if present is None:
+            return False
+        applied = self._applied.get((key, subresource))
+        if applied is None:
+            # Fields that the leader before had set, and that this one does not, look like the server's.
+            return key[0] != DEPLOYMENT.name and _is_same(present, document)
+        digest, version = applied
+        if digest != _digest(document):
+            return False
+        return version == _version(present) or _is_same(present, document)
 
     def _do(self, what: str, key: Key, call: Callable[[], None]) -> bool:
         self.writes += 1
@@ -87,6 +117,15 @@ class Writer:
             _LOG.warning("%s", self.failed[-1])
             return False
         return True
+
+
+def _is_same(present: Document, wanted: Document) -> bool:
+    """Whether ``present`` has what is wanted and, of the kinds that the server adds nothing to, nothing else."""
+    found, asked = _part(present, wanted), _part(wanted, wanted)
+    if not covers(found, asked):
+        return False
+    own = KINDS[present["kind"]].is_own
+    return not own or all(covers(asked[name], found[name]) for name in asked if "." not in name)
 
 
 def _part(document: Document, wanted: Document) -> dict[str, Any]:

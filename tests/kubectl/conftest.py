@@ -23,6 +23,13 @@ def example() -> dict[str, list[Object]]:
 
 @pytest.fixture
 def objects(example: dict[str, list[Object]]) -> list[Object]:
+    """All of them, the GPU cut already: nothing in a cluster cuts one."""
+    (gpu,) = example["nodes"][0]["status"]["devices"]
+    starts = (("2g.20gb", 0), ("2g.20gb", 2), ("3g.40gb", 4))
+    gpu["migMode"] = "Enabled"
+    gpu["slices"] = [
+        {"uuid": f"MIG-{start}", "profile": profile, "start": start} for profile, start in starts
+    ]
     return [each for name in ("pools", "nodes", "services", "profiles") for each in example[name]]
 
 

@@ -18,6 +18,7 @@ from tessera_cli.kubectl.plan import dry_run_data, save
 from tessera_cli.kubectl.service_page import Place
 from tessera_core.api import ModelService
 from tessera_core.plan import Policy, diff, plan
+from tessera_core.plan.state_in import state_from_dict
 from tessera_core.plan.steps import steps_to
 from tessera_operator.config import Config
 
@@ -143,9 +144,11 @@ def test_a_dry_run_has_the_diff_and_the_steps_in_order(objects: list[Object]) ->
     yaml.safe_dump(data)  # plain values only
 
 
-def test_what_concerns_one_service_is_shown_of_a_difference(objects: list[Object]) -> None:
-    facts = decide(objects, (), CONFIG, NOW)
-    changes = diff(facts.plan, facts.state)
+def test_what_concerns_one_service_is_shown_of_a_difference(
+    example: dict[str, list[Object]],
+) -> None:
+    state = state_from_dict(example)
+    changes = diff(plan(state), state)
     assert changes.recut == (("gpu-1", "GPU-1"),)
     mine = concerning("vision.quality", changes)
     assert {each.running.service for each in mine.added} == {"vision.quality"}

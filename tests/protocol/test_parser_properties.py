@@ -24,6 +24,7 @@ from tessera_runtime.protocol.chunked import ChunkDecoder
 from tessera_runtime.protocol.grpc_codec import decode_call as decode_message
 from tessera_runtime.protocol.grpc_rpc import parse
 from tessera_runtime.protocol.head import BadHead, parse_head
+from tessera_runtime.protocol.member_call import Sent
 from tessera_runtime.protocol.messages import ModelInferRequest
 from tessera_runtime.protocol.v2json import RequestBody, decode_call, encode_reply
 
@@ -224,7 +225,7 @@ def test_no_json_breaks_the_decoder(inputs, tail, binary):
 def test_no_protobuf_breaks_the_decoder(data):
     plane = FunctionPlane.of(model("", dict, [], []))
     try:
-        call = decode_message(plane, parse(ModelInferRequest, data), None, "")
+        call = decode_message(plane, parse(ModelInferRequest, data), None, Sent())
     except ServeError:
         plane.assert_clean()
     else:

@@ -1,0 +1,76 @@
+"""What probes and Prometheus are told."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+
+from tessera_operator import health as module
+from tessera_operator.health import STUCK_S, Health
+
+
+@pytest.fixture
+def health() -> Iterator[Health]:
+    made = Health(0)
+    made.start()
+    yield made
+    made.stop()
+
+
+def get(of: Health, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{of.port}{path}", timeout=30) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_one_that_waits_for_the_lease_is_well_and_ready(health: Health) -> None:
+    assert get(health, "/healthz") == (200, "ok\n")
+    assert get(health, "/readyz") == (200, "ok\n")
+    assert "tessera_operator_leader 0.0" in get(health, "/metrics")[1]
+
+
+def test_a_leader_is_well_while_its_rounds_end(
+    health: Health, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = [1000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now_s[0])
+    health.leads()
+    now_s[0] += STUCK_S - 1
+    assert health.is_well
+    now_s[0] += 1
+    assert not health.is_well
+    health.round_ended(0.2, 0)
+    assert health.is_well
+
+
+def test_a_leader_that_is_stuck_fails_its_probe(
+    health: Health, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    health.leads()
+    monkeypatch.setattr(module, "STUCK_S", -1.0)
+    assert get(health, "/healthz") == (503, "stuck\n")
+
+
+def test_rounds_and_failed_writes_are_counted(health: Health) -> None:
+    health.leads()
+    health.round_ended(0.02, 0)
+    health.round_ended(2.0, 3)
+    status, text = get(health, "/metrics")
+    assert status == 200
+    lines = text.splitlines()
+    assert "tessera_operator_leader 1.0" in lines
+    assert "tessera_operator_plan_seconds_count 2.0" in lines
+    assert 'tessera_operator_plan_seconds_bucket{le="0.03"} 1.0' in lines
+    assert "tessera_operator_apply_errors_total 3.0" in lines
+
+
+def test_other_paths_say_what_there_is(health: Health) -> None:
+    status, text = get(health, "/")
+    assert status == 404
+    assert "/metrics" in text

@@ -1,0 +1,126 @@
+"""An API server in memory, as far as the operator's ``Cluster`` goes: one field manager, no defaults."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from tessera_operator.cluster import ApiError, Cluster, ClusterError
+from tessera_operator.kinds import Document, Key, Kind, key_of
+
+
+class MemoryCluster(Cluster):
+    """Keeps objects and the calls that were made."""
+
+    def __init__(self, *documents: Document) -> None:
+        self.objects: dict[Key, dict[str, Any]] = {}
+        self.calls: list[tuple[str, Key]] = []
+        """Every write: (verb, object)."""
+        self.failing: dict[Key, ClusterError] = {}
+        """What a write of an object fails with."""
+        self._applied: dict[tuple[Key, str], Document] = {}
+        self._version = 0
+        self._lock = threading.RLock()
+        for document in documents:
+            self._store(key_of(document), copy.deepcopy(dict(document)))
+
+    def list(
+        self, kind: Kind, namespace: str = "", labels: str = ""
+    ) -> tuple[list[dict[str, Any]], str]:
+        """``labels``: only of the form ``a=b,c=d`` or ``a in (b,c)``."""
+        found = [
+            copy.deepcopy(each)
+            for key, each in sorted(self.objects.items())
+            if key[0] == kind.name
+            and namespace in ("", key[1])
+            and _matches(each["metadata"].get("labels") or {}, labels)
+        ]
+        return found, str(self._version)
+
+    def watch(
+        self, kind: Kind, namespace: str, labels: str, version: str, timeout_s: int
+    ) -> Iterator[dict[str, Any]]:
+        yield from ()
+
+    def apply(self, document: Document, subresource: str = "") -> dict[str, Any]:
+        key = self._called("apply", document)
+        present = self.objects.get(key)
+        if present is None and subresource:
+            raise ApiError(404, f"{key} not found")
+        before = self._applied.get((key, subresource), {})
+        wanted = copy.deepcopy(dict(document))
+        self._applied[key, subresource] = wanted
+        return self._store(key, _merged(_without(present or {}, before, wanted), wanted))
+
+    def merge(self, document: Document) -> dict[str, Any]:
+        key = self._called("merge", document)
+        present = self.objects.get(key)
+        if present is None:
+            raise ApiError(404, f"{key} not found")
+        version = document["metadata"].get("resourceVersion")
+        if version not in (None, present["metadata"]["resourceVersion"]):
+            raise ApiError(409, f"{key} has changed")
+        return self._store(key, _merged(present, document))
+
+    def create(self, document: Document) -> dict[str, Any]:
+        key = self._called("create", document)
+        if key in self.objects:
+            raise ApiError(409, f"{key} exists")
+        return self._store(key, copy.deepcopy(dict(document)))
+
+    def delete(self, document: Document) -> None:
+        self.objects.pop(self._called("delete", document), None)
+
+    def _called(self, verb: str, document: Document) -> Key:
+        key = key_of(document)
+        with self._lock:
+            self.calls.append((verb, key))
+        if key in self.failing:
+            raise self.failing[key]
+        return key
+
+    def _store(self, key: Key, document: dict[str, Any]) -> dict[str, Any]:
+        """As the server would: the version counts changes, the generation those of the spec."""
+        with self._lock:
+            return self._stored(key, document)
+
+    def _stored(self, key: Key, document: dict[str, Any]) -> dict[str, Any]:
+        before = self.objects.get(key)
+        metadata = document["metadata"]
+        if before is None or {**before, "metadata": None} != {**document, "metadata": None}:
+            self._version += 1
+            metadata["resourceVersion"] = str(self._version)
+        if before is None:
+            metadata["generation"] = metadata.get("generation", 1)
+        elif before.get("spec") != document.get("spec"):
+            metadata["generation"] = before["metadata"]["generation"] + 1
+        self.objects[key] = document
+        return copy.deepcopy(document)
+
+
+def _merged(present: Any, wanted: Any) -> Any:
+    if not isinstance(wanted, dict) or not isinstance(present, dict):
+        return copy.deepcopy(wanted)
+    return {**present, **{name: _merged(present.get(name), each) for name, each in wanted.items()}}
+
+
+def _without(present: Any, before: Any, wanted: Any) -> Any:
+    """``present`` less what was applied before and is wanted no more."""
+    if not isinstance(present, dict) or not isinstance(before, dict):
+        return present
+    wanted = wanted if isinstance(wanted, dict) else {}
+    return {
+        name: _without(each, before.get(name), wanted.get(name))
+        for name, each in present.items()
+        if name not in before or name in wanted
+    }
+
+
+def _matches(labels: dict[str, str], selector: str) -> bool:
+    if " in " in selector:
+        name, _, values = selector.partition(" in ")
+        return labels.get(name) in values.strip("()").split(",")
+    pairs = (each.partition("=") for each in selector.split(",") if each)
+    return all(labels.get(name) == value for name, _, value in pairs)
