@@ -237,3 +237,18 @@ def test_one_spare_serves_many_circles_in_turn() -> None:
     assert len(done) == 20 * 9
     assert steps.interruptions == ()
     assert max(len(step.requires) for step in steps.steps) == 2
+
+
+def test_a_copy_that_waits_for_one_with_more_batch_and_fewer_instances_gets_its_room() -> None:
+    state = facts(gpu_node("g", geometry=TWO), gpu_node("h", geometry=TWO), memory_mib=15_000)
+    before = {at("a", "g", LEFT): (4, 2), at("c", "h", LEFT): (4, 1)}
+    after = {at("a", "g", LEFT): (64, 1), at("c", "g", LEFT): (64, 1)}
+    done, steps = steps_of(state, before, after)
+    assert done == [
+        "launch a g 3g.40gb@0",
+        "launch c g 3g.40gb@0",
+        "route a",
+        "route c",
+        "unload c h 3g.40gb@0",
+    ]
+    assert steps.interruptions == ()

@@ -98,12 +98,16 @@ class Ordering:
             for old, new in change.reduced:
                 self._leaving.setdefault(member_of(old), {})[spot_of(old)] = old, new
         launched = sorted(copy for change in changes for copy in change.launched)
-        self._moves = [copy for copy in launched if member_of(copy) in self._leaving]
-        self._additions = [copy for copy in launched if member_of(copy) not in self._leaving]
+        self._moves = [
+            copy for copy in launched if member_of(copy) in self._leaving or self._frees(copy)
+        ]
+        moves = set(self._moves)
+        self._additions = [copy for copy in launched if copy not in moves]
         self._pending: dict[Member, dict[Spot, Located]] = {}
         """Copies to launch that the leaving ones of their member wait for."""
         for copy in self._moves:
-            self._pending.setdefault(member_of(copy), {})[spot_of(copy)] = copy
+            if member_of(copy) in self._leaving:
+                self._pending.setdefault(member_of(copy), {})[spot_of(copy)] = copy
         self._waiting: dict[str, dict[Spot, Located]] = {}
         """Copies that start as soon as they can, by node."""
         self._claims: dict[Key, dict[Spot, Slice]] = {}
@@ -174,6 +178,11 @@ class Ordering:
             and not site.crowd(copy)
             and not any(self._leaves(other) for other in site.tenants_apart_from(copy))
         )
+
+    def _frees(self, copy: Located) -> bool:
+        """Whether others may wait for ``copy``: it has a larger cap than what it replaces, but fewer instances."""
+        old = self._site.held(key_of(copy)).get(spot_of(copy))
+        return old is not None and copy.running.instances < old.running.instances
 
     def _leaves(self, copy: Located) -> bool:
         return spot_of(copy) in self._leaving.get(member_of(copy), {})
