@@ -29,15 +29,23 @@ from tessera_operator.routes import MANAGED_BY
 
 _LOG = logging.getLogger(__name__)
 LEASE_NAME = "tessera-operator"
+_GATEWAY_KINDS = (kinds.HTTP_ROUTE, kinds.GRPC_ROUTE)
 ROUND_S = 30.0
 """Between two rounds at most: rates fade and back-offs end without news."""
 _FIRST_PAUSE_S, _MOST_PAUSE_S = 1.0, 30.0
 """After a round in which a write failed."""
 
 
+class NoGatewayApi(Exception):
+    """The settings name a Gateway, and the API server does not know the kinds that lead from one."""
+
+    def __str__(self) -> str:
+        return "gateway: the API server has no HTTPRoute and GRPCRoute: install the Gateway API, or remove the setting"
+
+
 def sources(namespace: str, config: Config) -> tuple[Source, ...]:
     """What is followed."""
-    gateway = (kinds.HTTP_ROUTE, kinds.GRPC_ROUTE) if config.gateway is not None else ()
+    gateway = _GATEWAY_KINDS if config.gateway is not None else ()
     own = ",".join(f"{name}={value}" for name, value in MANAGED_BY.items())
     return (
         *(
@@ -65,7 +73,7 @@ def lead(
     stop: threading.Event,
     health: Health,
 ) -> None:
-    """Rounds until ``stop``."""
+    """Rounds until ``stop``. Raises NoGatewayApi."""
     facts = Facts()
     followers = [Follower(cluster, source, facts) for source in sources(where.namespace, config)]
     for follower in followers:
@@ -74,6 +82,8 @@ def lead(
         while not follower.listed.wait(0.5):
             if stop.is_set():
                 return
+            if follower.absent.is_set() and follower.kind in _GATEWAY_KINDS:
+                raise NoGatewayApi
     controller = Controller(cluster, config, where, epoch)
     threading.Thread(target=_wake_at, args=(stop, facts), daemon=True).start()
     poll_s = round_s = time.monotonic()
@@ -204,7 +214,11 @@ def main() -> int:
         return 0
     with leader:
         health.leads()
-        lead(cluster, config, where, leader.epoch, stop, health)
+        try:
+            lead(cluster, config, where, leader.epoch, stop, health)
+        except NoGatewayApi as error:
+            _LOG.error("--config: %s", error)
+            return 2
     return 0
 
 

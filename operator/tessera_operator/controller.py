@@ -22,7 +22,7 @@ from tessera_operator.cluster import Cluster
 from tessera_operator.config import Config
 from tessera_operator.decide import Decider, Decision, batch_times, capacity
 from tessera_operator.heartbeats import Heartbeats
-from tessera_operator.kinds import Document, Key
+from tessera_operator.kinds import Document, Key, key_of
 from tessera_operator.measuring import Measuring
 from tessera_operator.orders import ordered
 from tessera_operator.reporting import Reporter, Round
@@ -306,12 +306,14 @@ class Controller:
             for service in self._world.services
             if service.metadata.deletion_timestamp is None and service.metadata.uid
         ]
-        self._reporter.keep_services(living)
-        documents = [
-            routes.slice_document(service, addresses[service.served_name]) for service in living
-        ]
-        if self._config.gateway is not None:
-            for service in living:
+        taken = self._reporter.keep_services(living)
+        documents: list[Document] = []
+        for service in living:
+            name = service.served_name
+            found = routes.slice_document(service, () if name in taken else addresses[name])
+            if name not in taken or key_of(found) in self._documents:
+                documents.append(found)
+            if self._config.gateway is not None and name not in taken:
                 documents += routes.gateway_documents(service, self._config.gateway)
         self.writer.put_all(documents)
 

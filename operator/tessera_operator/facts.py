@@ -23,7 +23,7 @@ _LOG = logging.getLogger(__name__)
 WATCH_S = 240
 """Length of one watch; a new one goes on where it ended."""
 LEAST_PAUSE_S, MOST_PAUSE_S = 0.5, 30.0
-_GONE = 410
+_ABSENT, _GONE = 404, 410
 _COUNTERS = ("good", "total", "latencyBuckets")
 """Of a service in a node's status."""
 
@@ -183,6 +183,12 @@ class Follower(threading.Thread):
         self._cluster, self._source, self._facts = cluster, source, facts
         self.listed = threading.Event()
         """Set once everything there was is in the facts."""
+        self.absent = threading.Event()
+        """Set where the API server has no such kind."""
+
+    @property
+    def kind(self) -> Kind:
+        return self._source.kind
 
     def run(self) -> None:
         version, pause_s = "", 0.0
@@ -201,6 +207,8 @@ class Follower(threading.Thread):
                     "%s: %s; again in %.1f s", self._source.kind.plural, str(failed)[:200], pause_s
                 )
                 if isinstance(failed, ApiError):
+                    if failed.status == _ABSENT:
+                        self.absent.set()
                     pause_s = max(pause_s, min(failed.retry_after_s, MOST_PAUSE_S))
                     # Another server may have another history.
                     version = ""

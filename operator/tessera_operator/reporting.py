@@ -51,29 +51,37 @@ class Reporter:
     def __init__(self, writer: Writer, documents: Mapping[Key, Document]) -> None:
         self._writer, self._documents = writer, documents
         self._numbers_s: dict[str, float] = {}
-        self._taken: set[str] = set()
+        self._taken: frozenset[str] = frozenset()
         """Services whose name somebody else's Service has."""
 
-    def keep_services(self, services: Sequence[ModelService]) -> None:
-        """The Services of ``services``; those whose names belong to somebody else are remembered."""
-        new = []
-        for service in services:
-            if ("Service", service.metadata.namespace, service.metadata.name) in self._documents:
-                self._keep_service(self._writer.put, service)
-            else:
-                new.append(partial(self._keep_service, self._writer.create, service))
-        self._writer.together(new)
+    def keep_services(self, services: Sequence[ModelService]) -> frozenset[str]:
+        """Have the Services of ``services``. Served names of those whose name somebody else's Service has: its
+        clients must not get our pods.
+        """
+        keys = {
+            each.served_name: ("Service", each.metadata.namespace, each.metadata.name)
+            for each in services
+        }
+        documents = {each.served_name: routes.service_document(each) for each in services}
+        self._writer.put_all(
+            documents[name] for name, key in keys.items() if key in self._documents
+        )
+        self._writer.together(
+            [
+                partial(self._writer.create, documents[name])
+                for name, key in keys.items()
+                if key not in self._documents
+            ]
+        )
+        taken = self._writer.taken & set(keys.values())
+        self._taken = frozenset(name for name, key in keys.items() if key in taken)
+        return self._taken
 
     def keep_finalizers(self, services: Sequence[ModelService], running: Collection[str]) -> None:
         """Have the finalizer on every service that lives, and take it from those of which nothing runs."""
         documents = [_finalizers(each, runs=each.served_name in running) for each in services]
         writes = [partial(self._writer.merge, each) for each in documents if each is not None]
         self._writer.together(writes)
-
-    def _keep_service(self, write: Callable[[Document], bool], service: ModelService) -> None:
-        name = service.served_name
-        done = write(routes.service_document(service))
-        (self._taken.discard if done else self._taken.add)(name)
 
     def write_plan_status(self, name: str, status: PlacementPlanStatus) -> bool:
         return self._writer.put(
@@ -97,7 +105,6 @@ class Reporter:
         self._writer.together([report for report in reports if report is not None])
         living = {service.served_name for service in world.services}
         self._numbers_s = {k: v for k, v in self._numbers_s.items() if k in living}
-        self._taken &= living
         nodes = [self._documents[key] for key in sorted(self._documents) if key[0] == "Node"]
         conflicts = pools.conflicts(world.pools, nodes)
         for pool in world.pools:

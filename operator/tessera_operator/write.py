@@ -37,6 +37,8 @@ class Writer:
         self.failed: list[str] = []
         """What went wrong since this was emptied."""
         self.writes = 0
+        self.taken: set[Key] = set()
+        """What somebody else had made when it was to be created."""
 
     def put(self, document: Document, subresource: str = "") -> bool:
         """Make the object so; whether it is so now."""
@@ -110,12 +112,14 @@ class Writer:
             call()
         except ClusterError as error:
             if what == "create" and isinstance(error, ApiError) and error.status == _CONFLICT:
+                self.taken.add(key)
                 return False
             kind, namespace, name = key
             where = f"{namespace}/{name}" if namespace else name
             self.failed.append(f"{what} {kind} {where}: {str(error)[:300]}")
             _LOG.warning("%s", self.failed[-1])
             return False
+        self.taken.discard(key)
         return True
 
 
