@@ -220,7 +220,7 @@ def test_a_copy_whose_memory_is_no_longer_known_is_loaded_anew_where_it_has_neig
     after = {at("a", "g", LEFT): ONE, at("b", "g", LEFT): ONE, at("c", "g", LEFT): ONE}
     done, steps = steps_of(state, before, after)
     assert done[0] == "unload b g 3g.40gb@0"
-    assert sorted(done[1:3]) == ["launch a g 3g.40gb@0", "launch b g 3g.40gb@0"]
+    assert {"launch a g 3g.40gb@0", "launch b g 3g.40gb@0"} <= set(done)
     assert [(each.service, each.loss) for each in steps.interruptions] == [
         ("vision.b", Loss.OUTAGE)
     ]
