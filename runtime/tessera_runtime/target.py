@@ -134,7 +134,7 @@ class ServiceReport(msgspec.Struct, frozen=True):
     codes: dict[str, int]
     """Requests by HTTP status."""
     latency_buckets: tuple[int, ...]
-    """Counts by :data:`tessera_runtime.dispatch.histogram.BOUNDS_S`, of answered requests."""
+    """Counts by :data:`tessera_core.perf.histogram.BOUNDS_S`, of answered requests."""
     members: tuple[MemberReport, ...]
     problem: str = ""
     held: int = 0

@@ -6,10 +6,24 @@ from dataclasses import replace
 
 import pytest
 
-from tessera_core.api import ClusterMeta, RuntimeNode, RuntimeNodeSpec, RuntimeNodeStatus
+from tessera_core.api import (
+    ClusterMeta,
+    ModelService,
+    RuntimeNode,
+    RuntimeNodeSpec,
+    RuntimeNodeStatus,
+)
 from tessera_core.api.records import record
 from tessera_core.api.runtimenode import InstanceStatus, ProfileResult, ServedService
-from tessera_runtime.agent.node_status import COUNTERS_S, Facts, Phase, due, node_status
+from tessera_runtime.agent.node_status import (
+    COUNTERS_S,
+    LEAST_COUNTERS_S,
+    Facts,
+    Phase,
+    counters_s,
+    due,
+    node_status,
+)
 from tessera_runtime.devices.inventory import Gpu, Inventory
 from tessera_runtime.target import (
     InstanceReport,
@@ -161,6 +175,44 @@ def test_more_held_requests_are_only_counted() -> None:
     one, two = (status(facts(service(held=n))) for n in (1, 2))
     assert not due(one, two, since_s=0.0)
     assert due(two, status(facts(service())), since_s=0.0)
+
+
+def served(least: int, idle: str) -> ServedService:
+    document = {
+        "apiVersion": "tessera.dev/v1alpha1",
+        "kind": "ModelService",
+        "metadata": {"name": "digits", "namespace": "vision"},
+        "spec": {
+            "members": [{"name": "cnn", "model": {"uri": "hf://org/cnn", "format": "ONNX"}}],
+            "slo": {"objectives": [{"target": "50ms", "percent": "99"}]},
+            "scaling": {"minReplicas": least, "idleTimeout": idle},
+        },
+    }
+    return ServedService("vision.digits", 1, ModelService.from_dict(document).spec)
+
+
+@pytest.mark.parametrize(
+    ("services", "seconds"),
+    [
+        ((), COUNTERS_S),
+        ((served(1, "9s"),), COUNTERS_S),
+        ((served(0, "15m"),), COUNTERS_S),
+        ((served(0, "15m"), served(0, "9s")), 3.0),
+        ((served(0, "1s"),), LEAST_COUNTERS_S),
+    ],
+)
+def test_counters_of_what_may_sleep_are_told_before_it_is_put_to_sleep(
+    services: tuple[ServedService, ...], seconds: float
+) -> None:
+    node = RuntimeNode(ClusterMeta(name="n"), RuntimeNodeSpec(epoch=1, services=services))
+    assert counters_s(node) == seconds
+    counted = status(facts(service(total=11), instances=(instance(),)))
+    assert not due(status(BASE), counted, seconds - 0.1, counters_s(node))
+    assert due(status(BASE), counted, seconds, counters_s(node))
+
+
+def test_counters_are_told_in_time_before_there_is_a_spec() -> None:
+    assert counters_s(None) == COUNTERS_S
 
 
 def test_the_first_status_is_written_and_one_that_is_there_already_is_not() -> None:

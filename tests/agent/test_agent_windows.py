@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from tessera_core.perf.histogram import BOUNDS_S, Histogram
 from tessera_runtime.agent.windows import Window
-from tessera_runtime.dispatch.histogram import BOUNDS_S, Histogram
 from tessera_runtime.target import MemberReport, Ports, ServerReport, ServiceReport
 
 

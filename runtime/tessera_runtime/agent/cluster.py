@@ -21,7 +21,7 @@ from tessera_runtime.agent.following import Follower, Identity, beat
 from tessera_runtime.agent.kube import Document, Kube, KubeError
 from tessera_runtime.agent.measuring import Measuring
 from tessera_runtime.agent.models import Models
-from tessera_runtime.agent.node_status import Facts, Phase, node_status
+from tessera_runtime.agent.node_status import Facts, Phase, counters_s, node_status
 from tessera_runtime.agent.profiling import results, still_asked
 from tessera_runtime.agent.publishing import Publisher
 from tessera_runtime.agent.serving import Serving
@@ -69,7 +69,9 @@ class ClusterAgent:
         self._site = Site(cores, memory_mib, allow_code)
         self._unhealthy: frozenset[str] = frozenset()
         self._stopping = False
-        self._publisher = Publisher(kube, who.node, self._status)
+        self._publisher = Publisher(
+            kube, who.node, self._status, lambda: counters_s(self._serving.node)
+        )
         self._models = Models(cache, self._secret, self._model_changed)
         self._serving = Serving(
             self._control, self._models, self._site, state_dir, self._publisher.look

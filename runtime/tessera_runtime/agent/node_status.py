@@ -30,7 +30,9 @@ from tessera_runtime.devices.inventory import Gpu, Inventory
 from tessera_runtime.target import InstanceReport, ServerReport, ServiceReport
 
 COUNTERS_S = 30.0
+LEAST_COUNTERS_S = 1.0
 """Between two writes that only counters have caused."""
+WRITES_PER_IDLE_TIMEOUT = 3
 
 MOST_MESSAGE = 1024
 MOST_PROFILES = 64
@@ -96,11 +98,30 @@ def node_status(facts: Facts, before: Sequence[Condition], now: str) -> RuntimeN
     )
 
 
-def due(written: RuntimeNodeStatus | None, status: RuntimeNodeStatus, since_s: float) -> bool:
+def counters_s(node: RuntimeNode | None) -> float:
+    """Seconds between two writes that only counters have caused.
+
+    What nobody asks for its idleTimeout is put to sleep, and counters are how the operator knows: a service that
+    may sleep says several times within that time that it is asked.
+    """
+    idle = [
+        served.spec.scaling.idle_timeout_s / WRITES_PER_IDLE_TIMEOUT
+        for served in (node.spec.services if node is not None else ())
+        if served.spec.scaling.min_replicas == 0
+    ]
+    return max(LEAST_COUNTERS_S, min([COUNTERS_S, *idle]))
+
+
+def due(
+    written: RuntimeNodeStatus | None,
+    status: RuntimeNodeStatus,
+    since_s: float,
+    counters_s: float = COUNTERS_S,
+) -> bool:
     """Whether ``status`` is to be written now, ``since_s`` after ``written`` was."""
     if written is None or _acted_on(written) != _acted_on(status):
         return True
-    return since_s >= COUNTERS_S and written != status
+    return since_s >= counters_s and written != status
 
 
 def _acted_on(status: RuntimeNodeStatus) -> RuntimeNodeStatus:

@@ -28,10 +28,12 @@ Make = Callable[[Sequence[Condition], str], RuntimeNodeStatus]
 class Publisher:
     """Knows what the API server has been told."""
 
-    def __init__(self, kube: Kube, node: str, make: Make) -> None:
+    def __init__(self, kube: Kube, node: str, make: Make, counters_s: Callable[[], float]) -> None:
+        """``counters_s``: seconds between two writes that only counters have caused, as of now."""
         self._kube = kube
         self._node = node
         self._make = make
+        self._counters_s = counters_s
         self._exists = False
         self._written: RuntimeNodeStatus | None = None
         self._written_s = 0.0
@@ -74,7 +76,7 @@ class Publisher:
             before = self._written.conditions if self._written is not None else ()
             status = self._make(before, now)
             since_s = time.monotonic() - self._written_s
-            if self._exists and due(self._written, status, since_s):
+            if self._exists and due(self._written, status, since_s, self._counters_s()):
                 await self._kube.write_status(self._node, record(RuntimeNodeStatus).encode(status))
                 self._written, self._written_s = status, time.monotonic()
 

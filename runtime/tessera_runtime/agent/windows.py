@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from tessera_runtime.dispatch.histogram import percentile_s
+from tessera_core.perf.histogram import percentile_s
 from tessera_runtime.target import MemberReport, ServerReport, ServiceReport
 
 ENOUGH_REQUESTS = 200

@@ -19,9 +19,9 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from tessera_core.perf.histogram import BOUNDS_S, Histogram
 from tessera_runtime.devices.usage import gpu_usage, process_usage
 from tessera_runtime.dispatch.dispatcher import Dispatcher
-from tessera_runtime.dispatch.histogram import BOUNDS_S, Histogram
 from tessera_runtime.dispatch.service import Service
 from tessera_runtime.protocol.listen import PortTaken
 

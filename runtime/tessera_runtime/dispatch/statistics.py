@@ -9,7 +9,7 @@ import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-from tessera_runtime.dispatch.histogram import Histogram
+from tessera_core.perf.histogram import Histogram
 
 
 @dataclass(slots=True)

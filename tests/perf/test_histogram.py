@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tessera_runtime.dispatch.histogram import BOUNDS_S, RATIO, Histogram, percentile_s
+from tessera_core.perf.histogram import BOUNDS_S, RATIO, Histogram, percentile_s
 
 
 @given(
