@@ -37,9 +37,10 @@ bench-planner: env-bench  ## the planner beside other rules, bounds and brute fo
 # On kind where Docker runs, else on a cluster of two nodes that it starts here: that needs Linux, root, Go 1.24 or newer
 # and apt, installs containerd, runc, CNI plugins, iptables, conntrack, socat, buildah and mmdebstrap, and builds
 # Kubernetes, CoreDNS and Helm from their Go modules into ~/.cache (the first run: some 15 minutes, 12 GB).
+# E2E_ARGS are further options of pytest, such as `-k ensemble` or `--last-failed`.
 .PHONY: e2e
 e2e: env-e2e  ## the whole system on a real Kubernetes; TESSERA_E2E=kind or native picks which
-	$(RUN)/pytest e2e --ignore e2e/scale --override-ini pythonpath=.
+	$(RUN)/pytest e2e --ignore e2e/scale --override-ini pythonpath=. $(E2E_ARGS)
 
 .PHONY: e2e-scale
 e2e-scale: env-e2e  ## the operator beside 300 simulated nodes of 8 GPUs and 300 services
