@@ -1,18 +1,29 @@
-"""One API server with the CRDs in it, and one cluster of two nodes, each for the whole run and made when it is needed."""
+"""One API server with the CRDs in it, one cluster of two nodes, and Tessera installed on that cluster.
+
+Each is made when the first test needs it, and serves the whole run.
+"""
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import pytest
 import yaml
 from e2e.api import Api
 from e2e.environment import Cluster, Unavailable, choose
+from e2e.faults.fixtures import agents as agents
+from e2e.faults.fixtures import operators as operators
+from e2e.faults.fixtures import proxy as proxy
+from e2e.faults.fixtures import scene as scene
+from e2e.faults.fixtures import stage as stage
 from e2e.native.build import kubernetes
 from e2e.native.control_plane import control_plane
+from e2e.system.installation import Installation, installation
+from e2e.system.installation import namespace as one_namespace
 
 _HERE = Path(__file__).parent
 _CRDS = _HERE.parent / "crds"
@@ -56,6 +67,27 @@ def cluster(
         pytest.skip(str(reason))
     with environment.cluster(tmp_path_factory.mktemp("nodes")) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def installed(
+    cluster: Cluster, said_aloud: SaidAloud, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Installation]:
+    """Tessera on the cluster, with a pool of both nodes."""
+    if cluster.host is None:
+        pytest.skip("this machine reaches no ClusterIP of that cluster: TESSERA_E2E=native does")
+    with ExitStack() as stack:
+        with said_aloud():
+            found = stack.enter_context(installation(cluster, tmp_path_factory.mktemp("release")))
+        yield found
+
+
+@pytest.fixture
+def namespace(installed: Installation, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A namespace of the test's own, empty again when it ends."""
+    name = re.sub("[^a-z0-9]+", "-", request.node.name.removeprefix("test_").lower()).strip("-")
+    with one_namespace(installed, name[:50].strip("-")) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,9 @@ _AUTO = "auto"
 class Node(Protocol):
     """One node, and the ways in which nodes fail."""
 
+    def signal_container(self, identifier: str, name: str) -> None:
+        """Send SIGKILL, SIGTERM, … to the first process of a container, whose containerID is given."""
+
     def stop_kubelet(self) -> None:
         """Containers go on."""
 
@@ -51,6 +54,9 @@ class Cluster(Protocol):
 
     kubeconfig: Path
     access: Access
+
+    host: str | None
+    """Address by which pods reach this machine, from which it reaches pods and ClusterIPs; None: it does not."""
 
     @property
     def nodes(self) -> tuple[str, ...]:

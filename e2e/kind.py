@@ -41,6 +41,10 @@ class KindNode:
     def __init__(self, name: str) -> None:
         self._name = name
 
+    def signal_container(self, identifier: str, name: str) -> None:
+        ctr = ("ctr", "--namespace", "k8s.io", "tasks", "kill", "--signal", name)
+        _in(self._name, *ctr, identifier.rpartition("/")[2])
+
     def stop_kubelet(self) -> None:
         _in(self._name, "systemctl", "stop", "kubelet")
 
@@ -71,6 +75,7 @@ class KindCluster:
 
     def __init__(self, kubeconfig: Path, nodes: int) -> None:
         self.kubeconfig = kubeconfig
+        self.host: str | None = None  # Docker's networks do not route ClusterIPs
         self.nodes = tuple(f"{_NAME}-worker{'' if n == 1 else n}" for n in range(1, nodes + 1))
         self.kubectl("create", "serviceaccount", "e2e", "--namespace=kube-system")
         admin = ("--clusterrole=cluster-admin", "--serviceaccount=kube-system:e2e")

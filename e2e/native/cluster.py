@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from e2e.native import build, cleaning
 from e2e.native.addresses import SLOTS, Addresses
@@ -48,6 +49,7 @@ class NativeCluster:
         self.access = plane.access()
         self.kubeconfig = self.access.kubeconfig(folder / "kubeconfig")
         self.folder = folder
+        self.host = urlsplit(self.access.url).hostname
         cache = folder / "kubectl-cache"
         self._kubectl = (kubectl, f"--kubeconfig={self.kubeconfig}", f"--cache-dir={cache}")
         self._plane = plane

@@ -60,8 +60,9 @@ class Access:
 class ControlPlane:
     """etcd and an API server that can be stopped and started again at the same address with the same data.
 
-    ``address`` is what both clients and pods reach it by; ``users`` maps names to their groups. The service account
-    key pair is ``service_accounts``, the authority of all certificates ``ca``.
+    ``address`` is what both clients and pods reach it by; ``users`` maps names to their groups; ``options`` are
+    further ones of the API server. The service account key pair is ``service_accounts``, the authority of all
+    certificates ``ca``.
     """
 
     def __init__(
@@ -74,10 +75,11 @@ class ControlPlane:
         hosts: tuple[str, ...] = (),
         users: Mapping[str, tuple[str, ...]] | None = None,
         group: Cgroup | None = None,
+        options: tuple[str, ...] = (),
     ) -> None:
         self._binaries, self._folder, self._group = binaries, folder, group
         client, self._peer, self.port = free_ports(3)
-        self._etcd_url = f"http://{_LOOPBACK}:{client}"
+        self.etcd_url = f"http://{_LOOPBACK}:{client}"
         everybody = {ADMIN: (MASTERS,), **(users or {})}
         self._tokens = {name: secrets.token_hex(16) for name in everybody}
         rows = [
@@ -96,7 +98,7 @@ class ControlPlane:
         self._url = f"https://{address}:{self.port}"
         self._command: list[str | Path] = [
             binaries / "kube-apiserver",
-            f"--etcd-servers={self._etcd_url}",
+            f"--etcd-servers={self.etcd_url}",
             f"--bind-address={address}",
             f"--advertise-address={address}",
             f"--secure-port={self.port}",
@@ -115,6 +117,7 @@ class ControlPlane:
             "--service-account-issuer=https://kubernetes.default.svc",
             f"--service-account-key-file={self.service_accounts}",
             f"--service-account-signing-key-file={self.service_accounts}",
+            *options,
         ]
         self._server: Process | None = None
 
@@ -132,8 +135,8 @@ class ControlPlane:
                 self._binaries / "etcd",
                 f"--data-dir={self._folder / 'etcd'}",
                 "--unsafe-no-fsync",
-                f"--listen-client-urls={self._etcd_url}",
-                f"--advertise-client-urls={self._etcd_url}",
+                f"--listen-client-urls={self.etcd_url}",
+                f"--advertise-client-urls={self.etcd_url}",
                 f"--listen-peer-urls={peer_url}",
                 f"--initial-advertise-peer-urls={peer_url}",
                 f"--initial-cluster=default={peer_url}",
@@ -142,7 +145,7 @@ class ControlPlane:
             group=self._group,
         )
         with etcd:
-            etcd.wait_until(lambda: answers(f"{self._etcd_url}/readyz"), _READY_S)
+            etcd.wait_until(lambda: answers(f"{self.etcd_url}/readyz"), _READY_S)
             try:
                 self.start_api_server()
                 yield

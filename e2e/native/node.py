@@ -57,6 +57,10 @@ class Machine:
         """Import every image of an archive in the format of `docker save` or of OCI."""
         run(*self._ctr(), "images", "import", archive, timeout_s=_IMPORT_S)
 
+    def signal_container(self, identifier: str, name: str) -> None:
+        """Send SIGKILL, SIGTERM, … to the first process of ``containerd://…``."""
+        run(*self._ctr(), "tasks", "kill", "--signal", name, identifier.rpartition("/")[2])
+
     def start_kubelet(self) -> None:
         """Nothing happens where it runs."""
         if self._kubelet is None:

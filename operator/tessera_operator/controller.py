@@ -187,6 +187,8 @@ class Controller:
         known = {**decision.versions, **decision.newest}
         specs = {name: version.service.spec for name, version in known.items()}
         missing = pools.missing_nodes(self._world.pools, products, decision.plan, specs)
+        for name in self._measuring.cramped([each for nodes in by_pool.values() for each in nodes]):
+            missing[name] = max(1, missing.get(name, 0))
         for pool in self._world.pools:
             name = pool.metadata.name
             present = {node.metadata.name for node in by_pool.get(name, ())}

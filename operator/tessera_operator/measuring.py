@@ -10,7 +10,16 @@ from tessera_core.api.modelprofile import ModelProfileSpec, ModelProfileStatus
 from tessera_core.api.records import record
 from tessera_core.api.runtimenode import ProfileResult, ProfilingTask
 from tessera_operator.decide import Decision
-from tessera_operator.profiling import Wanted, assign, missing, spots, to_profile
+from tessera_operator.profiling import (
+    Trust,
+    Wanted,
+    assign,
+    cramped,
+    missing,
+    spots,
+    tenants,
+    to_profile,
+)
 from tessera_operator.routes import MANAGED_BY
 from tessera_operator.world import World
 from tessera_operator.write import Writer
@@ -28,6 +37,7 @@ class Measuring:
         """(generation, failures, not again before, why)."""
         self._tasks: dict[str, tuple[ProfilingTask, ...]] = {}
         self._missing: tuple[Wanted, ...] = ()
+        self._trust = Trust({}, {}, {})
         self.digests: dict[tuple[str, str, str], str] = {}
         """By (service, member, URI): of models that some node has fetched."""
 
@@ -71,8 +81,19 @@ class Measuring:
             if key[0] in decision.newest and decision.newest[key[0]].generation == found[0]
         }
         waiting = {key: found[2] for key, found in self._failed.items()}
-        self._tasks = assign(self._missing, places, usable, waiting, now_s, self._cpu_slices)
+        self._trust = Trust(
+            decision.newest,
+            {pool.metadata.name: pool for pool in world.pools},
+            tenants(world.nodes, decision.plan.assignments),
+        )
+        self._tasks = assign(
+            self._missing, places, usable, waiting, now_s, self._cpu_slices, self._trust.allows
+        )
         return self._tasks
+
+    def cramped(self, nodes: Sequence[RuntimeNode]) -> frozenset[str]:
+        """Pools that need one node more than ``nodes``, because those have models of other namespaces."""
+        return cramped(self._missing, nodes, self._trust)
 
     def words(self, service: str) -> str:
         """What of ``service`` is being measured, for its condition."""

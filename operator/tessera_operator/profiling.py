@@ -1,13 +1,14 @@
 """What is measured next, and what becomes of it. Pure.
 
 A model is measured once per kind of place that it may run on. A node measures one thing at a time, on the kind of
-place that it has; nodes that serve least are asked first, because measuring takes their processor's time.
+place that it has; nodes that serve least are asked first, because measuring takes their processor's time. What may
+not run beside the models of other namespaces is not measured beside them either.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tessera_core.api import Condition, ModelProfile, RuntimeNode, RuntimePool
@@ -18,6 +19,7 @@ from tessera_core.gpu.devices import FULL
 from tessera_core.gpu.mig import label
 from tessera_core.perf import LatencyProfile
 from tessera_core.perf.profile import LinearFit
+from tessera_core.plan.decision import Assignment
 from tessera_core.plan.state import CPU
 from tessera_core.plan.state_in import POOL_LABEL
 from tessera_operator.versions import Version
@@ -37,6 +39,55 @@ class Spot:
     device: str
     slice: str
     place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """Which node may be asked to measure which model."""
+
+    versions: Mapping[str, Version]
+    """By service, what is measured."""
+    pools: Mapping[str, RuntimePool]
+    tenants: Mapping[str, frozenset[str]]
+    """By node, the namespaces of what runs there or is about to."""
+
+    def allows(self, service: str, member: str, node: RuntimeNode) -> bool:
+        pool = self.pools.get(dict(node.metadata.labels).get(POOL_LABEL, ""))
+        if pool is None or not self.may_run(service, member, pool):
+            return False
+        own = frozenset((service.partition(".")[0],))
+        others = self.tenants.get(node.metadata.name, own) - own
+        return pool.spec.trust.shared_between_namespaces or not others
+
+    def may_run(self, service: str, member: str, pool: RuntimePool) -> bool:
+        version = self.versions[service]
+        found = next(each for each in version.service.spec.members if each.name == member)
+        return _may_run(version, pool, found.model.format.is_code)
+
+
+def tenants(
+    nodes: Iterable[RuntimeNode], assignments: Iterable[Assignment]
+) -> dict[str, frozenset[str]]:
+    """By node, the namespaces of what it is told to run, still has, or is planned to run."""
+    found: dict[str, set[str]] = {}
+    for node in nodes:
+        told = (each for device in node.spec.devices for each in device.instances)
+        present = (each for device in node.status.devices for each in device.instances)
+        found[node.metadata.name] = {each.service.partition(".")[0] for each in (*told, *present)}
+    for planned in assignments:
+        found.setdefault(planned.node, set()).add(planned.service.partition(".")[0])
+    return {node: frozenset(spaces) for node, spaces in found.items()}
+
+
+def cramped(wanted: Iterable[Wanted], nodes: Sequence[RuntimeNode], trust: Trust) -> frozenset[str]:
+    """Pools that lack a node for something that could be measured there but for the models of others."""
+    return frozenset(
+        name
+        for service, member, _ in wanted
+        if not any(trust.allows(service, member, node) for node in nodes)
+        for name, pool in trust.pools.items()
+        if trust.may_run(service, member, pool)
+    )
 
 
 def spots(node: RuntimeNode, cpu_slices: Sequence[int]) -> tuple[Spot, ...]:
@@ -111,10 +162,12 @@ def assign(
     waiting: Mapping[Wanted, float],
     now_s: float,
     cpu_slices: Sequence[int],
+    allows: Callable[[str, str, RuntimeNode], bool] = lambda service, member, node: True,
 ) -> dict[str, tuple[ProfilingTask, ...]]:
     """The tasks of each node, at most one each. What a node does already it goes on with.
 
-    ``usable``: nodes whose agents answer. ``waiting``: until when a task that failed is not tried again.
+    ``usable``: nodes whose agents answer. ``waiting``: until when a task that failed is not tried again. ``allows``:
+    whether a (service, member) may be measured on a node.
     """
     tasks: dict[str, tuple[ProfilingTask, ...]] = {}
     taken: set[Wanted] = set()
@@ -132,7 +185,11 @@ def assign(
                 if (each.device, each.slice) == (task.device, task.slice)
             ]
             keys = [(task.service, task.member, place) for place in places]
-            open_keys = [key for key in keys if key in wanted and key not in taken]
+            open_keys = [
+                key
+                for key in keys
+                if key in wanted and key not in taken and allows(key[0], key[1], node)
+            ]
             if open_keys and waiting.get(open_keys[0], 0.0) <= now_s:
                 taken.add(open_keys[0])
                 tasks[name] = (task,)
@@ -145,7 +202,9 @@ def assign(
         free = [
             (sum(len(d.instances) for d in node.spec.devices), node.metadata.name)
             for node in nodes
-            if node.metadata.name not in tasks and place in by_place.get(node.metadata.name, {})
+            if node.metadata.name not in tasks
+            and place in by_place.get(node.metadata.name, {})
+            and allows(service, member, node)
         ]
         if free:
             _, name = min(free)

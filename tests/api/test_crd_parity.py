@@ -71,7 +71,10 @@ def compared(codec: object, schema: dict[str, Any], path: str) -> Iterator[str]:
 
 
 def compared_record(codec: Record, schema: dict[str, Any], path: str) -> Iterator[str]:
-    if path in ("RuntimeNode.spec.services[].spec", "RuntimeNode.spec.candidates[].spec"):  # admitted as the spec of a ModelService before
+    if path in (
+        "RuntimeNode.spec.services[].spec",
+        "RuntimeNode.spec.candidates[].spec",
+    ):  # admitted as the spec of a ModelService before
         assert schema["x-kubernetes-preserve-unknown-fields"]
         return
     properties = schema.get("properties", {})

@@ -1,0 +1,155 @@
+"""A release from its beginning to its end on a cluster of its own: what an upgrade touches, and what is left in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import yaml
+from e2e.chart import CHART, NAMESPACE, Object, Refused, helm
+from e2e.conftest import SaidAloud
+from e2e.environment import Unavailable, choose
+from e2e.system.installation import ACTIVATOR, OPERATOR, POOL, RUNTIME, Installation, installation
+from e2e.system.load import Load, zero_failures
+from e2e.system.models import answer, classifier, example
+from e2e.system.services import Service, model_service
+
+USERS = "vision"
+KINDS = ("modelprofiles", "modelservices", "placementplans", "runtimenodes", "runtimepools")
+FILE = classifier(91)
+X = example()
+GONE_S = 120.0
+HELM_S = 180
+NOT_OURS = {"Event", "Namespace", "Node", "CustomResourceDefinition"}
+"""Kinds of which the cluster keeps objects that say ``tessera``: a record of what was, and what users have made."""
+
+
+@pytest.fixture(scope="module")
+def release(
+    said_aloud: SaidAloud, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Installation]:
+    """An installation that a test may take away."""
+    try:
+        environment = choose()
+        environment.prepare()
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    with ExitStack() as stack, said_aloud():
+        cluster = stack.enter_context(environment.cluster(tmp_path_factory.mktemp("release-nodes")))
+        if cluster.host is None:
+            pytest.skip("this machine reaches no ClusterIP of that cluster")
+        yield stack.enter_context(installation(cluster, tmp_path_factory.mktemp("release")))
+
+
+@pytest.fixture(scope="module")
+def service(release: Installation) -> Service:
+    release.kubectl("create", "namespace", USERS)
+    uri = release.store.put("digits.onnx", FILE)
+    spread = {"spread": {"minNodes": 2}}
+    scaling = {"minReplicas": 2}
+    release.apply(model_service(USERS, "digits", {"only": uri}, placement=spread, scaling=scaling))
+    found = release.service(USERS, "digits")
+    found.wait_until_serving()
+    return found
+
+
+def uids(release: Installation, selector: str) -> set[str]:
+    return {pod["metadata"]["uid"] for pod in release.pods(selector)}
+
+
+def upgrade(release: Installation, folder: Path, **values: object) -> None:
+    path = folder / "changed.yaml"
+    path.write_text(yaml.safe_dump(values))
+    files = [f"--values={each}" for each in (*release.values, path)]
+    helm(
+        *("upgrade", "tessera", str(CHART), f"--namespace={NAMESPACE}", "--reuse-values", *files),
+        *("--wait", f"--timeout={HELM_S}s"),
+        kubeconfig=release.cluster.kubeconfig,
+    )
+
+
+@pytest.mark.timeout(300, func_only=True)
+def test_changed_settings_restart_the_operator_and_nothing_else(
+    release: Installation, service: Service, tmp_path: Path
+) -> None:
+    before = {each: uids(release, each) for each in (OPERATOR, RUNTIME, ACTIVATOR)}
+    with Load(service.target(), X, {"right": answer(FILE, X)}) as load:
+        upgrade(release, tmp_path, config={"headroom": "1.3"}, operator={"logLevel": "debug"})
+        release.wait(
+            "new operators", lambda: not before[OPERATOR] & uids(release, OPERATOR), GONE_S
+        )
+        service.change(traffic={"requestsPerSecond": 21})
+        service.wait_until_settled()
+    zero_failures(load.result)
+    for each in (RUNTIME, ACTIVATOR):
+        assert uids(release, each) == before[each]
+    assert 'headroom: "1.3"' in release.kubectl(
+        "get", "configmaps", f"--namespace={NAMESPACE}", "--output=jsonpath={.items[*].data}"
+    ).replace('\\"', '"')
+
+
+def test_what_helm_tests_passes(release: Installation, service: Service) -> None:
+    said = helm(
+        *("test", "tessera", f"--namespace={NAMESPACE}", "--timeout=90s"),
+        kubeconfig=release.cluster.kubeconfig,
+    )
+    assert "Phase:          Succeeded" in said
+
+
+@pytest.mark.timeout(400, func_only=True)
+def test_nothing_is_left_but_what_users_have_made(release: Installation, service: Service) -> None:
+    """The last test of the module: the release is gone afterwards."""
+    helm(
+        *("uninstall", "tessera", f"--namespace={NAMESPACE}", "--wait", f"--timeout={HELM_S}s"),
+        kubeconfig=release.cluster.kubeconfig,
+    )
+    release.wait("the pods have ended", lambda: not release.objects("Pod", NAMESPACE), GONE_S)
+
+    document = service.document()
+    assert document["metadata"].get("finalizers", []) == []
+    assert release.read("RuntimePool", POOL) is not None
+    for kind in ("Service", "EndpointSlice"):
+        assert release.objects(kind, USERS) == []
+    for kind in ("RuntimeNode", "PlacementPlan"):
+        assert release.objects(kind) == []
+    assert leftovers(release) == {
+        *{("CustomResourceDefinition", f"{each}.tessera.dev") for each in KINDS},
+        ("ModelService", "digits"),
+        ("RuntimePool", POOL),
+        *{("ModelProfile", each["metadata"]["name"]) for each in release.objects("ModelProfile")},
+    }
+
+    # Nothing holds on to what users take away now, kinds included.
+    release.kubectl("delete", "msvc", "digits", f"--namespace={USERS}", "--timeout=20s")
+    release.kubectl("delete", "crds", *[f"{each}.tessera.dev" for each in KINDS], "--timeout=30s")
+    release.kubectl("delete", "namespace", NAMESPACE, "--timeout=60s")
+    assert leftovers(release) == set()
+
+
+def leftovers(release: Installation) -> set[tuple[str, str]]:
+    """Objects of any kind that bear Tessera's name, a label of it, or are of a kind of it."""
+    found = set()
+    for group, resource, _, verbs in release.client.resources():
+        if "/" in resource or "list" not in verbs or group in ("events.k8s.io", "metrics.k8s.io"):
+            continue
+        for each in listed(release, group, resource):
+            metadata = each["metadata"]
+            labels = metadata.get("labels") or {}
+            named = metadata["name"].split(".")[0].startswith("tessera") or group == "tessera.dev"
+            labelled = labels.get("app.kubernetes.io/managed-by") == "tessera"
+            crd = metadata["name"].endswith(".tessera.dev")
+            if (named or labelled or crd) and resource not in ("events", "namespaces"):
+                found.add((each["kind"], metadata["name"]))
+    return found
+
+
+def listed(release: Installation, group: str, resource: str) -> list[Object]:
+    name = f"{resource}.{group}" if group else resource
+    try:
+        text = release.kubectl("get", name, "--all-namespaces", "--output=yaml")
+    except (RuntimeError, Refused):
+        return []  # it went away meanwhile
+    found: list[Object] = yaml.safe_load(text)["items"]
+    return found
