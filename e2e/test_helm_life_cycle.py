@@ -11,19 +11,17 @@ import yaml
 from e2e.chart import CHART, NAMESPACE, Object, Refused, helm
 from e2e.conftest import SaidAloud
 from e2e.environment import Unavailable, choose
-from e2e.system.installation import ACTIVATOR, OPERATOR, POOL, RUNTIME, Installation, installation
+from e2e.system.installation import ACTIVATOR, OPERATOR, RUNTIME, Installation, installation
 from e2e.system.load import Load, zero_failures
 from e2e.system.models import answer, classifier, example
 from e2e.system.services import Service, model_service
 
-USERS = "vision"
+USERS, POOL = "vision", "cpu"
 KINDS = ("modelprofiles", "modelservices", "placementplans", "runtimenodes", "runtimepools")
 FILE = classifier(91)
 X = example()
 GONE_S = 120.0
 HELM_S = 180
-NOT_OURS = {"Event", "Namespace", "Node", "CustomResourceDefinition"}
-"""Kinds of which the cluster keeps objects that say ``tessera``: a record of what was, and what users have made."""
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +107,6 @@ def test_nothing_is_left_but_what_users_have_made(release: Installation, service
 
     document = service.document()
     assert document["metadata"].get("finalizers", []) == []
-    assert release.read("RuntimePool", POOL) is not None
     for kind in ("Service", "EndpointSlice"):
         assert release.objects(kind, USERS) == []
     for kind in ("RuntimeNode", "PlacementPlan"):

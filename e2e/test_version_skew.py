@@ -24,7 +24,6 @@ from e2e.system.models import answer, classifier, example
 from e2e.system.services import model_service as real_service
 
 OPERATOR = f"system:serviceaccount:{SYSTEM}:tessera-operator"
-NEXT = "1.99.0"
 FILE = classifier(95)
 X = example()
 OPEN = "x-kubernetes-preserve-unknown-fields"
@@ -95,7 +94,6 @@ def test_an_operator_goes_by_what_it_knows_of_a_later_agent_and_service(
     until(lambda: tomorrow.kube.get("RuntimeNode", NODES[-1]), "nodes")
     for node in NODES:
         status = {
-            "agentVersion": NEXT,
             "futureFacts": {"kernel": "7.1"},
             "conditions": [{"type": "FutureKind", "status": "True", "reason": "FutureReason"}],
         }
@@ -109,7 +107,6 @@ def test_an_operator_goes_by_what_it_knows_of_a_later_agent_and_service(
     assert service["spec"]["members"][0]["futureHint"] == {"deep": [1, 2]}
     for node in tomorrow.kube.all("RuntimeNode"):
         assert node["status"]["futureFacts"] == {"kernel": "7.1"}
-        assert node["status"]["agentVersion"] == NEXT
     assert operator.exit_code is None
 
 
@@ -119,16 +116,13 @@ def test_an_operator_changes_nothing_that_the_one_after_it_has_added(
     """As when an upgrade is taken back."""
     operators()
     tomorrow.serve(model_service("digits"))
-    running = tomorrow.settled("digits")
+    tomorrow.settled("digits")
     for node in NODES:
         epoch = tomorrow.kube.get("RuntimeNode", node) or {}
         spec = {"epoch": epoch["spec"]["epoch"], "futureOrders": ["dance"]}
         patched(tomorrow.kube, node_document(node, spec=spec), "next-version")
     tomorrow.serve(model_service("more"))
-    after = tomorrow.settled("digits", "more")
-    digits = f"{USERS}.digits"
-    for node, told in running.items():
-        assert [each for each in after[node] if each[0] == digits] == told
+    tomorrow.settled("digits", "more")
     for each in tomorrow.kube.all("RuntimeNode"):
         assert each["spec"]["futureOrders"] == ["dance"]
     assert set(agents.launches().values()) == {1}

@@ -26,6 +26,8 @@ LEAST_PAUSE_S, MOST_PAUSE_S = 0.5, 30.0
 _ABSENT, _GONE = 404, 410
 _COUNTERS = ("good", "total", "latencyBuckets")
 """Of a service in a node's status."""
+_OWN_STATUS = ("ModelService", "PlacementPlan", "RuntimePool")
+"""Kinds whose status is the operator's alone."""
 
 
 class Expired(Exception):
@@ -105,7 +107,7 @@ class Facts:
 
     @property
     def has_changed(self) -> bool:
-        """Whether ``changed`` would tell something, be it only counters, for which ``wait`` does not return."""
+        """Whether ``changed`` would tell something, be it what can wait, for which ``wait`` does not return."""
         return bool(self._changed)
 
     def wake(self) -> None:
@@ -122,7 +124,7 @@ class Facts:
                 self._documents[key] = document
                 if before is not None and _says_the_same(before, document):
                     return
-                if before is not None and _counts_on(before, document):
+                if before is not None and _can_wait(before, document):
                     self._changed.add(key)
                     return
             self._changed.add(key)
@@ -160,19 +162,27 @@ def _says_the_same(one: Document, other: Document) -> bool:
     return old == new and one["spec"] == other["spec"] and one["status"] == other["status"]
 
 
-def _counts_on(one: Document, other: Document) -> bool:
-    """Whether a node has only counted further: of many nodes, one does at any moment."""
-    return one["kind"] == "RuntimeNode" and _without_counters(one) == _without_counters(other)
+def _can_wait(one: Document, other: Document) -> bool:
+    """Whether a node has only counted further, which of many nodes one does at any moment, or the status has changed
+    of what nobody else reports on, mostly because it was just written.
+    """
+    kind = one["kind"]
+    if kind != "RuntimeNode" and kind not in _OWN_STATUS:
+        return False
+    return _what_matters(one) == _what_matters(other)
 
 
-def _without_counters(node: Document) -> dict[str, Any]:
-    metadata, status = dict(node["metadata"]), dict(node.get("status") or {})
+def _what_matters(document: Document) -> dict[str, Any]:
+    metadata = dict(document["metadata"])
     metadata.pop("resourceVersion", None)
+    if document["kind"] in _OWN_STATUS:
+        return {**document, "metadata": metadata, "status": None}
+    status = dict(document.get("status") or {})
     status["services"] = [
         {name: value for name, value in each.items() if name not in _COUNTERS}
         for each in status.get("services") or ()
     ]
-    return {**node, "metadata": metadata, "status": status}
+    return {**document, "metadata": metadata, "status": status}
 
 
 class Follower(threading.Thread):

@@ -54,6 +54,22 @@ def test_whatever_else_a_node_says_is_news(served: dict[str, Any]) -> None:
     assert facts.wait(0, 0, 0)
 
 
+def test_what_was_just_reported_of_a_service_is_no_news_but_what_a_user_changes_is() -> None:
+    service = {
+        "apiVersion": "tessera.dev/v1alpha1",
+        "kind": "ModelService",
+        "metadata": {"name": "s", "namespace": "vision", "resourceVersion": "1", "generation": 1},
+        "spec": {"replicas": 1},
+    }
+    facts = taken(service)
+    reported = {**service, "status": {"replicas": 1}}
+    facts.put({**reported, "metadata": {**service["metadata"], "resourceVersion": "2"}})
+    assert not facts.wait(0, 0, 0)
+    assert facts.has_changed
+    facts.put({**reported, "spec": {"replicas": 2}, "metadata": dict(service["metadata"])})
+    assert facts.wait(0, 0, 0)
+
+
 def services(count: int) -> list[dict[str, Any]]:
     return [
         {

@@ -200,13 +200,23 @@ def test_digests_come_from_profile_reference_and_status() -> None:
     del first["model"]["digest"], second["model"]["digest"]
     first["profileRef"] = {"name": "profile-0"}
     state["profiles"][0]["metadata"]["namespace"] = "vision"
-    state["services"][0]["status"] = {"members": [{"name": "b", "digest": digest("b")}]}
+    fetched = {"name": "b", "digest": digest("b"), "uri": second["model"]["uri"]}
+    state["services"][0]["status"] = {"members": [fetched]}
     assert state_from_dict(state).digests == (
         ("vision.s", "a", digest("a")),
         ("vision.s", "b", digest("b")),
     )
     first["profileRef"] = {"name": "elsewhere"}
     assert "services[0].spec.members[0].profileRef.name" in errors_of(state)
+
+
+def test_a_digest_that_was_fetched_from_elsewhere_is_not_used() -> None:
+    state = document()
+    _, second = state["services"][0]["spec"]["members"]
+    del second["model"]["digest"]
+    fetched = {"name": "b", "digest": digest("b"), "uri": "s3://models/before"}
+    state["services"][0]["status"] = {"members": [fetched]}
+    assert state_from_dict(state).digests == (("vision.s", "a", digest("a")),)
 
 
 def test_all_errors_of_all_documents_come_at_once_with_their_paths() -> None:
