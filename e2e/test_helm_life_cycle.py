@@ -16,7 +16,7 @@ from e2e.system.load import Load, zero_failures
 from e2e.system.models import answer, classifier, example
 from e2e.system.services import Service, model_service
 
-USERS, POOL = "vision", "cpu"
+USERS, POOL = "audio", "cpu"
 KINDS = ("modelprofiles", "modelservices", "placementplans", "runtimenodes", "runtimepools")
 FILE = classifier(91)
 X = example()

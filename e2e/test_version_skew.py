@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 import yaml
@@ -74,7 +75,7 @@ def tomorrow(scene: Scene) -> Iterator[Scene]:
 def patched(client: Client, document: Object, manager: str, subresource: str = "") -> Object:
     """Server-side apply of fields of the next version beside those of this one."""
     metadata = document["metadata"]
-    path = f"/apis/{API}/{'runtimenodes'}/{metadata['name']}{subresource}"
+    path = f"/apis/{API}/runtimenodes/{metadata['name']}{subresource}"
     return client.call("PATCH", f"{path}?fieldManager={manager}&force=true", document, APPLY)
 
 
@@ -148,24 +149,12 @@ def test_an_agent_carries_out_what_it_knows_of_a_later_operators_orders(
     operator = upgraded.client.acting_for(
         OPERATOR, "system:serviceaccounts", "system:authenticated"
     )
-    with Load(service.target(), X, {"right": answer(FILE, X)}) as load:
+    with ExitStack() as stack:
+        load = stack.enter_context(Load(service.target(), X, {"right": answer(FILE, X)}))
         node = upgraded.read("RuntimeNode", home)
         assert node is not None
-        device = {"uuid": node["spec"]["devices"][0]["uuid"], "futureClock": "1980MHz"}
-        served = {
-            "name": service.served_name,
-            "generation": 1,
-            "futureShare": "0.5",
-            "spec": {"futurePolicy": {"deep": True}},
-        }
-        spec = {
-            "epoch": node["spec"]["epoch"],
-            "futureOrders": ["dance"],
-            "devices": [device],
-            "services": [served],
-        }
-        told = patched(operator, node_document(home, spec=spec), "next-version")
-        generation = told["metadata"]["generation"]
+        generation = order(operator, node, service.served_name)
+        stack.callback(patched, operator, node_document(home), "next-version")  # takes all back
         assert generation > node["metadata"]["generation"]
 
         def has_taken() -> bool:
@@ -176,10 +165,29 @@ def test_an_agent_carries_out_what_it_knows_of_a_later_operators_orders(
         service.change(traffic={"requestsPerSecond": 22})
         service.wait_until_settled()
         load.go_on_for(3)
+        found = upgraded.read("RuntimeNode", home)
     zero_failures(load.result)
-    found = upgraded.read("RuntimeNode", home)
     assert found is not None
     assert found["spec"]["futureOrders"] == ["dance"]
     accepted = {each["type"]: each["status"] for each in found["status"]["conditions"]}
     assert accepted["SpecAccepted"] == "True", json.dumps(found["status"])
     operator.close()
+
+
+def order(operator: Client, node: Object, service: str) -> int:
+    """Add fields of the next version wherever a spec has objects; the generation that this makes."""
+    spec = {
+        "epoch": node["spec"]["epoch"],
+        "futureOrders": ["dance"],
+        "devices": [{"uuid": node["spec"]["devices"][0]["uuid"], "futureClock": "1980MHz"}],
+        "services": [
+            {
+                "name": service,
+                "generation": 1,
+                "futureShare": "0.5",
+                "spec": {"futurePolicy": {"deep": True}},
+            }
+        ],
+    }
+    document = node_document(node["metadata"]["name"], spec=spec)
+    return int(patched(operator, document, "next-version")["metadata"]["generation"])
