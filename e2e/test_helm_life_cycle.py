@@ -21,6 +21,8 @@ KINDS = ("modelprofiles", "modelservices", "placementplans", "runtimenodes", "ru
 FILE = classifier(91)
 X = example()
 GONE_S = 120.0
+NOT_KEPT = ("apiregistration.k8s.io", "events.k8s.io")
+"""Groups of objects that the API server makes of others, and that pass."""
 HELM_S = 180
 
 
@@ -129,7 +131,7 @@ def leftovers(release: Installation) -> set[tuple[str, str]]:
     """Objects of any kind that bear Tessera's name, a label of it, or are of a kind of it."""
     found = set()
     for group, resource, _, verbs in release.client.resources():
-        if "/" in resource or "list" not in verbs or group in ("events.k8s.io", "metrics.k8s.io"):
+        if "/" in resource or "list" not in verbs or group in NOT_KEPT:
             continue
         for each in listed(release, group, resource):
             metadata = each["metadata"]

