@@ -17,7 +17,9 @@ from tessera_core.api import ModelService, RuntimeNode
 from tessera_core.perf.histogram import BOUNDS_S, percentile_s
 
 RATE_S = 60.0
-"""Over which a rate is counted: agents report at most every 30 s."""
+"""Over which a rate is counted."""
+REPORT_S = 30.0
+"""How often an agent whose counters move reports."""
 PEAK_S = 600.0
 """For which a peak counts."""
 SCALED_TO_ZERO = "ScaledToZero"
@@ -43,6 +45,20 @@ class _Part:
 
 
 @dataclass(frozen=True, slots=True)
+class _Report:
+    """Requests that one node answered between two times."""
+
+    since_s: float
+    until_s: float
+    total: int
+
+    def within(self, since_s: float) -> float:
+        """Of its requests those after ``since_s``, as if they had come evenly."""
+        inside = min(1.0, (self.until_s - since_s) / (self.until_s - self.since_s))
+        return max(0.0, inside) * self.total
+
+
+@dataclass(frozen=True, slots=True)
 class Window:
     """What a service did over its SLO's window."""
 
@@ -64,19 +80,40 @@ class _Service:
     active_s: float
     """When a request came last, or the service was created."""
     counted: deque[_Part] = field(default_factory=deque)
-    recent: deque[tuple[float, int]] = field(default_factory=deque)
-    """(when, requests) of the last minute."""
+    recent: dict[str, deque[_Report]] = field(default_factory=dict)
+    """What each node reported for its last minute."""
     peaks: deque[tuple[float, float]] = field(default_factory=deque)
     """(since when, requests per second), of which each holds until the next one."""
 
-    def count(self, now_s: float, part_s: float, good: int, total: int, buckets: Counts) -> None:
+    def count(
+        self, node: str, now_s: float, part_s: float, good: int, total: int, buckets: Counts
+    ) -> None:
         self.active_s = now_s
-        self.recent.append((now_s, total))
+        reports = self.recent.setdefault(node, deque())
+        # A node is silent while nothing comes: what it reports then came since its last pause at the earliest.
+        since_s = max(reports[-1].until_s if reports else 0.0, now_s - REPORT_S)
+        reports.append(_Report(min(since_s, now_s - 1e-3), now_s, total))
         if not self.counted or now_s - self.counted[-1].since_s >= part_s:
             self.counted.append(_Part(now_s, 0, 0, []))
         part = self.counted[-1]
         part.good, part.total = part.good + good, part.total + total
         part.buckets = _added(part.buckets, buckets)
+
+    def forget(self, now_s: float) -> None:
+        """Leave what counts in no rate any more."""
+        for node, reports in list(self.recent.items()):
+            while reports and reports[0].until_s <= _until_s(reports, now_s) - RATE_S:
+                reports.popleft()
+            if not reports:
+                del self.recent[node]
+
+    def rate(self, now_s: float) -> float:
+        """Requests per second over the last minute, or for how long the service is known."""
+        counted = 0.0
+        for reports in self.recent.values():
+            since_s = _until_s(reports, now_s) - RATE_S
+            counted += sum(each.within(since_s) for each in reports)
+        return counted / min(RATE_S, max(REPORT_S, now_s - self.since_s))
 
 
 class Traffic:
@@ -114,6 +151,7 @@ class Traffic:
                     last = 0, 0, ()  # the server was restarted
                 if each.total > last[1]:
                     found.count(
+                        key[0],
                         now_s,
                         _window_s(known[each.name]) / _PARTS,
                         max(0, each.good - last[0]),
@@ -125,11 +163,10 @@ class Traffic:
                     )
         self._last = present
         for name, found in self._services.items():
-            while found.recent and found.recent[0][0] <= now_s - RATE_S:
-                found.recent.popleft()
+            found.forget(now_s)
             while found.counted and found.counted[0].since_s < now_s - _window_s(known[name]):
                 found.counted.popleft()
-            rate = _rate(found, now_s)
+            rate = found.rate(now_s)
             if not found.peaks or found.peaks[-1][1] != rate:
                 found.peaks.append((now_s, rate))
             # The last one before the time that counts holds until the first one in it.
@@ -170,7 +207,7 @@ class Traffic:
             total=sum(each.total for each in inside),
             p50_s=percentile_s(buckets, 50),
             p99_s=percentile_s(buckets, 99),
-            requests_per_second=_rate(found, now_s),
+            requests_per_second=found.rate(now_s),
         )
 
     def _note_spec(self, name: str, service: ModelService, now_s: float) -> None:
@@ -193,10 +230,9 @@ class Traffic:
                 found.hint, found.hint_s = hint, now_s
 
 
-def _rate(found: _Service, now_s: float) -> float:
-    """Requests per second over the last minute, or for how long the service is known."""
-    counted = sum(total for at_s, total in found.recent if at_s > now_s - RATE_S)
-    return counted / min(RATE_S, max(RATE_S / 2, now_s - found.since_s))
+def _until_s(reports: Sequence[_Report], now_s: float) -> float:
+    """Until when what a node answered is known: a node that did not report in time answered nothing."""
+    return max(reports[-1].until_s, now_s - REPORT_S)
 
 
 def _window_s(service: ModelService) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -198,6 +199,39 @@ def test_rates_are_rounded_up_by_less_than_a_tenth(total: int) -> None:
     traffic = fed(S, (0, [busy(0)]), (60, [busy(total)]))
     rate = total / 60
     assert rate * (1 - 1e-6) <= traffic.planned_rate(S, 60) <= rate * 1.1001
+
+
+@given(st.lists(st.floats(0, 0.2), min_size=30, max_size=30), st.floats(0, 29), st.integers(1, 50))
+def test_a_steady_rate_is_seen_as_it_is_however_reports_and_rounds_fall(
+    jitter: list[float], phase: float, rate: int
+) -> None:
+    traffic = Traffic()
+    looks = sorted(
+        (30.0 * turn + late + shift, name)
+        for turn, late in enumerate(jitter)
+        for name, shift in (("n0", 0.0), ("n1", phase))
+    )
+    nodes = {name: busy(0, name) for name in ("n0", "n1")}
+    traffic.note([S], list(nodes.values()), 0)
+    for (at_s, name), (next_s, _) in pairwise(looks):
+        nodes[name] = busy(round(rate * at_s), name)
+        traffic.note([S], list(nodes.values()), at_s)
+        if at_s >= 120:
+            for second in (at_s, (at_s + next_s) / 2, next_s):
+                seen = traffic.window(S, second).requests_per_second
+                assert seen == pytest.approx(2 * rate, rel=0.1, abs=0.1)
+
+
+def test_a_burst_after_a_lull_is_not_spread_over_the_lull() -> None:
+    traffic = fed(S, (0, [busy(0)]), (30, [busy(1)]), (630, [busy(601)]))
+    assert traffic.window(S, 630).requests_per_second == 10
+
+
+def test_a_node_that_reports_no_longer_answers_nothing() -> None:
+    traffic = fed(S, *((second, [busy(second)]) for second in range(0, 301, 30)))
+    assert traffic.window(S, 330).requests_per_second == 1
+    assert traffic.window(S, 360).requests_per_second == 0.5
+    assert traffic.window(S, 390).requests_per_second == 0
 
 
 def test_a_rate_that_wavers_gives_one_number() -> None:
