@@ -88,8 +88,13 @@ class Api:
             "Accept": accept,
         }
         data = None if body is None else json.dumps(body).encode()
-        self._connection.request(method, f"/{path}", data, headers)
-        answer = self._connection.getresponse()
+        try:
+            self._connection.request(method, f"/{path}", data, headers)
+            answer = self._connection.getresponse()
+        except (BrokenPipeError, ConnectionResetError):  # it had been idle for long
+            self._connection.close()
+            self._connection.request(method, f"/{path}", data, headers)
+            answer = self._connection.getresponse()
         found: Object = json.load(answer)
         if answer.status >= 400:
             raise Refused(answer.status, found.get("message", ""))
