@@ -32,6 +32,8 @@ LEASE_NAME = "tessera-operator"
 _GATEWAY_KINDS = (kinds.HTTP_ROUTE, kinds.GRPC_ROUTE)
 ROUND_S = 30.0
 """Between two rounds at most: rates fade and back-offs end without news."""
+_MOST_QUIET_S = 3.0
+"""Without news, before a round that is expected to take long."""
 _FIRST_PAUSE_S, _MOST_PAUSE_S = 1.0, 30.0
 """After a round in which a write failed."""
 
@@ -87,11 +89,14 @@ def lead(
     controller = Controller(cluster, config, where, epoch)
     threading.Thread(target=_wake_at, args=(stop, facts), daemon=True).start()
     poll_s = round_s = time.monotonic()
-    pause_s, lost = 0.0, frozenset[str]()
+    pause_s, took_s, lost = 0.0, 0.0, frozenset[str]()
     while not stop.is_set():
         now_s = time.monotonic()
         wait_s = max(0.0, min(poll_s, round_s) - now_s)
-        news = facts.wait(wait_s, config.debounce_s, config.most_debounce_s)
+        # Where a plan takes long, facts that still come, as nodes of a new pool do, are worth waiting for.
+        quiet_s = max(config.debounce_s, min(_MOST_QUIET_S, took_s / 4))
+        most_s = max(config.most_debounce_s, min(ROUND_S, took_s))
+        news = facts.wait(wait_s, quiet_s, most_s)
         if stop.is_set():
             return
         now_s = time.monotonic()
@@ -111,7 +116,8 @@ def lead(
             # What is served goes on by itself; the next facts may be others.
             _LOG.exception("a round failed")
             due_s, failed = None, 1
-        health.round_ended(time.monotonic() - started_s, failed)
+        took_s = time.monotonic() - started_s
+        health.round_ended(took_s, failed)
         round_s = now_s + min(ROUND_S, due_s if due_s is not None else ROUND_S)
         if failed:
             pause_s = min(_MOST_PAUSE_S, max(_FIRST_PAUSE_S, 2 * pause_s))

@@ -260,7 +260,7 @@ def test_a_guest_that_would_cost_the_host_its_rate_stays_outside(rate: int, come
     placer = placer_of(two_members((2000, rate)))
     assert placer.place(0)
     before = placer.layout.used()
-    assert placer.guests.visit(1, placer.needs[1], set()) == comes
+    assert placer.guests.visit(1, (placer.needs[1],), set()) == comes
     assert placer.served(0)
     if comes:
         assert placer.served(1)
@@ -273,7 +273,7 @@ def test_a_guest_that_would_cost_the_host_its_rate_stays_outside(rate: int, come
 def test_who_wants_to_be_alone_is_neither_host_nor_guest(isolation: str) -> None:
     placer = placer_of(two_members((50, 50), placement={"isolation": isolation}))
     assert placer.place(0)
-    assert not placer.guests.visit(1, placer.needs[1], set())
+    assert not placer.guests.visit(1, (placer.needs[1],), set())
 
 
 def test_a_guest_finds_no_place_where_the_memory_is_full() -> None:
@@ -282,7 +282,7 @@ def test_a_guest_finds_no_place_where_the_memory_is_full() -> None:
         sizes = [measured(member, gpu_place(), memory_mib=mib) for member in "ab"]
         placer = placer_of(replace(state, measured=tuple(sizes)))
         assert placer.place(0)
-        assert placer.guests.visit(1, placer.needs[1], set()) == comes
+        assert placer.guests.visit(1, (placer.needs[1],), set()) == comes
 
 
 def test_guests_stay_together_when_they_run() -> None:

@@ -19,7 +19,7 @@ from tessera_core.plan.layout import Layout
 from tessera_core.plan.matrix import Cell, Change, replace_part, row_of
 from tessera_core.plan.place import Placer
 from tessera_core.plan.problem import Problem
-from tessera_core.plan.search import LITTLE_FAITH, Work, arrange, order_of
+from tessera_core.plan.search import LITTLE_FAITH, Arranged, Work, arrange, order_of
 
 _BISECTIONS = 7
 _FEW_BISECTIONS, _MANY = 4, 500
@@ -40,11 +40,15 @@ def serve_all(placer: Placer, work: Work) -> bool:
     mark = layout.mark()
     everyone = range(len(problem.demands))
     lacking = [member for member in everyone if not placer.served(member)]
-    if not arrange(placer, order_of(problem, placer.needs, layout.prices, lacking), work):
+    tried = arrange(placer, order_of(problem, placer.needs, layout.prices, lacking), work)
+    if not tried.failed:
         return True
     layout.rollback(mark)
     demands = problem.demands
     order = order_of(problem, placer.needs, layout.prices, everyone)
+    if len(lacking) == len(order):
+        # Those that had to go first to find a place begin with it.
+        order = sorted(tried.order, key=lambda member: -demands[member].priority)
     classes = [list(each) for _, each in groupby(order, key=lambda m: demands[m].priority)]
     for number, members in enumerate(classes):
         lower = [member for rest in classes[number + 1 :] for member in rest]
@@ -59,7 +63,8 @@ def _serve_class(placer: Placer, members: list[int], lower: list[int], work: Wor
     if not lacking:
         return
     mark = layout.mark()
-    if not arrange(placer, lacking, work):
+    first = arrange(placer, lacking, work)
+    if not first.failed:
         return
     layout.rollback(mark)
     # What stays where it is, what the classes below leave, and everything anew: in this order, and the next
@@ -72,19 +77,21 @@ def _serve_class(placer: Placer, members: list[int], lower: list[int], work: Wor
         layout.without(member)
     bare = layout.mark()
     if below:
-        if arrange(placer, lacking, work):
+        if arrange(placer, lacking, work).failed:
             layout.rollback(bare)
             _add(placer, members)
         best = _fairer(best, (standing(placer, members), _rows_since(layout, mark)))
         layout.rollback(bare)
     if min(best[0]) < 1.0:
+        # Whether all of it was just tried on the same boards.
+        tried = first if not below and len(lacking) == len(members) else None
         for member in members:
             layout.without(member)
         clear, faith = layout.mark(), layout.faith
         # The same two ways whether something runs or not, so that a plan stays when it is planned again.
         for layout.faith in (1.0, LITTLE_FAITH) if len(members) <= _MANY else (1.0,):
             layout.rollback(clear)
-            _arranged_anew(placer, members, work)
+            _arranged_anew(placer, members, tried, work)
             best = _fairer(best, (standing(placer, members), _rows_since(layout, mark)))
         layout.faith = faith
     layout.rollback(mark)
@@ -92,13 +99,17 @@ def _serve_class(placer: Placer, members: list[int], lower: list[int], work: Wor
     _put_back(layout, below, frozenset(lower))
 
 
-def _arranged_anew(placer: Placer, members: list[int], work: Work) -> None:
-    """Place all of a class, of which nobody has anything: fully if that can be, otherwise shared out."""
+def _arranged_anew(placer: Placer, members: list[int], tried: Arranged | None, work: Work) -> None:
+    """Place all of a class, of which nobody has anything: fully if that can be, otherwise shared out.
+
+    ``tried``: how placing it fully went, where that is known.
+    """
     mark = placer.layout.mark()
-    failed = arrange(placer, members, work)
-    if failed:
+    if tried is None:
+        tried = arrange(placer, members, work)
+    if tried.failed:
         placer.layout.rollback(mark)
-        _shared_out(placer, members, _within_reach(placer, failed), work)
+        _shared_out(placer, tried.order, _within_reach(placer, tried.failed), work)
 
 
 def _add(placer: Placer, members: list[int]) -> None:
@@ -201,7 +212,7 @@ def _shared_out(placer: Placer, members: list[int], reach: Sequence[int], work: 
     failed: list[int] = []
     while present:
         layout.rollback(base)
-        failed = _arranged(placer, present, full, reach, _LEAST_SHARE, work)
+        failed = _arranged(placer, present, full, reach, _LEAST_SHARE, work).failed
         if not failed:
             break
         out = _hopeless(problem, layout, failed).intersection(present)
@@ -220,7 +231,7 @@ def _shared_out(placer: Placer, members: list[int], reach: Sequence[int], work: 
     for _ in range(_BISECTIONS if len(present) <= _MANY else _FEW_BISECTIONS):
         share = (low + high) / 2
         layout.rollback(base)
-        failed = _arranged(placer, present, full, reach, share, work)
+        failed, present = _arranged(placer, present, full, reach, share, work)
         if not lame.issuperset(failed) or not all(layout.hosts[member] for member in failed):
             high = share
         else:
@@ -238,8 +249,8 @@ def _arranged(
     reach: Sequence[int],
     share: float,
     work: Work,
-) -> list[int]:
-    """Place ``members`` at ``share`` of what they need, ``reach`` at most; those that lack something."""
+) -> Arranged:
+    """Place ``members`` at ``share`` of what they need, ``reach`` at most."""
     needs = list(full)
     for member in members:
         wanted = min(int(full[member] * share), reach[member])
@@ -331,7 +342,7 @@ def grow(placer: Placer, order: Sequence[int], work: Work) -> None:
     def reached(factor: float) -> bool:
         layout.become({})
         placer.needs = [int(need * factor) for need in full]
-        return not arrange(placer, list(order), work)
+        return not arrange(placer, list(order), work).failed
 
     for _ in range(_HALVINGS):
         if high <= low * 1.01:

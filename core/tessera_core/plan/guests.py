@@ -46,24 +46,33 @@ Grid = tuple[tuple[int, int, float], ...]
 class Guests:
     """Finds places beside others for the members of one placer."""
 
-    def __init__(self, placer: Placer) -> None:
+    def __init__(self, placer: Placer, before: Guests | None) -> None:
+        """``before``: of another layout of the same problem."""
         self._placer = placer
         self._layout = placer.layout
         self._problem = placer.problem
-        self._joints: dict[tuple[object, ...], Part | None] = {}
-        self._grids: dict[tuple[Behaviour, int], Grid] = {}
-        self._smallest: dict[tuple[Behaviour, tuple[int, ...]], int] = {}
+        self._joints: dict[tuple[object, ...], Part | None] = before._joints if before else {}
+        self._grids: dict[tuple[Behaviour, int], Grid] = before._grids if before else {}
+        self._smallest: dict[tuple[Behaviour, tuple[int, ...]], int] = (
+            before._smallest if before else {}
+        )
 
-    def visit(self, member: int, wanted: int, avoid: set[int]) -> bool:
-        """Take a place beside others that carries ``wanted``, or all that is missing; False without one."""
+    def visit(self, member: int, wanted: Sequence[int], avoid: set[int]) -> bool:
+        """Take a place beside others that carries the first of ``wanted``, or all that is missing, that any does.
+
+        False without one.
+        """
         layout = self._layout
-        for index in self._hosts(member, avoid):
-            row = layout.rows[index]
-            for position, part in enumerate(row):
-                if not self._may_host(index, part, member):
-                    continue
-                joint = self._joint(part, member, wanted)
-                if joint is not None and self._joined(index, position, joint, member, wanted):
+        hosts = [
+            (index, position, part)
+            for index in self._hosts(member, avoid)
+            for position, part in enumerate(layout.rows[index])
+            if self._may_host(index, part, member)
+        ]
+        for rate in wanted:
+            for index, position, part in hosts:
+                joint = self._joint(part, member, rate)
+                if joint is not None and self._joined(index, position, joint, member, rate):
                     return True
         return False
 

@@ -44,6 +44,9 @@ class Layout:
         self.hosts: list[dict[int, None]] = [{} for _ in problem.demands]
         """Boards of every member."""
         self._capacity: list[int | None] = [0] * len(problem.demands)
+        self._parts = [0] * len(problem.demands)
+        self._parts_on: dict[tuple[int, int], int] = {}
+        """By (member, node)."""
         self.score = Score(0, 0, 0, 0, 0)
         self._tenants: dict[int, dict[str, int]] = {}
         """Parts per namespace, by private node."""
@@ -95,12 +98,17 @@ class Layout:
             cells -= len(part.cells)
             for member, _, _ in part.cells:
                 self.hosts[member].pop(index, None)
+                self._parts[member] -= 1
+                self._parts_on[member, board.node] -= 1
                 self._capacity[member] = None
         for part in row:
             width += self._width[part.place]
             cells += len(part.cells)
             for member, _, _ in part.cells:
                 self.hosts[member][index] = None
+                self._parts[member] += 1
+                here = member, board.node
+                self._parts_on[here] = self._parts_on.get(here, 0) + 1
                 self._capacity[member] = None
         self.rows[index] = row
         self.sharable.pop(index, None)
@@ -161,17 +169,11 @@ class Layout:
 
     def parts(self, member: int) -> int:
         """Parts in which ``member`` runs."""
-        return sum(1 for index in self.hosts[member] for _ in self.parts_of(member, index))
+        return self._parts[member]
 
     def parts_on(self, member: int, node: int) -> int:
         """Parts of one node in which ``member`` runs."""
-        boards = self.problem.boards
-        return sum(
-            1
-            for index in self.hosts[member]
-            if boards[index].node == node
-            for _ in self.parts_of(member, index)
-        )
+        return self._parts_on.get((member, node), 0)
 
     def nodes(self, member: int) -> dict[int, list[Part]]:
         """Parts of ``member`` by node, nodes ascending."""

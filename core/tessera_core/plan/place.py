@@ -29,6 +29,8 @@ from tessera_core.plan.rooms import Counts, Fit
 
 _DIVISIONS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 """Nodes over which a rate is divided."""
+_FRACTIONS = (2, 4, 8, 16)
+"""Of a rate that are sought beside others when all of it finds no place."""
 _COVERS = 3
 """Covers tried per kind and regime."""
 _DEARER = 1.3
@@ -81,12 +83,15 @@ def _wish(
 class Placer:
     """Places members into one layout, towards ``needs`` (rows/s × ``MILLI`` by member)."""
 
-    def __init__(self, layout: Layout, needs: Sequence[int]) -> None:
+    def __init__(self, layout: Layout, needs: Sequence[int], before: Placer | None = None) -> None:
+        """``before``: of another layout of the same problem and prices; what it found out holds here, too."""
         self.layout = layout
         self.problem: Problem = layout.problem
         self.needs = needs
-        self._covers: dict[tuple[Behaviour, int, tuple[int, ...]], list[Wish]] = {}
-        self.guests = Guests(self)
+        self._covers: dict[tuple[Behaviour, int, tuple[int, ...]], list[Wish]] = (
+            before._covers if before else {}
+        )
+        self.guests: Guests = Guests(self, before.guests if before else None)
 
     def missing(self, member: int) -> int:
         """Rows/s × ``MILLI`` that ``member`` lacks."""
@@ -137,7 +142,7 @@ class Placer:
         places = {p for index in problem.eligible[member] for p in problem.kinds[index].classes}
         rates = {best.rate for place in places if (best := behaviour.best(place)) is not None}
         avoid, _ = self._spread(member)
-        yield partial(self.guests.visit, member, missing, avoid)
+        yield partial(self.guests.visit, member, (missing,), avoid)
         for rate in sorted((rate for rate in rates if rate < missing), reverse=True)[:_FIRST_RATES]:
             yield partial(self._take_offer, member, rate, 1)
 
@@ -167,7 +172,7 @@ class Placer:
         missing = self.missing(member)
         avoid, scattered = self._spread(member)
         small = self.guests.is_small(member, missing)
-        if small and self.guests.visit(member, missing, avoid):
+        if small and self.guests.visit(member, (missing,), avoid):
             return True
         for division in _DIVISIONS:
             if division < scattered:
@@ -177,13 +182,8 @@ class Placer:
                 return True
             if not missing or (division > 1 and rate < MILLI):
                 break
-        if not small and self.guests.visit(member, missing, avoid):
-            return True
-        return any(
-            self.guests.visit(member, missing // part, avoid)
-            for part in (2, 4, 8, 16)
-            if missing // part
-        )
+        parts = [missing // part for part in _FRACTIONS if missing // part]
+        return self.guests.visit(member, parts if small else [missing, *parts], avoid)
 
     def _spread(self, member: int) -> tuple[set[int], int]:
         """Nodes that ``member`` has to leave out for the sake of its spread, and how many more it needs."""

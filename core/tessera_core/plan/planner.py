@@ -173,7 +173,7 @@ def _searched(
         rows = placer.layout.used()
         again = Layout(problem, prices)
         again.change(rows)
-        placer = Placer(again, needs)
+        placer = Placer(again, needs, placer)
         _adjust(placer, work)
         if again.used() == rows:
             break

@@ -12,6 +12,7 @@ single ones, and thorough placing (``Placer.place``) after both. An attempt is o
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from tessera_core.plan.layout import Layout
 from tessera_core.plan.matrix import Change
@@ -21,6 +22,10 @@ from tessera_core.plan.problem import Problem
 
 _SQUEAKS = 12
 """Orders tried until everybody has a place; fewer when there are many members."""
+_FORWARD = 4
+"""Whoever found no place takes its turn that many times earlier in the next order."""
+_STALLED = 3
+"""Orders in a row that were no better than the best one: others will not be either."""
 _MOST_PLACED = 6000
 """Members placed in all those orders together."""
 LITTLE_FAITH = 0.1
@@ -73,8 +78,17 @@ def construct(placer: Placer, members: Iterable[int], thorough: bool = False) ->
     return [member for member in members if not placer.place(member, thorough)]
 
 
-def arrange(placer: Placer, members: Sequence[int], work: Work) -> list[int]:
-    """Place ``members`` into what the placer's layout has; returns those that lack something.
+class Arranged(NamedTuple):
+    """How placing some members went."""
+
+    failed: list[int]
+    """Members that lack something."""
+    order: list[int]
+    """In which all were placed: a good one to begin with where nearly the same is asked again."""
+
+
+def arrange(placer: Placer, members: Sequence[int], work: Work) -> Arranged:
+    """Place ``members`` into what the placer's layout has.
 
     The best of several orders is kept: fewest failures, of these most members that have something at all.
     """
@@ -82,8 +96,9 @@ def arrange(placer: Placer, members: Sequence[int], work: Work) -> list[int]:
     mark = layout.mark()
     order = list(members)
     new = {member for member in order if not layout.hosts[member]}
-    best: tuple[tuple[int, int], list[int], Change] | None = None
+    best: tuple[tuple[int, int], Arranged, Change] | None = None
     attempts = max(2, min(_SQUEAKS, _MOST_PLACED // max(1, len(order))))
+    stalled = 0
     for attempt in range(attempts):
         # Few members: worth every effort, once the plain way has failed.
         failed = construct(placer, order, thorough=attempt > 0 and attempts == _SQUEAKS)
@@ -91,16 +106,21 @@ def arrange(placer: Placer, members: Sequence[int], work: Work) -> list[int]:
             failed = [
                 member for member in failed if member not in new or not _afresh(placer, member)
             ]
+        found = Arranged(failed, order)
         if not failed:
-            return []
+            return found
         merit = len(failed), sum(not layout.hosts[member] for member in failed)
+        stalled += 1
         if best is None or merit < best[0]:
-            best = merit, failed, {index: layout.rows[index] for index in layout.changed(mark)}
-        if attempt == attempts - 1 or not work.spend():
+            stalled = 0
+            best = merit, found, {index: layout.rows[index] for index in layout.changed(mark)}
+        if stalled == _STALLED or attempt == attempts - 1 or not work.spend():
             break
         layout.rollback(mark)
         loud = set(failed)
-        following = [*failed, *(member for member in order if member not in loud)]
+        # Not to the very front: one that is large upsets everybody there.
+        turn = {m: at / _FORWARD if m in loud else at for at, m in enumerate(order)}
+        following = sorted(order, key=turn.__getitem__)
         if following == order and attempt:
             break
         order = following
