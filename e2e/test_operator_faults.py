@@ -107,7 +107,7 @@ def test_what_was_deleted_while_nobody_watched_is_noticed(
                 scene.kube.delete(each)
         pod = scene.kube.get("Pod", pod_of(empty), NAMESPACE)
         assert pod is not None
-        scene.kube.call("DELETE", f"{scene.kube._path(pod)}?gracePeriodSeconds=0")
+        scene.kube.end(pod)
     until(lambda: scene.kube.get("RuntimeNode", empty) is None, "the node without a pod to go")
     scene.settled("digits", "pair")
     assert operator.exit_code is None
