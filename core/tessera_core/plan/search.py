@@ -25,13 +25,13 @@ _SQUEAKS = 12
 _FORWARD = 4
 """Whoever found no place takes its turn that many times earlier in the next order."""
 _STALLED = 3
-"""Orders in a row that were no better than the best one: others will not be either."""
+"""Orders in a row that were no better than the best one: others will hardly be either."""
 _MOST_PLACED = 6000
 """Members placed in all those orders together."""
 LITTLE_FAITH = 0.1
 """``Layout.faith`` when few members, or none, are still to come."""
 _FEW = 8
-"""Members that are placed again with every effort when they are all that is missing."""
+"""Members that are worth every effort: placed again when they are all that is missing, in every order."""
 _PAIRS = 24
 """Boards that are dissolved together with each of the emptiest."""
 
@@ -114,12 +114,13 @@ def arrange(placer: Placer, members: Sequence[int], work: Work) -> Arranged:
         if best is None or merit < best[0]:
             stalled = 0
             best = merit, found, {index: layout.rows[index] for index in layout.changed(mark)}
-        if stalled == _STALLED or attempt == attempts - 1 or not work.spend():
+        is_stuck = stalled == _STALLED and len(order) > _FEW
+        if is_stuck or attempt == attempts - 1 or not work.spend():
             break
         layout.rollback(mark)
         loud = set(failed)
         # Not to the very front: one that is large upsets everybody there.
-        turn = {m: at / _FORWARD if m in loud else at for at, m in enumerate(order)}
+        turn = {m: at / _FORWARD if m in loud else at for at, m in enumerate(order, start=1)}
         following = sorted(order, key=turn.__getitem__)
         if following == order and attempt:
             break
