@@ -91,9 +91,12 @@ def test_what_still_answers_stays_closed_and_what_comes_back_is_closed() -> None
     found.set({}, {ONE}, {})
     assert not is_open(found, ONE)
     assert is_open(found, ONE, "k")
+    found.set({ONE: True}, {ONE}, {})
+    assert not is_open(found, ONE, "k")
+    found.set({ONE: True}, (), {ONE: ("l",)})
     found.set({}, (), {})
     found.set({ONE: True}, (), {})
-    assert not is_open(found, ONE, "k")
+    assert not is_open(found, ONE, "l")
 
 
 def test_a_service_that_asks_no_more_is_open_and_has_forgotten() -> None:

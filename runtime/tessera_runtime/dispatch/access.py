@@ -25,12 +25,14 @@ Servers learn of a changed Secret one after another: a call passes if one of the
 class Gate:
     """The keys of one service."""
 
-    __slots__ = ("_digests", "keys", "refused")
+    __slots__ = ("_digests", "keys", "leaves", "refused")
 
     def __init__(self) -> None:
         self.keys: Keys = ()
         self.refused = 0
         """Requests without a key of it."""
+        self.leaves = False
+        """Whether it is there only for what still answers: one of the name that comes later has other keys."""
         self._digests: tuple[bytes, ...] = ()
 
     def set(self, keys: Keys) -> None:
@@ -59,13 +61,18 @@ class Gates:
         """``needed``: by served name, whether a key is. ``staying``: services that are not wanted any more and still
         answer; they stay as they are. ``keys``: those that are new; others keep theirs.
         """
-        for name in [name for name in self._gates if name not in needed and name not in staying]:
-            del self._gates[name]
+        for name in self._gates.keys() - needed.keys():
+            if name in staying:
+                self._gates[name].leaves = True
+            else:
+                del self._gates[name]
         for name, is_needed in needed.items():
             if not is_needed:
                 self._gates.pop(name, None)
                 continue
-            gate = self._gates.setdefault(name, Gate())
+            gate = self._gates.get(name)
+            if gate is None or gate.leaves:
+                gate = self._gates[name] = Gate()
             if name in keys:
                 gate.set(keys[name])
 
