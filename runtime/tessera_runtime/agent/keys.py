@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 READ_S = 60.0
 """Between two looks at a Secret, at most. Agents do not look all at once."""
 
+AT_ONCE = 16
+"""Secrets that are asked for at one time: an agent that starts wants all of them."""
+
 FIRST_PAUSE_S = 1.0
 MOST_PAUSE_S = 60.0
 """After failures: what was put right is noticed within this time too."""
@@ -70,6 +73,7 @@ class ServiceKeys:
         """``changed`` is called when keys, or why there are none, are other ones."""
         self._secrets = secrets
         self._changed = changed
+        self._turn = asyncio.Semaphore(AT_ONCE)
         self._wanted: dict[str, SecretSource] = {}
         self._tasks: dict[SecretSource, asyncio.Task[None]] = {}
         self._keys: dict[SecretSource, tuple[str, ...]] = {}
@@ -150,7 +154,8 @@ class ServiceKeys:
     async def _look(self, source: SecretSource) -> tuple[tuple[str, ...] | None, str]:
         """The keys, or None where nothing was learnt of them, and what is wrong."""
         try:
-            found = keys_in(await self._secrets(source.namespace, source.name))
+            async with self._turn:
+                found = keys_in(await self._secrets(source.namespace, source.name))
         except (Denied, NotFound) as error:
             return (), str(error)
         except FetchError as error:
