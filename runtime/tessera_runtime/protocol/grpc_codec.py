@@ -51,7 +51,7 @@ def decode_call(plane: DataPlane, request: Any, remaining_s: float | None, sent:
     The served name is resolved without a host: grpcio does not say which authority was called. Raises
     InvalidRequest, or what :meth:`DataPlane.resolve` and :meth:`DataPlane.allocate` raise.
     """
-    model = plane.resolve(request.model_name, "")
+    model = plane.resolve(request.model_name, "", sent.keys)
     timeout_s = timeout_of(parameters_of(request.parameters))
     if remaining_s is not None:
         remaining_s = max(remaining_s, 0.0)

@@ -12,9 +12,9 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2
 
-from tessera_runtime.dataplane import DataPlane
-from tessera_runtime.errors import ServeError
-from tessera_runtime.protocol.grpc_rpc import abort, parse
+from tessera_runtime.dataplane import DataPlane, Keys
+from tessera_runtime.errors import ServeError, Unauthorized
+from tessera_runtime.protocol.grpc_rpc import abort, keys_with, parse
 from tessera_runtime.protocol.messages import SERVICE
 
 HEALTH_SERVICE = "grpc.health.v1.Health"
@@ -27,7 +27,7 @@ def health_handlers(plane: DataPlane) -> dict[str, Any]:
     async def check(data: bytes, context: Any) -> bytes:
         try:
             service = parse(health_pb2.HealthCheckRequest, data).service
-            state = _state_of(plane, service)
+            state = _state_of(plane, service, keys_with(context))
         except ServeError as error:
             await abort(context, error)
         return bytes(_Response(status=state).SerializeToString())
@@ -40,7 +40,9 @@ def health_handlers(plane: DataPlane) -> dict[str, Any]:
         last = None
         while True:
             try:
-                state = _state_of(plane, service)
+                state = _state_of(plane, service, keys_with(context))
+            except Unauthorized as error:
+                await abort(context, error)
             except ServeError:
                 state = _Response.SERVICE_UNKNOWN
             if state != last:
@@ -54,10 +56,10 @@ def health_handlers(plane: DataPlane) -> dict[str, Any]:
     }
 
 
-def _state_of(plane: DataPlane, service: str) -> Any:
-    """Raises NotFound for a name that is neither the server nor a model."""
+def _state_of(plane: DataPlane, service: str, keys: Keys) -> Any:
+    """Raises NotFound for a name that is neither the server nor a model, Unauthorized."""
     if service in ("", SERVICE):
         ready = plane.ready()
     else:
-        ready = plane.model_ready(plane.resolve(service, ""), "")
+        ready = plane.model_ready(plane.resolve(service, "", keys), "")
     return _Response.SERVING if ready else _Response.NOT_SERVING

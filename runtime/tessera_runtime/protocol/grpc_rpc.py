@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from tessera_runtime.dataplane import DataPlane, InferCall, InferReply, Ticket
+from tessera_runtime.dataplane import DataPlane, InferCall, InferReply, Keys, Ticket
 from tessera_runtime.errors import InvalidRequest, ModelFailed, ServeError, Unavailable, status_of
+from tessera_runtime.protocol.bearer import keys_among
 from tessera_runtime.protocol.grpc_codec import decode_call, encode_reply, parameters_of
 from tessera_runtime.protocol.member_call import LOSSES, QUEUED_ROWS, Sent, read_metadata
 from tessera_runtime.protocol.messages import (
@@ -47,6 +49,10 @@ async def abort(context: Any, error: BaseException) -> NoReturn:
 def sent_with(context: Any) -> Sent:
     """Raises InvalidRequest."""
     return read_metadata(context.invocation_metadata() or ())
+
+
+def keys_with(context: Any) -> Keys:
+    return keys_among(context.invocation_metadata() or ())
 
 
 def unary_infer(plane: DataPlane) -> Callable[[bytes, Any], Awaitable[bytes]]:
@@ -151,7 +157,7 @@ class InferStream:
             request_id = request.id
             final = bool(parameters_of(request.parameters).get(_ENDLESS))
             remaining_s = self._context.time_remaining()
-            sent = Sent(sent_with(self._context).traceparent)
+            sent = replace(sent_with(self._context), part=None)
             call = decode_call(self._plane, request, remaining_s, sent)
             self._tickets[number] = self._plane.submit(call, done)
         except ServeError as error:

@@ -20,7 +20,14 @@ from tessera_runtime.dataplane import DataPlane
 from tessera_runtime.protocol import describe
 from tessera_runtime.protocol.grpc_codec import parameters_of
 from tessera_runtime.protocol.grpc_health import HEALTH_SERVICE, health_handlers
-from tessera_runtime.protocol.grpc_rpc import InferStream, abort, parse, sent_with, unary_infer
+from tessera_runtime.protocol.grpc_rpc import (
+    InferStream,
+    abort,
+    keys_with,
+    parse,
+    sent_with,
+    unary_infer,
+)
 from tessera_runtime.protocol.limits import GrpcLimits
 from tessera_runtime.protocol.listen import PortTaken
 from tessera_runtime.protocol.member_call import MAX_ROWS, QUEUED_ROWS
@@ -140,6 +147,10 @@ def _inference_handlers(plane: DataPlane, limits: GrpcLimits) -> dict[str, Any]:
 def _answers(plane: DataPlane) -> Iterable[tuple[str, Callable[[Any, Any], Awaitable[Answer]]]]:
     """Every other RPC: its name, and a function from request and context to the response's fields."""
 
+    def named(name: str, context: Any) -> str:
+        """The model that a request means. Raises Unauthorized."""
+        return plane.resolve(name, "", keys_with(context))
+
     async def server_live(request: Any, context: Any) -> Answer:
         return {"live": plane.live()}
 
@@ -150,10 +161,10 @@ def _answers(plane: DataPlane) -> Iterable[tuple[str, Callable[[Any, Any], Await
         return describe.server_metadata()
 
     async def model_ready(request: Any, context: Any) -> Answer:
-        return {"ready": plane.model_ready(plane.resolve(request.name, ""), request.version)}
+        return {"ready": plane.model_ready(named(request.name, context), request.version)}
 
     async def model_metadata(request: Any, context: Any) -> Answer:
-        model = plane.resolve(request.name, "")
+        model = named(request.name, context)
         part = sent_with(context).part
         if part is None:
             return describe.model_metadata(plane.metadata(model, request.version))
@@ -163,26 +174,27 @@ def _answers(plane: DataPlane) -> Iterable[tuple[str, Callable[[Any, Any], Await
         return describe.model_metadata(facts)
 
     async def model_config(request: Any, context: Any) -> Answer:
-        model = plane.resolve(request.name, "")
+        model = named(request.name, context)
         return {"config": describe.model_config(plane.metadata(model, request.version))}
 
     async def model_statistics(request: Any, context: Any) -> Answer:
-        model = plane.resolve(request.name, "") if request.name else ""
-        stats = plane.statistics(model, request.version)
+        model = named(request.name, context) if request.name else ""
+        stats = plane.statistics(model, request.version, keys_with(context))
         return {"model_stats": [describe.model_statistics(one) for one in stats]}
 
     async def index(request: Any, context: Any) -> Answer:
-        entries = [e for e in plane.repository() if not request.ready or e.state == "READY"]
+        listed = plane.repository(keys_with(context))
+        entries = [e for e in listed if not request.ready or e.state == "READY"]
         return {"models": [describe.repository_entry(entry) for entry in entries]}
 
     async def load(request: Any, context: Any) -> Answer:
         check_load(parameters_of(request.parameters))
-        await plane.load(plane.resolve(request.model_name, ""))
+        await plane.load(named(request.model_name, context))
         return {}
 
     async def unload(request: Any, context: Any) -> Answer:
         check_unload(parameters_of(request.parameters))
-        await plane.unload(plane.resolve(request.model_name, ""))
+        await plane.unload(named(request.model_name, context))
         return {}
 
     return (
