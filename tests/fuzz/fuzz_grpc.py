@@ -11,8 +11,7 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 with atheris.instrument_imports(include=["tessera_runtime"]):
-    from tessera_runtime.protocol.grpc_codec import decode_call, decode_reply, encode_reply
-    from tessera_runtime.protocol.grpc_rpc import parse
+    from tessera_runtime.protocol.grpc_codec import decode_call, decode_reply, encode_reply, parse
     from tessera_runtime.protocol.member_call import Sent
     from tessera_runtime.protocol.messages import ModelInferRequest, ModelInferResponse
 from support.function_plane import FunctionPlane, array_of, model

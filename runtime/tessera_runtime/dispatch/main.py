@@ -82,7 +82,7 @@ def main() -> None:
 async def serve(arguments: argparse.Namespace) -> None:
     """Serve until SIGTERM, then drain. Raises PortTaken."""
     largest = arguments.max_request_mib * MIB
-    arena = InputArena(arguments.arena_mib * MIB, largest)
+    arena = InputArena(arguments.arena_mib * MIB, largest + PEER_OVERHEAD)
     pool = WorkerPool(arguments.zygote, arena)
     dispatcher = Dispatcher(
         arena,
