@@ -146,7 +146,9 @@ def test_lengths_of_any_size_are_read(size: int):
         assert [end - begin for begin, end in walked.raw] == [size, 0, 1]
 
 
-@pytest.mark.parametrize("length", [b"\xff\xff\xff\xff\xff\x01", b"\x80", b"", b"\xff\xff\xff\xff\x0f"])
+@pytest.mark.parametrize(
+    "length", [b"\xff\xff\xff\xff\xff\x01", b"\x80", b"", b"\xff\xff\xff\xff\x0f"]
+)
 def test_lengths_that_protobuf_has_to_judge_are_left_to_it(length: bytes):
     assert walk(b"\x3a" + length, 1 + len(length)) is None
 

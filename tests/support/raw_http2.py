@@ -61,12 +61,15 @@ class RawHttp2:
         self.socket = socket.socket()
         if receive_buffer:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.settimeout(_PATIENCE_S)
         self.socket.connect(("127.0.0.1", port))
         self._file = self.socket.makefile("rb")
         self.encoder = Encoder()
         self._decoder = Decoder()
         self._replies: dict[int, Reply] = {}
+        self.pings: list[Frame] = []
+        """The server's own, none of them acknowledged."""
         if greet:
             self.send(frames.PREFACE, frames.settings_frame({}))
 
@@ -138,6 +141,8 @@ class RawHttp2:
         elif found.kind == frames.DATA:
             reply.data += found.payload
         else:
+            if found.kind == frames.PING and not found.flags & frames.ACK:
+                self.pings.append(found)
             return
         if found.flags & frames.END_STREAM:
             reply.headers["ended"] = "yes"
@@ -170,7 +175,9 @@ def framed(message: bytes, compressed: int = 0) -> bytes:
     return struct.pack(">BI", compressed, len(message)) + message
 
 
-def identity_request(request_id: str = "", rows: int = 1, values: np.ndarray | None = None) -> bytes:
+def identity_request(
+    request_id: str = "", rows: int = 1, values: np.ndarray | None = None
+) -> bytes:
     array = np.ones((rows, 16), np.float32) if values is None else values
     request = ModelInferRequest(
         model_name="test.identity", id=request_id, raw_input_contents=[array.tobytes()]

@@ -124,7 +124,7 @@ class Connection(Lifetime):
 
     def _parse(self, data: bytes, at: int) -> None:
         """Take every complete frame of ``data``, and of DATA frames whatever is there."""
-        size = len(data)
+        size, begin = len(data), at
         if self._left or self._padding:
             at = self._take_data(data, at)
         while at + HEADER_SIZE <= size and not self.ending:
@@ -134,6 +134,8 @@ class Connection(Lifetime):
             if self._block is not None and kind != frames.CONTINUATION:
                 raise BadConnection(Code.PROTOCOL_ERROR, "a header block is interrupted")
             if kind == DATA:
+                if flags & frames.PADDED and length and at + HEADER_SIZE == size:
+                    break  # how much is padding is in the next byte
                 at = self._begin_data(data, at + HEADER_SIZE, length, flags, number)
                 continue
             end = at + HEADER_SIZE + length
@@ -150,12 +152,11 @@ class Connection(Lifetime):
                     self._take_control(kind, flags, number, payload)
             except BadStream as error:
                 self.reset(number, error.code)
-        if at < size and not self.ending:
-            if not self._pending:
-                self._partial_since = self.hub.now
-            self._pending = data[at:]
-        elif self._block is None:
+        if at == size and self._block is None:
             self._partial_since = None
+        elif self._partial_since is None or (at > begin and self._block is None):
+            self._partial_since = self.hub.now
+        self._pending = data[at:]
 
     def _take_headers(self, flags: int, number: int, payload: bytes) -> None:
         if flags & frames.PADDED:
@@ -234,10 +235,7 @@ class Connection(Lifetime):
             raise BadConnection(Code.FRAME_SIZE_ERROR, "a DATA frame over MAX_FRAME_SIZE")
         padding = 0
         if flags & frames.PADDED:
-            if at == len(data):
-                self._pending = data[at - HEADER_SIZE :]
-                return at
-            padding = data[at]
+            padding = data[at] if length else 0
             if padding >= length:
                 raise BadConnection(Code.PROTOCOL_ERROR, "padding is longer than its frame")
             at += 1
