@@ -36,7 +36,7 @@ def take_request(data: bytes) -> None:
     slot.view[: len(data)] = data
     walked = parsed = None
     try:
-        walked = RequestReader(plane).read(slot, len(data), None, Sent(), "")
+        walked = RequestReader(plane).read(slot, data, None, Sent(), "")
     except ServeError:
         plane.assert_clean()
     try:

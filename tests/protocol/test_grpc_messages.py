@@ -77,7 +77,7 @@ def requests(draw: st.DrawFn) -> bytes:
 def read(reader: RequestReader, plane: FunctionPlane, data: bytes):
     slot = plane.allocate(max(1, len(data)))
     slot.view[: len(data)] = data
-    return reader.read(slot, len(data), 2.0, Sent("t", MemberCall("a")), "")
+    return reader.read(slot, data, 2.0, Sent("t", MemberCall("a")), "")
 
 
 def by_protobuf(plane: FunctionPlane, data: bytes):
@@ -120,7 +120,7 @@ def test_no_bytes_break_the_walk(data):
 @_CALM
 @given(requests())
 def test_the_walk_leaves_out_the_data_and_nothing_else(data):
-    walked = walk(data, len(data))
+    walked = walk(data)
     if walked is None:
         return
     try:
@@ -133,7 +133,7 @@ def test_the_walk_leaves_out_the_data_and_nothing_else(data):
     rest.raw_input_contents.extend(whole.raw_input_contents)
     # Deterministic, and unknown fields are kept.
     assert rest.SerializeToString(deterministic=True) == whole.SerializeToString(deterministic=True)
-    assert beside_data(memoryview(data), len(data))[0] == whole.id
+    assert beside_data(memoryview(data))[0] == whole.id
 
 
 @pytest.mark.parametrize("size", [127, 128, 16383, 16384, 70_000, 3_000_000])
@@ -141,7 +141,7 @@ def test_lengths_of_any_size_are_read(size: int):
     request = ModelInferRequest(id="i" * size, raw_input_contents=[bytes(size), b"", b"x"])
     data = request.SerializeToString()
     for message in (data, memoryview(data)):
-        walked = walk(message, len(data))
+        walked = walk(message)
         assert len(walked.id) == size
         assert [end - begin for begin, end in walked.raw] == [size, 0, 1]
 
@@ -150,7 +150,7 @@ def test_lengths_of_any_size_are_read(size: int):
     "length", [b"\xff\xff\xff\xff\xff\x01", b"\x80", b"", b"\xff\xff\xff\xff\x0f"]
 )
 def test_lengths_that_protobuf_has_to_judge_are_left_to_it(length: bytes):
-    assert walk(b"\x3a" + length, 1 + len(length)) is None
+    assert walk(b"\x3a" + length) is None
 
 
 def message_of(parts, size) -> bytes:

@@ -18,7 +18,6 @@ from tessera_runtime.errors import (
     DeadlineExceeded,
     InvalidRequest,
     ModelFailed,
-    Overloaded,
     ServeError,
     SlowClient,
     TooLarge,
@@ -43,7 +42,7 @@ from tessera_runtime.protocol.limits import GrpcLimits
 
 _log = logging.getLogger(__name__)
 
-_PREFIX = struct.Struct(">BI")
+PREFIX = struct.Struct(">BI")
 
 
 @dataclass(slots=True)
@@ -81,13 +80,11 @@ def open_call(
 
 
 def framed(message: bytes) -> bytes:
-    return _PREFIX.pack(0, len(message)) + message
+    return PREFIX.pack(0, len(message)) + message
 
 
 class _NotGrpc(Stream):
     """A request to be told so, once it is complete."""
-
-    __slots__ = ("_begun", "_refusal")
 
     def __init__(
         self,
@@ -97,7 +94,8 @@ class _NotGrpc(Stream):
         declared: int | None,
         refusal: Refusal,
     ) -> None:
-        super().__init__(connection, number, ended, declared)
+        super().__init__(connection, number, ended)
+        self.declared = declared
         self._refusal = refusal
         self._begun = connection.hub.now
 
@@ -121,33 +119,35 @@ class _NotGrpc(Stream):
 class Call(Stream):
     """Base of the calls: assembles messages and hands each to :meth:`message`, in a slot that is then its own."""
 
-    __slots__ = (
-        "_compressed", "_filled", "_mark", "_prefix", "_progress", "_size", "_slot", "_started", "_view", "deadline", "head",
-        "service", "trailing",
-    )  # fmt: skip
-
     max_messages: int | None = 1
+
+    trailing: Sequence[tuple[str, str]] = ()
+    """Metadata that the client gets behind the answer."""
+    deadline: float | None = None
+    """By the loop's clock, seconds."""
+    _started = False
+    """The headers of the answer are sent."""
+    _prefix = b""
+    """What has come of the next message's five bytes, while no slot is there."""
+    _compressed = 0
+    _slot: Slot | None = None
+    _view: memoryview
+    _size = 0
+    _filled = 0
+    _mark = 0
+    """Bytes received at ``_progress``."""
 
     def __init__(
         self, service: Service, connection: Connection, number: int, ended: bool, head: Head
     ) -> None:
-        Stream.__init__(self, connection, number, ended, head.length)
+        super().__init__(connection, number, ended)
         self.service = service
         self.head = head
-        self.deadline = None if head.timeout_s is None else service.loop.time() + head.timeout_s
-        self.trailing: list[tuple[str, str]] = []
-        """Metadata that the client gets behind the answer."""
-        self._started = False
-        """The headers of the answer are sent."""
-        self._prefix = b""
-        """What has come of the next message's five bytes, while no slot is there."""
-        self._compressed = 0
-        self._slot: Slot | None = None
-        self._view: memoryview
-        self._size = self._filled = 0
         self._progress = connection.hub.now
-        self._mark = 0
-        """Bytes received at ``_progress``."""
+        if head.length is not None:
+            self.declared = head.length
+        if head.timeout_s is not None:
+            self.deadline = service.loop.time() + head.timeout_s
 
     # --- what the methods define ---------------------------------------------------------------------
 
@@ -206,16 +206,16 @@ class Call(Stream):
 
     def _begin_message(self, data: bytes, at: int, end: int) -> int:
         """Read the five bytes, as far as they are there; returns where the content begins."""
-        if self._prefix or end - at < _PREFIX.size:
-            stop = min(end, at + _PREFIX.size - len(self._prefix))
+        if self._prefix or end - at < PREFIX.size:
+            stop = min(end, at + PREFIX.size - len(self._prefix))
             self._prefix += data[at:stop]
-            if len(self._prefix) < _PREFIX.size:
+            if len(self._prefix) < PREFIX.size:
                 return stop
-            compressed, size = _PREFIX.unpack(self._prefix)
+            compressed, size = PREFIX.unpack(self._prefix)
             at = stop
         else:
-            compressed, size = _PREFIX.unpack_from(data, at)
-            at += _PREFIX.size
+            compressed, size = PREFIX.unpack_from(data, at)
+            at += PREFIX.size
         self._prefix = b""
         if compressed and (compressed > 1 or not self.head.encoding):
             raise ModelFailed("a message is compressed, but there is no grpc-encoding")
@@ -334,89 +334,6 @@ class Call(Stream):
     def cancel(self) -> None:
         self.release()
         self.stop()
-
-
-class Streaming(Call):
-    """A call of many messages, which are taken only while :meth:`busy` says no. What has come by then waits
-    here, bounded by the stream's window, over all calls by ``max_held``.
-    """
-
-    __slots__ = ("_held", "_held_bytes", "_taking", "completed")
-
-    max_messages = None
-
-    def __init__(
-        self, service: Service, connection: Connection, number: int, ended: bool, head: Head
-    ) -> None:
-        super().__init__(service, connection, number, ended, head)
-        self._held: list[bytes] = []
-        self._held_bytes = 0
-        self._taking = False
-        self.completed = False
-        """The client's last message has been taken."""
-
-    def busy(self) -> bool:
-        """Whether no further message may be begun."""
-        return self.queued > 0
-
-    def holds(self) -> bool:
-        return self._held_bytes > 0
-
-    def receive(self, data: bytes, at: int, end: int) -> None:
-        if self._held or (self._slot is None and self.busy()):
-            self._hold(data[at:end])
-        else:
-            self._taking = True
-            super().receive(data, at, end)
-            self._taking = False
-
-    def keep(self, data: bytes, at: int, end: int) -> int:
-        if at < end and self.busy():
-            self._hold(data[at:end])
-            return end
-        return at
-
-    def _hold(self, data: bytes) -> None:
-        hub = self.connection.hub
-        self._held.append(data)
-        self._held_bytes += len(data)
-        hub.held += len(data)
-        if hub.held > self.service.limits.max_held:
-            self.stop()
-            self.fail(Overloaded("too many requests wait in streams; retry later"))
-
-    def resume(self) -> None:
-        """Take what was held, as far as it may go on."""
-        if self._taking:
-            return
-        while self._held and not self.over and not self.busy():
-            data = b"".join(self._held)
-            self._unhold()
-            self.receive(data, 0, len(data))
-        if not self._held and not self.over:
-            if self.ended:
-                self.end()
-            else:
-                self.connection.replenish(self)
-
-    def _unhold(self) -> None:
-        self.connection.hub.held -= self._held_bytes
-        self._held, self._held_bytes = [], 0
-
-    def drained(self) -> None:
-        self.resume()
-
-    def end(self) -> None:
-        if not self._held and not self.completed:
-            self.completed = True
-            super().end()
-
-    def release(self) -> None:
-        super().release()
-        self._unhold()
-
-    def waits(self) -> bool:
-        return not self.ended and self._slot is not None
 
 
 def method(make: type[Call], *arguments: Any) -> Begin:

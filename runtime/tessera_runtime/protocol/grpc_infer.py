@@ -7,10 +7,11 @@ from typing import Any
 
 from tessera_runtime.dataplane import InferReply, MemberCall, Slot, Ticket
 from tessera_runtime.errors import InvalidRequest, ModelFailed, ServeError, TooLarge, Unavailable
-from tessera_runtime.protocol.grpc_call import Call, Service, Streaming
+from tessera_runtime.protocol.grpc_call import PREFIX, Call, Service
 from tessera_runtime.protocol.grpc_codec import encode_reply
 from tessera_runtime.protocol.grpc_head import Head
 from tessera_runtime.protocol.grpc_request import beside_data
+from tessera_runtime.protocol.grpc_stream import Streaming
 from tessera_runtime.protocol.http2.connection import Connection
 from tessera_runtime.protocol.member_call import LOSSES, QUEUED_ROWS, Sent
 from tessera_runtime.protocol.messages import ModelInferResponse, ModelStreamInferResponse
@@ -31,17 +32,27 @@ def _place(service: Service, nbytes: int) -> Slot:
 class UnaryInfer(Call):
     """ModelInfer. The hot path: called a few times for each request, and nothing is made but what is needed."""
 
-    __slots__ = ("_body", "_body_size", "_part", "_ticket")
+    _body: Slot | None = None
+    _body_size = 0
+    _part: tuple[str, MemberCall] | None = None
+    """The member that a peer asks for."""
+    _ticket: Ticket | None = None
 
-    def __init__(
-        self, service: Service, connection: Connection, number: int, ended: bool, head: Head
-    ) -> None:
-        super().__init__(service, connection, number, ended, head)
-        self._body: Slot | None = None
-        self._body_size = 0
-        self._part: tuple[str, MemberCall] | None = None
-        """The member that a peer asks for."""
-        self._ticket: Ticket | None = None
+    def whole(self, data: bytes, at: int, end: int) -> None:
+        """As most requests come: one message in one frame."""
+        start = at + PREFIX.size
+        if start >= end or PREFIX.unpack_from(data, at) != (0, end - start):
+            super().whole(data, at, end)
+            return
+        try:
+            message = data[start:end]
+            slot = _place(self.service, end - start)
+            slot.view[: end - start] = message
+            self._submit(slot, message)
+        except ServeError as error:
+            self.fail(error)
+        except Exception as error:
+            self.broke(error)
 
     def allocate(self, nbytes: int) -> Slot:
         return _place(self.service, nbytes)
@@ -53,9 +64,13 @@ class UnaryInfer(Call):
         body, self._body = self._body, None
         if body is None:
             raise InvalidRequest("no message; the method takes one")
+        self._submit(body, body.view[: self._body_size])
+
+    def _submit(self, slot: Slot, message: bytes | memoryview) -> None:
+        """The message lies in ``slot``. Raises ServeError."""
         head, service = self.head, self.service
         remaining_s = None if self.deadline is None else self.remaining_s()
-        call = service.reader.read(body, self._body_size, remaining_s, head.sent, head.authority)
+        call = service.reader.read(slot, message, remaining_s, head.sent, head.authority)
         if call.part is not None:
             self._part = call.model, call.part
         self._ticket = service.plane.submit(call, self._done)
@@ -104,8 +119,6 @@ class UnaryInfer(Call):
 class StreamInfer(Streaming):
     """ModelStreamInfer: independent requests, answered as they finish, bounded in flight."""
 
-    __slots__ = ("_taken", "_tickets")
-
     def __init__(
         self, service: Service, connection: Connection, number: int, ended: bool, head: Head
     ) -> None:
@@ -135,13 +148,14 @@ class StreamInfer(Streaming):
         service, head = self.service, self.head
         try:
             try:
-                identifier, parameters = beside_data(slot.view, size)
+                message = slot.view[:size]
+                identifier, parameters = beside_data(message)
             except BaseException:
                 slot.release()
                 raise
             final = bool(parameters.get(_ENDLESS))
             sent = Sent(head.sent.traceparent)
-            call = service.reader.read(slot, size, self.remaining_s(), sent, head.authority)
+            call = service.reader.read(slot, message, self.remaining_s(), sent, head.authority)
             self._tickets[number] = service.plane.submit(call, done)
         except ServeError as error:
             self.write(_stream_answer(error, identifier, final))

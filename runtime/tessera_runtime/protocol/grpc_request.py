@@ -30,8 +30,6 @@ from tessera_runtime.protocol.tensors import check_raw
 _ID, _RAW = 3 << 3 | 2, 7 << 3 | 2
 """Tags: the field's number and wire type 2, a length and that many bytes."""
 _OWN = (_ID, _RAW)
-_SMALL = 4096
-"""Bytes: a shorter message is cheaper to walk as ``bytes``."""
 _KEPT = 512
 _KEPT_BYTES = 4096
 """Of one kept description."""
@@ -45,8 +43,9 @@ class Walked(NamedTuple):
     """Where each entry of ``raw_input_contents`` begins and ends."""
 
 
-def walk(message: bytes | memoryview, size: int) -> Walked | None:
+def walk(message: bytes | memoryview) -> Walked | None:
     """Take a ModelInferRequest apart; None for what protobuf has to judge."""
+    size = len(message)
     kept: list[bytes | memoryview] = []
     raw: list[tuple[int, int]] = []
     identifier = ""
@@ -105,10 +104,10 @@ class _Described:
     timeout_s: float | None
 
 
-def beside_data(view: memoryview, size: int) -> tuple[str, dict[str, Parameter]]:
-    """The id and the parameters of the request in ``view``. Raises InvalidRequest."""
-    walked = walk(view, size)
-    request = parse(ModelInferRequest, bytes(view[:size]) if walked is None else walked.rest)
+def beside_data(message: bytes | memoryview) -> tuple[str, dict[str, Parameter]]:
+    """The id and the parameters of a request. Raises InvalidRequest."""
+    walked = walk(message)
+    request = parse(ModelInferRequest, bytes(message) if walked is None else walked.rest)
     return request.id if walked is None else walked.id, parameters_of(request.parameters)
 
 
@@ -120,17 +119,22 @@ class RequestReader:
         self._known: dict[bytes, _Described] = {}
 
     def read(
-        self, slot: Slot, size: int, remaining_s: float | None, sent: Sent, authority: str
+        self,
+        slot: Slot,
+        message: bytes | memoryview,
+        remaining_s: float | None,
+        sent: Sent,
+        authority: str,
     ) -> InferCall:
-        """The call of the request in the first ``size`` bytes of ``slot``, which is taken over.
+        """The call of ``message``, which lies at the start of ``slot``; the slot is taken over.
 
         Raises InvalidRequest, or what the data plane raises, with the slot released.
         """
         try:
-            call = self._read(slot, size, remaining_s, sent, authority)
+            call = self._read(slot, message, remaining_s, sent, authority)
             if call is not None:
                 return call
-            request = parse(ModelInferRequest, bytes(slot.view[:size]))
+            request = parse(ModelInferRequest, bytes(message))
         except BaseException:
             slot.release()
             raise
@@ -138,11 +142,14 @@ class RequestReader:
         return decode_call(self._plane, request, remaining_s, sent, authority)
 
     def _read(
-        self, slot: Slot, size: int, remaining_s: float | None, sent: Sent, authority: str
+        self,
+        slot: Slot,
+        message: bytes | memoryview,
+        remaining_s: float | None,
+        sent: Sent,
+        authority: str,
     ) -> InferCall | None:
-        view = slot.view
-        message: bytes | memoryview = bytes(view[:size]) if size <= _SMALL else view
-        walked = walk(message, size)
+        walked = walk(message)
         if walked is None or not walked.raw:
             return None
         rest, identifier, raw = walked

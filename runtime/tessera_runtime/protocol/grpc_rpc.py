@@ -8,9 +8,10 @@ from typing import Any
 
 from tessera_runtime.dataplane import Slot
 from tessera_runtime.errors import InvalidRequest, ServeError
-from tessera_runtime.protocol.grpc_call import Begin, Call, Service, Streaming, framed, method
+from tessera_runtime.protocol.grpc_call import Begin, Call, Service, framed, method
 from tessera_runtime.protocol.grpc_codec import parse
 from tessera_runtime.protocol.grpc_head import Head
+from tessera_runtime.protocol.grpc_stream import Streaming
 from tessera_runtime.protocol.http2.connection import Connection
 
 Handler = Callable[[bytes, "TaskCall"], Awaitable[None]]
@@ -30,8 +31,6 @@ def unary(request_class: Any, answer: Callable[[Any, TaskCall], Awaitable[Any]])
 
 class TaskCall(Call):
     """A call of one request that a coroutine answers."""
-
-    __slots__ = ("_data", "_handler", "_task")
 
     def __init__(
         self,
@@ -75,8 +74,6 @@ class TaskCall(Call):
 
 class EachCall(Streaming):
     """A call that answers each message as it comes."""
-
-    __slots__ = ("_answer",)
 
     def __init__(
         self,

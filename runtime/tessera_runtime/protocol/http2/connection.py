@@ -13,10 +13,10 @@ for each request.
 from __future__ import annotations
 
 import logging
-from typing import Any, cast
+from typing import Any
 
 from tessera_runtime.protocol.http2 import frames
-from tessera_runtime.protocol.http2.budget import Budget
+from tessera_runtime.protocol.http2.control import Control
 from tessera_runtime.protocol.http2.frames import (
     DATA,
     END_HEADERS,
@@ -30,7 +30,6 @@ from tessera_runtime.protocol.http2.frames import (
 )
 from tessera_runtime.protocol.http2.headers import HeaderReader, check_trailers
 from tessera_runtime.protocol.http2.hub import Hub
-from tessera_runtime.protocol.http2.lifetime import Lifetime
 from tessera_runtime.protocol.http2.stream import Stream
 
 _log = logging.getLogger(__name__)
@@ -38,11 +37,9 @@ _log = logging.getLogger(__name__)
 _read_header = frames.HEADER.unpack_from
 _DIRECT = 4096
 """Bytes: less than this of a payload is not worth a read of its own."""
-_MAX_DROPPED = 1000
-"""Streams answered before the client had sent everything, whose remaining frames are still expected."""
 
 
-class Connection(Lifetime):
+class Connection(Control):
     """A BufferedProtocol: see the asyncio documentation for who calls what."""
 
     def __init__(self, hub: Hub) -> None:
@@ -63,11 +60,6 @@ class Connection(Lifetime):
         self._ends = False
         self._direct = False
         """The loop receives into the stream's own place."""
-        self._dropped: dict[int, None] = {}
-        self._spent = 0
-        """Bytes of the connection's receive window that are used up."""
-        self._frames = Budget(limits.frame_burst, limits.frames_per_s, hub.now)
-        self._resets = Budget(limits.reset_burst, limits.resets_per_s, hub.now)
 
     # --- events of the transport ---------------------------------------------------------------------
 
@@ -125,6 +117,7 @@ class Connection(Lifetime):
     def _parse(self, data: bytes, at: int) -> None:
         """Take every complete frame of ``data``, and of DATA frames whatever is there."""
         size, begin = len(data), at
+        streams = self.streams
         if self._left or self._padding:
             at = self._take_data(data, at)
         while at + HEADER_SIZE <= size and not self.ending:
@@ -134,6 +127,11 @@ class Connection(Lifetime):
             if self._block is not None and kind != frames.CONTINUATION:
                 raise BadConnection(Code.PROTOCOL_ERROR, "a header block is interrupted")
             if kind == DATA:
+                if flags == END_STREAM and at + HEADER_SIZE + length <= size:
+                    stream = streams.get(number)
+                    if stream is not None and self._take_whole(stream, data, at, length):
+                        at += HEADER_SIZE + length
+                        continue
                 if flags & frames.PADDED and length and at + HEADER_SIZE == size:
                     break  # how much is padding is in the next byte
                 at = self._begin_data(data, at + HEADER_SIZE, length, flags, number)
@@ -147,11 +145,18 @@ class Connection(Lifetime):
             at = end
             try:
                 if kind == HEADERS:
-                    self._take_headers(flags, number, payload)
+                    if flags & ~END_STREAM == END_HEADERS and number & 1:
+                        self._open(number, flags, payload)
+                    else:
+                        self._take_headers(flags, number, payload)
+                elif kind == frames.CONTINUATION:
+                    self._continue(flags, number, payload)
                 else:
                     self._take_control(kind, flags, number, payload)
             except BadStream as error:
                 self.reset(number, error.code)
+                if kind in (HEADERS, frames.CONTINUATION):
+                    self._drop(number)  # its data is on its way
         if at == size and self._block is None:
             self._partial_since = None
         elif self._partial_since is None or (at > begin and self._block is None):
@@ -195,9 +200,7 @@ class Connection(Lifetime):
             return
         self.last = number
         if self.last_taken is not None and number > self.last_taken:
-            self._headers.decode(
-                block
-            )  # sent after the final GOAWAY was read, or never: it is not taken
+            self._headers.decode(block)  # too late: it will be sent again, elsewhere
             return
         head = self._known.get(block)
         if head is None:
@@ -228,6 +231,22 @@ class Connection(Lifetime):
             raise BadStream(Code.PROTOCOL_ERROR, "HEADERS in the middle of a request")
         check_trailers(fields)
         self._ended(stream)
+
+    def _take_whole(self, stream: Stream, data: bytes, at: int, length: int) -> bool:
+        """Take the one DATA frame of a request, as most have it; False for what is not that simple."""
+        if (
+            stream.received
+            or stream.ended
+            or length > stream.allowed
+            or stream.declared is not None
+        ):
+            return False
+        self._spend_window(length)
+        stream.received = length
+        stream.ended = True
+        start = at + HEADER_SIZE
+        stream.whole(data, start, start + length)
+        return True
 
     def _begin_data(self, data: bytes, at: int, length: int, flags: int, number: int) -> int:
         """A DATA frame whose payload begins at ``data[at]``; returns what was consumed."""
@@ -300,155 +319,3 @@ class Connection(Lifetime):
             self.reset(stream.id, Code.PROTOCOL_ERROR)
             return
         stream.end()
-
-    def _take_control(self, kind: int, flags: int, number: int, payload: bytes) -> None:
-        match kind:
-            case frames.CONTINUATION:
-                self._continue(flags, number, payload)
-                return
-            case frames.WINDOW_UPDATE:
-                self._take_window_update(number, payload)
-                return
-        self._charge(self._frames, "frames that ask for nothing")
-        match kind:
-            case frames.PING:
-                _expect(number == 0, Code.PROTOCOL_ERROR, "PING on a stream")
-                _expect(len(payload) == 8, Code.FRAME_SIZE_ERROR, "PING of another size than 8")
-                self.take_ping(flags, payload)
-            case frames.SETTINGS:
-                self._take_settings(flags, number, payload)
-            case frames.RST_STREAM:
-                _expect(len(payload) == 4, Code.FRAME_SIZE_ERROR, "RST_STREAM of a wrong size")
-                self._check_known(number)
-                self._dropped.pop(number, None)
-                stream = self.streams.get(number)
-                if stream is not None:
-                    self._charge(self._resets, "resets")
-                    self._cancel(stream)
-            case frames.GOAWAY:
-                _expect(number == 0, Code.PROTOCOL_ERROR, "GOAWAY on a stream")
-                self.take_goaway()
-            case frames.PUSH_PROMISE:
-                raise BadConnection(Code.PROTOCOL_ERROR, "PUSH_PROMISE of a client")
-            case frames.PRIORITY:
-                _expect(number != 0, Code.PROTOCOL_ERROR, "PRIORITY without a stream")
-                if len(payload) != 5:
-                    raise BadStream(Code.FRAME_SIZE_ERROR, "PRIORITY of another size than 5")
-                if int.from_bytes(payload[:4], "big") & frames.MAX_STREAM == number:
-                    raise BadStream(Code.PROTOCOL_ERROR, "a stream that depends on itself")
-
-    def _take_settings(self, flags: int, number: int, payload: bytes) -> None:
-        _expect(number == 0, Code.PROTOCOL_ERROR, "SETTINGS on a stream")
-        if flags & frames.ACK:
-            _expect(not payload, Code.FRAME_SIZE_ERROR, "SETTINGS that acknowledge and set")
-            return
-        for identifier, value in frames.read_settings(payload):
-            if identifier == frames.Setting.INITIAL_WINDOW_SIZE:
-                change, self.peer_window = value - self.peer_window, value
-                for stream in self.streams.values():
-                    stream.window += change
-                    if stream.window > frames.MAX_WINDOW:
-                        raise BadConnection(Code.FLOW_CONTROL_ERROR, "a stream's window overflows")
-            elif identifier == frames.Setting.MAX_FRAME_SIZE:
-                self._max_frame = value
-        self._transport.write(frames.frame(frames.SETTINGS, frames.ACK, 0))
-        if self._waiting:
-            self._pump()
-
-    def _take_window_update(self, number: int, payload: bytes) -> None:
-        _expect(len(payload) == 4, Code.FRAME_SIZE_ERROR, "WINDOW_UPDATE of another size than 4")
-        credit = int.from_bytes(payload, "big") & frames.MAX_WINDOW
-        self._charge(self._frames, "window updates")
-        if number == 0:
-            _expect(credit > 0, Code.PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
-            self._widen(None, credit)
-            return
-        self._check_known(number)
-        stream = self.streams.get(number)
-        if stream is not None:
-            if not credit:
-                raise BadStream(Code.PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
-            self._widen(stream, credit)
-
-    def _check_known(self, number: int) -> None:
-        if not number & 1 or number > self.last:
-            raise BadConnection(Code.PROTOCOL_ERROR, "a frame on an idle stream")
-
-    # --- bounds --------------------------------------------------------------------------------------
-
-    def _charge(self, budget: Budget, what: str) -> None:
-        sent = self.answered - self.answered_before
-        if sent:
-            # An answer is worth the window updates, pings and cancellations that come with it.
-            self.answered_before = self.answered
-            self._frames.earn(8 * sent)
-            self._resets.earn(sent)
-        if not budget.spend(self.hub.now):
-            raise BadConnection(Code.ENHANCE_YOUR_CALM, f"too many {what}")
-
-    def _spend_window(self, size: int) -> None:
-        self._spent += size
-        window = self.hub.limits.connection_window
-        if self._spent > window:
-            raise BadConnection(Code.FLOW_CONTROL_ERROR, "more than the connection's window")
-        if self._spent * 4 >= window:
-            self._transport.write(frames.window_update(0, self._spent))
-            self._spent = 0
-
-    def replenish(self, stream: Stream) -> None:
-        """Let the client send more to a stream that wants it."""
-        window = self.hub.limits.stream_window
-        if stream.allowed * 2 <= window and not stream.holds():
-            self.grant(stream, window - stream.allowed)
-
-    def grant(self, stream: Stream, credit: int) -> None:
-        """Let the client send ``credit`` bytes more."""
-        if credit > 0 and not stream.ended:
-            stream.allowed += credit
-            self._transport.write(frames.window_update(stream.id, credit))
-
-    # --- ends of streams -----------------------------------------------------------------------------
-
-    def reset(self, number: int, code: Code) -> None:
-        """End a stream at once; the client will read an error."""
-        stream = self.streams.get(number)
-        if stream is not None:
-            self._cancel(stream)
-            if not stream.ended:
-                self._drop(number)
-        self._charge(self._resets, "broken streams")
-        self._transport.write(frames.reset(number, code))
-
-    def _drop(self, number: int) -> None:
-        if len(self._dropped) >= _MAX_DROPPED:
-            del self._dropped[next(iter(self._dropped))]
-        self._dropped[number] = None
-
-    def _cancel(self, stream: Stream) -> None:
-        self._remove(stream)
-        self._drop_queue(stream)
-        stream.cancel()
-        self.check_done()
-
-    def _forget(self, stream: Stream) -> None:
-        self._remove(stream)
-        if not stream.ended:
-            self._drop(stream.id)
-            self._transport.write(frames.reset(stream.id, Code.NO_ERROR))
-        if self.last_taken is not None:
-            self.check_done()
-
-    def _remove(self, stream: Stream) -> None:
-        stream.over = True
-        self.hub.calls -= 1
-        self.streams.pop(stream.id, None)
-
-
-def _expect(fits: bool, code: Code, message: str) -> None:
-    if not fits:
-        raise BadConnection(code, message)
-
-
-def make(hub: Hub) -> Any:
-    """For the event loop's ``create_server``, whose protocols derive from its own base class."""
-    return cast(Any, Connection(hub))

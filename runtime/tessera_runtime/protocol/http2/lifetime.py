@@ -158,9 +158,6 @@ class Lifetime(Outgoing, asyncio.BufferedProtocol):
         self._ping_at = now
         self._transport.write(frames.frame(frames.PING, frames.ACK, 0, payload))
 
-    def take_goaway(self) -> None:
-        """The client opens no more streams; it closes the connection when it has its answers."""
-
     def sweep(self, now: float) -> None:
         """End what takes too long. Called about every :attr:`GrpcLimits.sweep_interval_s`."""
         limits = self.hub.limits

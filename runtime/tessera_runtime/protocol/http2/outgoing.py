@@ -86,16 +86,8 @@ class Outgoing:
             return
         self._window -= size
         number = stream.id
-        self._transport.write(
-            b"".join(
-                (
-                    answers.start(number, size),
-                    *parts,
-                    frame_header(len(trailers), HEADERS, END_HEADERS | END_STREAM, number),
-                    trailers,
-                )
-            )
-        )
+        end = frame_header(len(trailers), HEADERS, END_HEADERS | END_STREAM, number)
+        self._transport.write(b"".join((answers.start(number, size), *parts, end, trailers)))
         self.answered += 1
         self._forget(stream)
 

@@ -10,38 +10,41 @@ if TYPE_CHECKING:
 
 
 class Stream:
-    """Base of what ``open_stream`` makes. The connection calls the methods below; all of them may answer."""
+    """Base of what ``open_stream`` makes. The connection calls the methods below; all of them may answer.
 
-    __slots__ = (
-        "allowed", "connection", "declared", "ended", "id", "mark", "over", "queue", "queued", "received",
-        "since", "trailers", "window",
-    )  # fmt: skip
+    Attributes that most requests never touch are the class's, so that they cost nothing for each request.
+    """
 
-    def __init__(
-        self, connection: Connection, stream_id: int, ended: bool, declared: int | None = None
-    ) -> None:
+    declared: int | None = None
+    """Bytes that content-length promises."""
+    received = 0
+    over = False
+    """Answered or reset: the connection has forgotten it."""
+    queue: deque[memoryview] | None = None
+    """Data that waits for a window or a reader."""
+    queued = 0
+    trailers: bytes | None = None
+    """The block that ends the stream once the queue is empty."""
+    since = 0.0
+    """When what is queued last made progress."""
+    mark = 0
+    """Bytes queued at ``since``."""
+
+    def __init__(self, connection: Connection, number: int, ended: bool) -> None:
         self.connection = connection
-        self.id = stream_id
-        self.declared = declared
-        """Bytes that content-length promises."""
-        self.received = 0
-        self.allowed = connection.hub.limits.stream_window
-        """Bytes that the client may still send before it is given more."""
+        self.id = number
         self.ended = ended
         """The client has sent its last byte."""
-        self.over = False
-        """Answered or reset: the connection has forgotten it."""
+        self.allowed = connection.hub.limits.stream_window
+        """Bytes that the client may still send before it is given more."""
         self.window = connection.peer_window
         """Bytes that may be sent to the client."""
-        self.queue: deque[memoryview] | None = None
-        """Data that waits for a window or a reader."""
-        self.queued = 0
-        self.trailers: bytes | None = None
-        """The block that ends the stream once the queue is empty."""
-        self.since = connection.hub.now
-        """When what is queued last made progress."""
-        self.mark = 0
-        """Bytes queued at ``since``."""
+
+    def whole(self, data: bytes, at: int, end: int) -> None:
+        """All of the request's body is ``data[at:end]``."""
+        self.receive(data, at, end)
+        if not self.over:
+            self.end()
 
     def receive(self, data: bytes, at: int, end: int) -> None:
         """The next bytes of the request are ``data[at:end]``."""
