@@ -111,6 +111,7 @@ def make_hub(plane: DataPlane, limits: GrpcLimits) -> tuple[Hub, Service]:
         partial(open_call, service),
         opening(limits),
         loop.time(),
+        loop,
         memoryview(bytearray(_SCRATCH)),
     )
     return hub, service

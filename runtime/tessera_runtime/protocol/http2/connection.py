@@ -238,7 +238,7 @@ class Connection(Control):
             stream.received
             or stream.ended
             or length > stream.allowed
-            or stream.declared is not None
+            or stream.declared not in (None, length)
         ):
             return False
         self._spend_window(length)

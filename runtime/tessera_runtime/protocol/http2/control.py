@@ -70,7 +70,7 @@ class Control(Lifetime):
                         raise BadConnection(Code.FLOW_CONTROL_ERROR, "a stream's window overflows")
             elif identifier == frames.Setting.MAX_FRAME_SIZE:
                 self._max_frame = value
-        self._transport.write(frames.frame(frames.SETTINGS, frames.ACK, 0))
+        self._write(frames.frame(frames.SETTINGS, frames.ACK, 0))
         if self._waiting:
             self._pump()
 
@@ -110,7 +110,7 @@ class Control(Lifetime):
         if self._spent > window:
             raise BadConnection(Code.FLOW_CONTROL_ERROR, "more than the connection's window")
         if self._spent * 4 >= window:
-            self._transport.write(frames.window_update(0, self._spent))
+            self._write(frames.window_update(0, self._spent))
             self._spent = 0
 
     def replenish(self, stream: Stream) -> None:
@@ -123,7 +123,7 @@ class Control(Lifetime):
         """Let the client send ``credit`` bytes more."""
         if credit > 0 and not stream.ended:
             stream.allowed += credit
-            self._transport.write(frames.window_update(stream.id, credit))
+            self._write(frames.window_update(stream.id, credit))
 
     # --- ends of streams -----------------------------------------------------------------------------
 
@@ -135,7 +135,7 @@ class Control(Lifetime):
             if not stream.ended:
                 self._drop(number)
         self._charge(self._resets, "broken streams")
-        self._transport.write(frames.reset(number, code))
+        self._write(frames.reset(number, code))
 
     def _drop(self, number: int) -> None:
         if len(self._dropped) >= _MAX_DROPPED:
@@ -152,7 +152,7 @@ class Control(Lifetime):
         self._remove(stream)
         if not stream.ended:
             self._drop(stream.id)
-            self._transport.write(frames.reset(stream.id, Code.NO_ERROR))
+            self._write(frames.reset(stream.id, Code.NO_ERROR))
         if self.last_taken is not None:
             self.check_done()
 

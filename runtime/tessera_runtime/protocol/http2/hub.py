@@ -41,6 +41,7 @@ class Hub:
     """What every connection is told first."""
     now: float
     """The loop's time at the last sweep, seconds."""
+    loop: asyncio.AbstractEventLoop
     scratch: memoryview
     """Receives what has no place of its own yet, for one connection at a time."""
     connections: set[Connection] = field(default_factory=set)
@@ -56,6 +57,19 @@ class Hub:
     """Connections are told to go away."""
     empty: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the last connection of a draining server is gone."""
+
+    _written: list[Outgoing] = field(default_factory=list)
+    """Connections that have something to flush in the loop's next turn."""
+
+    def flush_soon(self, connection: Outgoing) -> None:
+        if not self._written:
+            self.loop.call_soon(self._flush)
+        self._written.append(connection)
+
+    def _flush(self) -> None:
+        written, self._written = self._written, []
+        for connection in written:
+            connection.flush()
 
     def relieve(self) -> None:
         """Too much waits to be sent: end connections, those first that have read nothing for longest."""

@@ -70,7 +70,7 @@ class Lifetime(Outgoing, asyncio.BufferedProtocol):
         self._transport = cast(Transport, transport)
         self._transport.set_write_buffer_limits(high=self.hub.limits.max_unread)
         self.hub.connections.add(self)  # type: ignore[arg-type]  # the one class that derives from this
-        self._transport.write(self.hub.opening)
+        self._write(self.hub.opening)
         if len(self.hub.connections) > self.hub.limits.max_connections:
             self.refuse(Code.ENHANCE_YOUR_CALM, "too many connections")
         elif self.hub.draining:
@@ -83,6 +83,7 @@ class Lifetime(Outgoing, asyncio.BufferedProtocol):
     def connection_lost(self, error: Exception | None) -> None:
         self.ending = True
         self._cancel_all()
+        self._out.clear()
         hub = self.hub
         hub.connections.discard(self)
         hub.blocked.pop(self, None)
@@ -97,7 +98,7 @@ class Lifetime(Outgoing, asyncio.BufferedProtocol):
             return
         self._going = True
         self._since = self.hub.now
-        self._transport.write(
+        self._write(
             frames.goaway(frames.MAX_STREAM, Code.NO_ERROR)
             + frames.frame(frames.PING, 0, 0, _LEAVING)
         )
@@ -106,7 +107,7 @@ class Lifetime(Outgoing, asyncio.BufferedProtocol):
         """The client has read the first GOAWAY, or had the time to."""
         if self.last_taken is None and not self.ending:
             self.last_taken = self.last
-            self._transport.write(frames.goaway(self.last, Code.NO_ERROR))
+            self._write(frames.goaway(self.last, Code.NO_ERROR))
             self.check_done()
 
     def check_done(self) -> None:
@@ -120,13 +121,14 @@ class Lifetime(Outgoing, asyncio.BufferedProtocol):
             return
         self.ending = True
         self._cancel_all()
-        self._transport.write(frames.goaway(self.last, code, message))
+        self._write(frames.goaway(self.last, code, message))
         self._end()
 
     def _end(self) -> None:
         """Close one way and let the client close the other, so that it can read all that was written."""
         self.ending = True
         self._since = self.hub.now
+        self.flush()
         if not self._transport.is_closing():
             self._transport.write_eof()
 
@@ -156,7 +158,7 @@ class Lifetime(Outgoing, asyncio.BufferedProtocol):
                 self.refuse(Code.ENHANCE_YOUR_CALM, "too_many_pings")
                 return
         self._ping_at = now
-        self._transport.write(frames.frame(frames.PING, frames.ACK, 0, payload))
+        self._write(frames.frame(frames.PING, frames.ACK, 0, payload))
 
     def sweep(self, now: float) -> None:
         """End what takes too long. Called about every :attr:`GrpcLimits.sweep_interval_s`."""
@@ -176,7 +178,7 @@ class Lifetime(Outgoing, asyncio.BufferedProtocol):
         for stream in list(self.streams.values()):
             if stream.queued and late - stream.since > limits.stall_timeout_s:
                 self._cancel(stream)
-                self._transport.write(frames.reset(stream.id, Code.ENHANCE_YOUR_CALM))
+                self._write(frames.reset(stream.id, Code.ENHANCE_YOUR_CALM))
             elif not stream.over:
                 stream.expired(now)
         self._keep_alive(now)
@@ -198,7 +200,7 @@ class Lifetime(Outgoing, asyncio.BufferedProtocol):
                 self.abort()
         elif now - self._heard > limits.keepalive_time_s:
             self._pinged = now
-            self._transport.write(frames.frame(frames.PING, 0, 0, _ALIVE))
+            self._write(frames.frame(frames.PING, 0, 0, _ALIVE))
 
     def waiting_since(self) -> float:
         """When the stream that waits longest to be read made its last progress; for :meth:`Hub.relieve`."""

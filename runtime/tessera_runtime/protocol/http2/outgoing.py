@@ -69,6 +69,21 @@ class Outgoing:
         """Bytes the transport held when it was last seen to make progress."""
         self.answered = 0
         """Frames of answers sent so far."""
+        self._out: list[bytes] = []
+        """Written in this turn of the loop: a batch answers several calls at once, and a system call for
+        each would cost more than all else."""
+
+    def _write(self, data: bytes) -> None:
+        out = self._out
+        if not out:
+            self.hub.flush_soon(self)
+        out.append(data)
+
+    def flush(self) -> None:
+        """Hand what was written to the transport."""
+        out, self._out = self._out, []
+        if out and not self._transport.is_closing():
+            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
 
     def answer(
         self,
@@ -87,13 +102,13 @@ class Outgoing:
         self._window -= size
         number = stream.id
         end = frame_header(len(trailers), HEADERS, END_HEADERS | END_STREAM, number)
-        self._transport.write(b"".join((answers.start(number, size), *parts, end, trailers)))
+        self._write(b"".join((answers.start(number, size), *parts, end, trailers)))
         self.answered += 1
         self._forget(stream)
 
     def send_headers(self, stream: Stream, block: bytes, end: bool = False) -> None:
         flags = END_HEADERS | END_STREAM if end else END_HEADERS
-        self._transport.write(frame(HEADERS, flags, stream.id, block))
+        self._write(frame(HEADERS, flags, stream.id, block))
         self.answered += 1
         if end:
             self._forget(stream)
@@ -124,7 +139,7 @@ class Outgoing:
         elif trailers:
             self.send_headers(stream, trailers, end=True)
         else:
-            self._transport.write(frame(DATA, END_STREAM, stream.id))
+            self._write(frame(DATA, END_STREAM, stream.id))
             self.answered += 1
             self._forget(stream)
 
@@ -175,6 +190,7 @@ class Outgoing:
         if stream.mark - stream.queued >= min(stream.mark // 16, _LEAST_PROGRESS):
             stream.mark = stream.queued
             stream.since = self.hub.now
+        self.flush()
         self._transport.writelines(pieces)
         return total
 
