@@ -65,6 +65,15 @@ kind: Secret
 metadata: {name: store, namespace: vision}
 stringData: {authorization: Bearer hunter2}
 """
+KEYS = """
+{apiVersion: v1, kind: Namespace, metadata: {name: locked}}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: keys, namespace: locked}
+stringData: {a: hunter2-keys}
+"""
+KEYS_OPT_IN = OPT_IN.partition("---")[0].replace("vision", "locked")
 IDENTITY = """
 import numpy as np
 class Model:
@@ -267,12 +276,13 @@ class Pod:
         found: list[Object] = devices[0].get("instances") or []
         return found
 
-    def answer(self, model: str = "vision.scaled") -> list[float] | None:
-        """What the server says to a row of ones; None where it does not serve."""
+    def answer(self, model: str = "vision.scaled", key: str = "") -> list[float] | None:
+        """What the server says to a row of ones; None where it does not serve, or not for ``key``."""
         tensor = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1.0] * 4}
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.http}/v2/models/{model}/infer",
             json.dumps({"inputs": [tensor]}).encode(),
+            {"Authorization": f"Bearer {key}"} if key else {},
         )
         try:
             with urllib.request.urlopen(request, timeout=10) as reply:
@@ -615,4 +625,38 @@ def test_credentials_are_read_where_the_namespace_has_opted_in_and_reach_no_serv
     written = [path for path in pod.folder.rglob("*") if path.is_file() and path.name != "token"]
     assert any(path.name == "agent.json" for path in written)
     assert not any(b"hunter2" in path.read_bytes() for path in written)
+    assert "hunter2" not in json.dumps(pod.node())
+
+
+def test_keys_open_a_service_only_where_agents_may_read_them_and_outlive_agents(
+    pod: Pod, store: Store, kubectl: Kubectl, plane: ControlPlane
+) -> None:
+    name, key = "locked.scaled", "hunter2-keys"
+    kubectl.apply(KEYS)
+    pod.start_server()
+    agent = pod.start_agent("--log-level=debug")
+    services = [served(f"{store.url}/m.py", name=name)]
+    services[0]["spec"]["access"] = {"keysSecretRef": {"name": "keys"}}
+    pod.order(devices=on_cpu(placed(name=name)), services=services)
+    pod.until(lambda: [each["ready"] for each in pod.instances()] == [1], "an instance")
+    pod.until(lambda: "has not opted in" in pod.service(name).get("problem", ""), "what to do")
+    assert not pod.service(name)["ready"]
+    assert pod.answer(name) is pod.answer(name, key) is None
+
+    kubectl.apply(KEYS_OPT_IN)
+    pod.until(lambda: pod.answer(name, key) == [2.0] * 4, "the key to work")
+    pod.until(lambda: pod.service(name)["ready"], "the service to be ready")
+    assert pod.answer(name) is pod.answer(name, key + "x") is None
+
+    plane.stop_api_server()
+    try:
+        agent.stop(0.1)
+        pod.start_agent("--log-level=debug")
+        assert pod.answer(name, key) == [2.0] * 4, "the server knows it still"
+    finally:
+        plane.start_api_server()
+        pod.api.close()
+    pod.until(lambda: pod.answer(name, key) == [2.0] * 4, "the key to work on")
+    written = [path for path in pod.folder.rglob("*") if path.is_file() and path.name != "token"]
+    assert not [path for path in written if b"hunter2" in path.read_bytes()]
     assert "hunter2" not in json.dumps(pod.node())

@@ -102,7 +102,13 @@ def choose(new: Version, old: Version | None, measured: Collection[str]) -> Vers
 
 
 def _with_settings(running: ModelServiceSpec, wanted: ModelServiceSpec) -> ModelServiceSpec:
-    """What runs, at the capacity that is wanted now: scaling a service does not wait for its next version."""
+    """What runs, as far as no model depends on it as it is wanted now: neither scaling a service nor closing it to
+    strangers waits for its next version.
+    """
     return replace(
-        running, replicas=wanted.replicas, scaling=wanted.scaling, traffic=wanted.traffic
+        running,
+        replicas=wanted.replicas,
+        scaling=wanted.scaling,
+        traffic=wanted.traffic,
+        access=wanted.access,
     )

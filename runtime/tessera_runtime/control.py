@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 import msgspec
@@ -21,6 +21,10 @@ MAX_LINE = 16 << 20
 
 class Apply(msgspec.Struct, frozen=True, tag=True):
     target: ServerTarget
+    keys: Mapping[str, tuple[str, ...]] = {}
+    """By served name, of services that need one. None at all: nobody may name it. A service that is not among them
+    keeps those that the server was given before, if any.
+    """
 
 
 class Report(msgspec.Struct, frozen=True, tag=True):
@@ -95,8 +99,10 @@ class ControlClient:
         self._lock = asyncio.Lock()
         self._stream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def apply(self, target: ServerTarget) -> None:
-        await self._ask(Apply(target), Applied, 30.0)
+    async def apply(
+        self, target: ServerTarget, keys: Mapping[str, tuple[str, ...]] | None = None
+    ) -> None:
+        await self._ask(Apply(target, keys or {}), Applied, 30.0)
 
     async def report(self) -> ServerReport:
         return (await self._ask(Report(), Reported, 30.0)).report

@@ -17,6 +17,9 @@ from tessera_runtime.errors import ServeError
 
 Parameter = bool | int | float | str
 
+Keys = tuple[str, ...]
+"""Bearer keys as a request carries them: a client one or none, a peer some of those that it knows."""
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
@@ -198,8 +201,12 @@ class DataPlane(Protocol):
         """Queue a request. Raises a ServeError at once when it is invalid or cannot be admitted."""
         ...
 
-    def resolve(self, name: str, host: str) -> str:
-        """The served name ``<namespace>.<name>`` that ``name`` means for a client that spoke to ``host``."""
+    def resolve(self, name: str, host: str, keys: Keys) -> str:
+        """The served name ``<namespace>.<name>`` that ``name`` means for a client that spoke to ``host``.
+
+        Nothing else lets a request name a model. Raises Unauthorized where the model asks for a key and ``keys``,
+        what the request carries, has none of it.
+        """
         ...
 
     def live(self) -> bool: ...
@@ -222,11 +229,13 @@ class DataPlane(Protocol):
         """Rows that wait for one member; 0 for one that is not served."""
         ...
 
-    def statistics(self, model: str, version: str) -> tuple[ModelStatistics, ...]:
-        """One model, or all of them for an empty name."""
+    def statistics(self, model: str, version: str, keys: Keys) -> tuple[ModelStatistics, ...]:
+        """One model, or for an empty name all that ask for no key or for one of ``keys``."""
         ...
 
-    def repository(self) -> tuple[RepositoryEntry, ...]: ...
+    def repository(self, keys: Keys) -> tuple[RepositoryEntry, ...]:
+        """The models that ask for no key or for one of ``keys``."""
+        ...
 
     async def load(self, model: str) -> None:
         """Load a model that the repository knows; returns when it is ready. Idempotent."""

@@ -4,6 +4,7 @@
 
     ServeError                      HTTP  gRPC                 when
     ├── InvalidRequest              400   INVALID_ARGUMENT     the request itself is wrong: shape, datatype, parameter
+    ├── Unauthorized                401   UNAUTHENTICATED      the model asks for a key, and the request has none of its
     ├── NotFound                    404   NOT_FOUND            no such model, version or output
     ├── SlowClient                  408   (closed by grpc)     the request did not arrive in time
     ├── TooLarge                    413   RESOURCE_EXHAUSTED   over a size limit, whatever the load
@@ -28,6 +29,9 @@ class ServeError(Exception):
 
 
 class InvalidRequest(ServeError): ...
+
+
+class Unauthorized(ServeError): ...
 
 
 class NotFound(ServeError): ...
@@ -69,6 +73,7 @@ class Status:
 
 STATUS: dict[type[ServeError], Status] = {
     InvalidRequest: Status(400, "INVALID_ARGUMENT"),
+    Unauthorized: Status(401, "UNAUTHENTICATED"),
     NotFound: Status(404, "NOT_FOUND"),
     SlowClient: Status(408, "DEADLINE_EXCEEDED"),
     TooLarge: Status(413, "RESOURCE_EXHAUSTED"),

@@ -95,6 +95,8 @@ class ServiceTarget(msgspec.Struct, frozen=True):
     outputs: tuple[TensorTarget, ...] = ()
     hold: int = 0
     """Most requests that may wait for the first instance or peer; 0: they are refused while there is none."""
+    needs_key: bool = False
+    """Whether only requests with one of its keys may name it. The keys are not here: targets are kept on disk."""
 
 
 class ServerTarget(msgspec.Struct, frozen=True):

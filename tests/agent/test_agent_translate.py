@@ -14,6 +14,8 @@ from tessera_core.api import (
     RuntimeNode,
     RuntimeNodeSpec,
 )
+from tessera_core.api.meta import NameRef
+from tessera_core.api.modelservice import Access
 from tessera_core.api.runtimenode import (
     BatchTime,
     InstanceState,
@@ -22,6 +24,7 @@ from tessera_core.api.runtimenode import (
     ServedMember,
     ServedService,
 )
+from tessera_runtime.agent.keys import SecretSource
 from tessera_runtime.agent.translate import (
     LocalModel,
     ModelSource,
@@ -30,6 +33,7 @@ from tessera_runtime.agent.translate import (
     candidate_sources,
     device_piece,
     device_target,
+    key_sources,
     model_sources,
     server_target,
 )
@@ -214,6 +218,35 @@ def test_a_version_whose_model_is_missing_leaves_the_one_before_as_it_was() -> N
     assert found.target.services[0] == before.services[0]
     assert {device.id for device in found.target.devices} == {"cpu/cpu-1@0", "cpu/cpu-1@1"}
     assert server_target(wanted, models, SITE, NOTHING).target.services[0].name == "vision.other"
+
+
+KEYED = replace(SERVED, spec=replace(SERVICE.spec, access=Access(NameRef("keys"))))
+
+
+def test_a_service_that_asks_for_keys_needs_one_and_they_come_from_its_own_namespace() -> None:
+    wanted = node(instance("cnn", "cpu-1@0"), services=(KEYED,))
+    assert key_sources(wanted) == {"vision.digits": SecretSource("vision", "keys")}
+    [service] = server_target(wanted, MODELS, SITE, NOTHING).target.services
+    assert service.needs_key
+    assert key_sources(BOTH) == {}
+    assert not server_target(BOTH, MODELS, SITE, NOTHING).target.services[0].needs_key
+
+
+def test_closing_a_service_does_not_wait_for_its_models() -> None:
+    open_to_all = server_target(BOTH, MODELS, SITE, NOTHING).target
+    new = replace(KEYED, generation=8)
+    wanted = node(*BOTH.spec.devices[0].instances, services=(new,))
+    [service] = server_target(wanted, {}, SITE, open_to_all).target.services
+    assert (service.version, service.needs_key) == ("7", True)
+
+
+def test_a_service_whose_keys_are_being_read_is_not_told_yet() -> None:
+    wanted = node(instance("cnn", "cpu-1@0"), services=(KEYED,))
+    told = server_target(wanted, MODELS, SITE, NOTHING, without_keys={"vision.digits"})
+    assert (told.target.services, told.problems) == ((), {})
+    before = server_target(BOTH, MODELS, SITE, NOTHING).target
+    told = server_target(wanted, MODELS, SITE, before, without_keys={"vision.digits"})
+    assert told.target.services == before.services
 
 
 def test_a_service_that_asks_for_too_much_holds_up_nothing_else() -> None:

@@ -293,3 +293,27 @@ def test_files_are_admitted_locally_and_code_where_it_is_allowed(
     spec = ModelService.from_dict(service(*members, ensemble=ensemble())).spec
     found = admission(spec, local=local, allow_code=allow_code)
     assert [error.path for error in found] == wrong
+
+
+def test_keys_are_of_a_cluster_and_refused_where_there_are_no_secrets() -> None:
+    access = {"keysSecretRef": {"name": "keys"}}
+    spec = ModelService.from_dict(service(member("a"), access=access)).spec
+    assert spec.access is not None
+    assert spec.access.keys_secret_ref.name == "keys"
+    assert admission(spec, local=False, allow_code=False) == ()
+    [error] = admission(spec, local=True, allow_code=False)
+    assert error.path == "spec.access.keysSecretRef.name"
+    assert "remove it" in error.allowed
+
+
+@pytest.mark.parametrize(
+    ("access", "path"),
+    [
+        ({}, "spec.access.keysSecretRef"),
+        ({"keysSecretRef": {}}, "spec.access.keysSecretRef.name"),
+        ({"keysSecretRef": {"name": "No Name"}}, "spec.access.keysSecretRef.name"),
+        ({"keysSecretRef": {"name": "keys"}, "public": True}, "spec.access.public"),
+    ],
+)
+def test_access_that_says_nothing_is_no_access_for_all(access: object, path: str) -> None:
+    assert list(errors_of(service(member("a"), access=access))) == [path]

@@ -75,6 +75,7 @@ def test_a_wrong_field_is_named_with_file_and_document(tmp_path: Path) -> None:
         ),
         ("  slo:", "  tuning: {mode: Auto}\n  slo:", "spec.tuning.mode"),
         ("format: TorchExport", "format: TorchExport, secretRef: {name: keys}", "secretRef"),
+        ("  slo:", "  access: {keysSecretRef: {name: keys}}\n  slo:", "spec.access.keysSecretRef"),
     ],
 )
 def test_what_would_silently_be_left_undone_is_refused(

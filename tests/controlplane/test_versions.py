@@ -96,6 +96,16 @@ def test_scaling_and_traffic_do_not_wait_for_the_version_that_they_came_with() -
     assert found.generation == 1
 
 
+def test_closing_a_service_to_strangers_does_not_wait_for_the_version_that_it_came_with() -> None:
+    access = {"keysSecretRef": {"name": "keys"}}
+    wanted = service("s", "ac", generation=2, access=access)
+    closed = before(wanted, served(S1))
+    assert closed.service.spec.access == wanted.spec.access
+    assert closed.service.spec.members == S1.spec.members
+    opened = before(service("s", "ac", generation=3), served(wanted))
+    assert opened.service.spec.access is None
+
+
 def test_replicas_by_the_scale_subresource_do_not_wait() -> None:
     external = {"mode": "External"}
     old = service("s", "a", scaling=external, replicas=2)

@@ -66,7 +66,7 @@ def placed(plane: FunctionPlane, name: str, array: np.ndarray, datatype: str) ->
 @pytest.mark.parametrize("datatype", DATATYPES)
 def test_a_peer_reads_the_tensors_that_were_sent(datatype: str):
     plane = FunctionPlane({})
-    plane.resolve = lambda name, host: name
+    plane.resolve = lambda name, host, keys: name
     array = sample(datatype)
     tensors = [placed(plane, name, array, datatype) for name in "xy"]
     data = encode_request("test.m", "id-7", [("own x", tensors[0]), ("own y", tensors[1])])

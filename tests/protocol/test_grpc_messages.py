@@ -23,7 +23,7 @@ _CALM = settings(deadline=None, max_examples=300)
 
 def any_plane() -> FunctionPlane:
     plane = FunctionPlane({})
-    plane.resolve = lambda name, host: name
+    plane.resolve = lambda name, host, keys: name
     return plane
 
 

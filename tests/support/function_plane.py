@@ -18,6 +18,7 @@ from tessera_runtime.dataplane import (
     InferCall,
     InferReply,
     InputTensor,
+    Keys,
     MemberCall,
     ModelMetadata,
     ModelStatistics,
@@ -32,6 +33,7 @@ from tessera_runtime.errors import (
     NotFound,
     Overloaded,
     ServeError,
+    Unauthorized,
     Unavailable,
 )
 
@@ -119,6 +121,8 @@ class FunctionPlane:
     live_slots: set[PlainSlot] = field(default_factory=set)
     unloaded: set[str] = field(default_factory=set)
     is_live: bool = True
+    keys: dict[str, str] = field(default_factory=dict)
+    """By model, of those that ask for one."""
     count: int = 0
 
     @classmethod
@@ -193,10 +197,15 @@ class FunctionPlane:
         )
         return InferReply(call.model, "1", call.id, outputs, self.parameters)
 
-    def resolve(self, name: str, host: str) -> str:
+    def resolve(self, name: str, host: str, keys: Keys) -> str:
         if name not in self.models:
             raise NotFound(f"no model {name[:64]!r}")
+        if not self._is_open(name, keys):
+            raise Unauthorized(f"model {name} needs a key")
         return name
+
+    def _is_open(self, name: str, keys: Keys) -> bool:
+        return name not in self.keys or self.keys[name] in keys
 
     def live(self) -> bool:
         return self.is_live
@@ -208,7 +217,9 @@ class FunctionPlane:
         return self.metadata(model, version).name not in self.unloaded
 
     def metadata(self, model: str, version: str) -> ModelMetadata:
-        meta = self.models[self.resolve(model, "")].metadata
+        if model not in self.models:
+            raise NotFound(f"no model {model[:64]!r}")
+        meta = self.models[model].metadata
         if version not in ("", "1"):
             raise NotFound(f"model {model!r} has no version {version[:64]!r}; served: 1")
         return meta
@@ -219,8 +230,8 @@ class FunctionPlane:
     def queued_rows(self, model: str, part: MemberCall) -> int:
         return len(self.held)
 
-    def statistics(self, model: str, version: str) -> tuple[ModelStatistics, ...]:
-        names = [self.metadata(model, version).name] if model else sorted(self.models)
+    def statistics(self, model: str, version: str, keys: Keys) -> tuple[ModelStatistics, ...]:
+        names = [self.metadata(model, version).name] if model else self._open_to(keys)
         spent, none = DurationStat(self.count, 1000 * self.count), DurationStat()
         batches = (BatchStat(1, none, spent, none),)
         return tuple(
@@ -230,19 +241,22 @@ class FunctionPlane:
             for name in names
         )
 
-    def repository(self) -> tuple[RepositoryEntry, ...]:
+    def _open_to(self, keys: Keys) -> list[str]:
+        return [name for name in sorted(self.models) if self._is_open(name, keys)]
+
+    def repository(self, keys: Keys) -> tuple[RepositoryEntry, ...]:
         return tuple(
             RepositoryEntry(name, "1", "UNAVAILABLE", "unloaded")
             if name in self.unloaded
             else RepositoryEntry(name, "1", "READY")
-            for name in sorted(self.models)
+            for name in self._open_to(keys)
         )
 
     async def load(self, model: str) -> None:
-        self.unloaded.discard(self.resolve(model, ""))
+        self.unloaded.discard(self.metadata(model, "").name)
 
     async def unload(self, model: str) -> None:
-        self.unloaded.add(self.resolve(model, ""))
+        self.unloaded.add(self.metadata(model, "").name)
 
 
 def array_of(tensor: InputTensor) -> np.ndarray:

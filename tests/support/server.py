@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,10 +53,16 @@ class Server:
 
     # What it is told and what it says
 
-    def apply(self, target: ServerTarget, *, wait: bool = True) -> None:
-        """Apply ``target`` and, with ``wait``, return when all of it is served."""
+    def apply(
+        self,
+        target: ServerTarget,
+        keys: Mapping[str, tuple[str, ...]] | None = None,
+        *,
+        wait: bool = True,
+    ) -> None:
+        """Apply ``target`` and, with ``wait``, return when all of it is served. ``keys``: those to hand over."""
         self._target = target
-        self._ask(lambda: self._control.apply(target))
+        self._ask(lambda: self._control.apply(target, keys))
         if wait:
             self.wait_served()
 

@@ -23,4 +23,11 @@ def admission(spec: ModelServiceSpec, *, local: bool, allow_code: bool) -> tuple
                 "TorchExport or ONNX, which are data, unless the pool's trust.allowCode is true"
             )
             errors.append(FieldError(f"{path}.format", model.format.value, allowed))
+    if local and spec.access is not None:
+        path = "spec.access.keysSecretRef.name"
+        allowed = (
+            "no spec.access in local mode, where there are no Secrets: remove it, "
+            "and listen where only those come who may ask"
+        )
+        errors.append(FieldError(path, describe(spec.access.keys_secret_ref.name), allowed))
     return tuple(errors)

@@ -220,6 +220,14 @@ class Tuning:
     """Largest difference of an output from the untuned model's, relative to its scale."""
 
 
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may name the service in a request; absent: whoever reaches its port."""
+
+    keys_secret_ref: NameRef
+    """Every value of the Secret, in the ModelService's namespace, is a key; a request has to carry one of them."""
+
+
 def _weights_match_the_rule(spec: ModelServiceSpec) -> Iterator[FieldError]:
     combine = spec.ensemble.combine
     for index, member in enumerate(spec.members):
@@ -290,6 +298,7 @@ class ModelServiceSpec:
     priority_class_name: Annotated[str | None, SUBDOMAIN] = None
     service_account_name: Annotated[str | None, SUBDOMAIN] = None
     """Identity for fetching the models."""
+    access: Access | None = None
 
     @staticmethod
     def complete(document: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -91,7 +91,7 @@ def _serve_class(placer: Placer, members: list[int], lower: list[int], work: Wor
         # The same two ways whether something runs or not, so that a plan stays when it is planned again.
         for layout.faith in (1.0, LITTLE_FAITH) if len(members) <= _MANY else (1.0,):
             layout.rollback(clear)
-            _arranged_anew(placer, members, tried, work)
+            _arranged_anew(placer, members, tried if layout.faith == faith else None, work)
             best = _fairer(best, (standing(placer, members), _rows_since(layout, mark)))
         layout.faith = faith
     layout.rollback(mark)

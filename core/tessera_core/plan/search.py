@@ -98,7 +98,7 @@ def arrange(placer: Placer, members: Sequence[int], work: Work) -> Arranged:
     new = {member for member in order if not layout.hosts[member]}
     best: tuple[tuple[int, int], Arranged, Change] | None = None
     attempts = max(2, min(_SQUEAKS, _MOST_PLACED // max(1, len(order))))
-    stalled = 0
+    stalled, tried = 0, set[tuple[int, ...]]()
     for attempt in range(attempts):
         # Few members: worth every effort, once the plain way has failed.
         failed = construct(placer, order, thorough=attempt > 0 and attempts == _SQUEAKS)
@@ -119,11 +119,15 @@ def arrange(placer: Placer, members: Sequence[int], work: Work) -> Arranged:
             break
         layout.rollback(mark)
         loud = set(failed)
-        # Not to the very front: one that is large upsets everybody there.
-        turn = {m: at / _FORWARD if m in loud else at for at, m in enumerate(order, start=1)}
+        # To the very front only among few: one that is large upsets everybody there.
+        forward = _FORWARD if len(order) > _FEW else len(order) + 1
+        turn = {m: at / forward if m in loud else at for at, m in enumerate(order, start=1)}
+        tried.add(tuple(order))
         following = sorted(order, key=turn.__getitem__)
-        if following == order and attempt:
-            break
+        if tuple(following) in tried:
+            following.reverse()  # out of the circle
+            if attempt and tuple(following) in tried:
+                break
         order = following
     assert best is not None
     layout.rollback(mark)

@@ -18,6 +18,7 @@ from pathlib import Path
 from tessera_core.api import Condition, RuntimeNodeStatus
 from tessera_core.api.runtimenode import ProfileResult
 from tessera_runtime.agent.following import Follower, Identity, beat
+from tessera_runtime.agent.keys import ServiceKeys
 from tessera_runtime.agent.kube import Document, Kube, KubeError
 from tessera_runtime.agent.measuring import Measuring
 from tessera_runtime.agent.models import Models
@@ -72,9 +73,15 @@ class ClusterAgent:
         self._publisher = Publisher(
             kube, who.node, self._status, lambda: counters_s(self._serving.node)
         )
-        self._models = Models(cache, self._secret, self._model_changed)
+        self._models = Models(cache, self._secret, self._found_changed)
+        self._keys = ServiceKeys(self._secret, self._found_changed)
         self._serving = Serving(
-            self._control, self._models, self._site, state_dir, self._publisher.look
+            self._control,
+            self._models,
+            self._keys,
+            self._site,
+            state_dir,
+            self._publisher.look,
         )
         self._follower = Follower(kube, who.node, self._hear)
 
@@ -105,13 +112,14 @@ class ClusterAgent:
                     task.cancel()
         finally:
             self._models.close()
+            self._keys.close()
             await self._control.close()
 
     def _hear(self, document: Document | None) -> None:
         self._publisher.hear(document)
         self._serving.hear(document)
 
-    def _model_changed(self) -> None:
+    def _found_changed(self) -> None:
         self._serving.wake()
 
     async def _publish(self) -> None:
@@ -162,12 +170,12 @@ class ClusterAgent:
         except KubeError as error:
             if error.status == 403:
                 raise Denied(
-                    f"{label}: the namespace has not opted in to its Secrets being read for models; "
+                    f"{label}: the namespace has not opted in to its Secrets being read; "
                     "it does so by a RoleBinding of ClusterRole tessera-model-credentials "
                     "to the agents' ServiceAccount"
                 ) from error
             if error.status == 404:
-                raise NotFound(f"{label}: there is none") from error
+                raise NotFound(f"{label}: there is none, create it") from error
             raise Unreachable(f"{label}: {error}") from error
 
     async def _look_after_gpus(self, uuids: Sequence[str]) -> None:

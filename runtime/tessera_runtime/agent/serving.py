@@ -16,6 +16,7 @@ import msgspec
 
 from tessera_core.api import RuntimeNode
 from tessera_runtime.agent.kept import Kept, Measured, read_kept, write_kept
+from tessera_runtime.agent.keys import ServiceKeys
 from tessera_runtime.agent.kube import Document
 from tessera_runtime.agent.models import Models
 from tessera_runtime.agent.orders import Order, judge
@@ -24,6 +25,7 @@ from tessera_runtime.agent.translate import (
     ModelKey,
     Site,
     candidate_sources,
+    key_sources,
     model_sources,
     server_target,
 )
@@ -45,6 +47,7 @@ class Serving:
         self,
         control: ControlClient,
         models: Models,
+        keys: ServiceKeys,
         site: Site,
         state_dir: Path,
         changed: Callable[[], None],
@@ -62,16 +65,19 @@ class Serving:
         self.problems: Mapping[str, str] = {}
         """By served name: why a service is not as wanted."""
         self.settled = asyncio.Event()
-        """Set once an order was heard and every model that it needs was found or has failed."""
+        """Set once an order was heard and every model and key that it needs was found or has failed."""
         self.kept = read_kept(state_dir)
         self._control = control
         self._models = models
+        self._keys = keys
         self._site = site
         self._state_dir = state_dir
         self._changed = changed
         self._heard: object = None
         self._told = False
         """Whether the server that answers now knows the target that was kept."""
+        self._told_keys: Mapping[str, tuple[str, ...]] = {}
+        """What it was given last. Never kept on disk: a server that is new too is closed until they are read again."""
         self._wake = asyncio.Event()
         self._hold()
 
@@ -91,6 +97,10 @@ class Serving:
             self.node = self.order.node
             sources = model_sources(self.node), candidate_sources(self.node)
             self._models.want({each for found in sources for each in found.values()})
+            # Those of services that cannot be read stay as they are, as the services do.
+            known = self._keys.wanted
+            staying = {name: known[name] for name in self.order.problems if name in known}
+            self._keys.want({**staying, **key_sources(self.node)})
         self.wake()
 
     def wake(self) -> None:
@@ -134,9 +144,10 @@ class Serving:
             target, generation = wanted, self.node.metadata.generation
         if target is None:
             return
-        if not self._told or target != self.kept.target:
-            await self._control.apply(target)
-            self._told = True
+        keys = self._keys.known()
+        if not self._told or target != self.kept.target or keys != self._told_keys:
+            await self._control.apply(target, keys)
+            self._told, self._told_keys = True, keys
             self.report = await self._control.report()
         epoch = max(self.kept.epoch, target.epoch)
         self._keep(
@@ -152,12 +163,18 @@ class Serving:
             self._site,
             self.kept.target or ServerTarget(),
             unread=order.problems.keys(),
+            without_keys=self._keys.unread(),
         )
         failed: dict[str, str] = {}
         for (service, member), source in model_sources(node).items():
             if problem := self._models.problem(source):
                 failed.setdefault(service, f"{member}: {problem}")
-        self.problems = {**failed, **translated.problems, **order.problems}
+        self.problems = {
+            **failed,
+            **self._keys.problems(),
+            **translated.problems,
+            **order.problems,
+        }
         return translated.target
 
     def _found(self, node: RuntimeNode) -> dict[ModelKey, LocalModel]:
@@ -165,12 +182,12 @@ class Serving:
         return {key: model for key, model in found.items() if model is not None}
 
     def _waiting(self, node: RuntimeNode) -> frozenset[str]:
-        """Services with a model that is being fetched, and has not failed."""
-        return frozenset(
+        """Services with a model that is being fetched, and has not failed, or with keys that are being read."""
+        return self._keys.unread() | {
             service
             for (service, _), source in model_sources(node).items()
             if self._models.found(source) is None and not self._models.problem(source)
-        )
+        }
 
     @staticmethod
     def _would_drop(target: ServerTarget, waiting: frozenset[str], report: ServerReport) -> bool:

@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from tessera_core.api import RuntimeNode
 from tessera_core.api.members import Member
 from tessera_core.api.runtimenode import Instance, InstanceState, ServedMember, ServedService
 from tessera_core.api.tensors import InputTensor, Tensor
 from tessera_core.gpu.devices import FULL
 from tessera_core.plan.state import CPU
+from tessera_runtime.agent.keys import SecretSource
 from tessera_runtime.target import (
     DeviceTarget,
     InstanceTarget,
@@ -94,6 +97,17 @@ def candidate_sources(node: RuntimeNode) -> dict[ModelKey, ModelSource]:
     return _sources(node.spec.candidates, needed)
 
 
+def key_sources(node: RuntimeNode) -> dict[str, SecretSource]:
+    """By served name, where the keys are of those services that ask for one."""
+    return {
+        service.name: SecretSource(
+            service.name.partition(".")[0], service.spec.access.keys_secret_ref.name
+        )
+        for service in node.spec.services
+        if service.spec.access is not None
+    }
+
+
 def _sources(
     services: Iterable[ServedService], needed: Collection[ModelKey]
 ) -> dict[ModelKey, ModelSource]:
@@ -121,9 +135,11 @@ def server_target(
     site: Site,
     before: ServerTarget,
     unread: Collection[str] = (),
+    without_keys: Collection[str] = (),
 ) -> Translated:
-    """``before`` is what the server was told last; a service whose models are missing stays as it is there, and
-    so do those of ``unread``, which ``node`` lacks because they could not be read.
+    """``before`` is what the server was told last; a service whose models are missing stays as it is there, but for
+    who may ask. So do those of ``unread``, which ``node`` lacks because they could not be read, and ``without_keys``,
+    whose keys are being read for the first time: the next moment they are there, or known to be none.
     """
     placed: dict[ModelKey, list[tuple[str, Instance]]] = {}
     for device in node.spec.devices:
@@ -138,6 +154,10 @@ def server_target(
     for service in node.spec.services:
         if not _served_here(service, placed):
             continue
+        if service.name in without_keys:
+            if service.name in told:
+                services.append(told[service.name])
+            continue
         try:
             found = _devices(service, placed, site)
             target = _service_target(service, placed, models, allow_code=site.allow_code)
@@ -145,7 +165,8 @@ def server_target(
             if isinstance(error, TranslationError):
                 problems[service.name] = str(error)
             if service.name in told:
-                services.append(told[service.name])
+                needs_key = service.spec.access is not None
+                services.append(msgspec.structs.replace(told[service.name], needs_key=needs_key))
         else:
             devices.update(found)
             services.append(target)
@@ -259,6 +280,7 @@ def _service_target(
         inputs=tensors(spec.inputs),
         outputs=tensors(spec.outputs),
         hold=service.hold,
+        needs_key=spec.access is not None,
     )
 
 

@@ -9,24 +9,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Mapping
 from typing import Any
 
 from tessera_core.ensemble.metadata import CombineError
 from tessera_runtime.dataplane import (
     Done,
     InferCall,
+    Keys,
     MemberCall,
     ModelMetadata,
     ModelStatistics,
     RepositoryEntry,
     Ticket,
 )
+from tessera_runtime.dispatch.access import Gates
 from tessera_runtime.dispatch.arena import ArenaSlot, InputArena
 from tessera_runtime.dispatch.deadlines import Deadlines
 from tessera_runtime.dispatch.hold import Holds
 from tessera_runtime.dispatch.instances import DRAIN_TIMEOUT_S, Instance, Timeouts, Workers
 from tessera_runtime.dispatch.member_calls import MemberCalls
+from tessera_runtime.dispatch.names import meant
 from tessera_runtime.dispatch.peers import Channels
 from tessera_runtime.dispatch.report import (
     model_statistics,
@@ -84,6 +87,7 @@ class Dispatcher:
         self._routes: dict[Service, dict[int, Routes]] = {}
         """By member index, of members that have or had peers."""
         self.holds = Holds(self.serving.get, self._submit_held, hold_s)
+        self.gates = Gates()
         self.unloaded: set[str] = set()
         """Models that a client has asked to unload."""
         self._channels = Channels()
@@ -98,8 +102,9 @@ class Dispatcher:
 
     # What is wanted
 
-    def apply(self, target: ServerTarget) -> None:
-        """Work towards ``target``. Returns at once; :meth:`report` tells how far it has come.
+    def apply(self, target: ServerTarget, keys: Mapping[str, Keys]) -> None:
+        """Work towards ``target``. Returns at once; :meth:`report` tells how far it has come. ``keys``: those of
+        services that need one, where they are known; the others keep what they were given before.
 
         Raises KeyError for an instance on a device that ``target`` does not have; nothing changes then.
         """
@@ -107,6 +112,8 @@ class Dispatcher:
         self._told = True
         self.target = target
         wanted = {service.name: service for service in target.services}
+        needed = {name: service.needs_key for name, service in wanted.items()}
+        self.gates.set(needed, {service.name for service in self.instances}, keys)
         for name, service_target in wanted.items():
             self._want(name, service_target)
         for name in {*self.serving, *self.starting} - set(wanted):
@@ -181,7 +188,12 @@ class Dispatcher:
         ):
             if target.peers and index not in routes:
                 routes[index] = Routes(
-                    service, index, self._channels, self._learned, self._place_ready
+                    service,
+                    index,
+                    self._channels,
+                    self.gates.presented,
+                    self._learned,
+                    self._place_ready,
                 )
             if index in routes:
                 routes[index].set(target.peers)
@@ -320,18 +332,10 @@ class Dispatcher:
             raise
         return service.submit(call, done, since)
 
-    def resolve(self, name: str, host: str) -> str:
-        if name in self.serving:
-            return name
-        # Host as Kubernetes writes it: <service>.<namespace>[.svc…]; it only completes a plain name.
-        labels = host.partition(":")[0].split(".")
-        if len(labels) > 1 and labels[0] == name and f"{labels[1]}.{name}" in self.serving:
-            return f"{labels[1]}.{name}"
-        if self._plain_names and "." not in name:
-            found = [served for served in self.serving if served.partition(".")[2] == name]
-            if len(found) == 1:
-                return found[0]
-        return name
+    def resolve(self, name: str, host: str, keys: Keys) -> str:
+        served = meant(name, host, self.serving, plain_names=self._plain_names)
+        self.gates.check(served, keys)
+        return served
 
     def live(self) -> bool:
         return True
@@ -358,12 +362,15 @@ class Dispatcher:
         except Unavailable:
             return 0
 
-    def statistics(self, model: str, version: str) -> tuple[ModelStatistics, ...]:
-        services = [self._service(model, version)] if model else list(self.serving.values())
+    def statistics(self, model: str, version: str, keys: Keys) -> tuple[ModelStatistics, ...]:
+        services = [self._service(model, version)] if model else self._open_to(keys)
         return tuple(model_statistics(service) for service in services)
 
-    def repository(self) -> tuple[RepositoryEntry, ...]:
-        return tuple(repository_entry(self, service) for service in self.serving.values())
+    def repository(self, keys: Keys) -> tuple[RepositoryEntry, ...]:
+        return tuple(repository_entry(self, service) for service in self._open_to(keys))
+
+    def _open_to(self, keys: Keys) -> list[Service]:
+        return [each for name, each in self.serving.items() if self.gates.open_to(name, keys)]
 
     async def load(self, model: str) -> None:
         service = self._service(model, "")

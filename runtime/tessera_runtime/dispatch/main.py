@@ -94,9 +94,9 @@ async def serve(arguments: argparse.Namespace) -> None:
 
     async def answer(request: control.Request) -> control.Answer:
         match request:
-            case control.Apply(target):
+            case control.Apply(target, keys):
                 try:
-                    dispatcher.apply(target)
+                    dispatcher.apply(target, keys)
                 except KeyError as error:
                     return control.Refused(f"an instance names the unknown device {error}")
                 return control.Applied()

@@ -77,6 +77,7 @@ class _Collector(Collector):
             *_instances(services),
             *_peers(services),
             *_held(self._dispatcher),
+            _refused(self._dispatcher),
             *_arena(self._dispatcher),
         ]
 
@@ -230,6 +231,17 @@ def _held(dispatcher: Dispatcher) -> Iterator[Metric]:
     for name in dispatcher.serving:
         held.add_metric([name], dispatcher.holds.waiting(name))
     yield held
+
+
+def _refused(dispatcher: Dispatcher) -> Metric:
+    refused = CounterMetricFamily(
+        "tessera_unauthorized_requests",
+        "Requests for a model that asks for a key, without one of its keys.",
+        labels=["service"],
+    )
+    for name, count in dispatcher.gates.refused().items():
+        refused.add_metric([name], count)
+    return refused
 
 
 def _arena(dispatcher: Dispatcher) -> Iterator[Metric]:

@@ -94,10 +94,11 @@ def _service_report(dispatcher: Dispatcher, service: Service) -> ServiceReport:
             )
         )
     starting = dispatcher.starting.get(service.name)
+    closed = dispatcher.gates.is_closed(service.name)
     return ServiceReport(
         name=service.name,
         version=service.version,
-        ready=service.ready,
+        ready=service.ready and not closed,
         slo_ms=service.target.slo_ms,
         good=statistics.good,
         total=statistics.total,
@@ -106,6 +107,7 @@ def _service_report(dispatcher: Dispatcher, service: Service) -> ServiceReport:
         latency_buckets=tuple(statistics.latency.counts),
         members=tuple(members),
         problem=service.problem
+        or ("no keys of it were handed over yet, so that nobody is answered" if closed else "")
         or (service_problem(dispatcher, starting) if starting is not None else ""),
         held=dispatcher.holds.waiting(service.name),
     )

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from tessera_runtime.dataplane import MemberCall, OutputTensor
+from tessera_runtime.dataplane import Keys, MemberCall, OutputTensor
 from tessera_runtime.dispatch.choose import Choice, Place, choose
 from tessera_runtime.dispatch.member import MOST_KILLS, Member
 from tessera_runtime.dispatch.peers import Channels
@@ -84,12 +84,15 @@ class Routes:
         service: Service,
         index: int,
         channels: Channels,
+        keys: Callable[[str], Keys],
         on_learned: Callable[[Service, int, Signature], None],
         on_up: Callable[[Service], None],
     ) -> None:
+        """``keys``: what calls of a service carry, by its name."""
         self._service = service
         self._index = index
         self._channels = channels
+        self._keys = keys
         self._on_learned = on_learned
         self._on_up = on_up
         self._peers: list[Peer] = []
@@ -205,8 +208,10 @@ class Routes:
         timeout_s = max(left_s, 0.001) if request.explicit else max(left_s, 0.0) + LATE_S
         names = self._member.input_names
         inputs = [(name, request.inputs[position]) for position, name in names]
-        data = encode_request(self._service.name, request.call.id, inputs)
-        return await peer.client.infer(data, part, timeout_s, request.call.traceparent)
+        name = self._service.name
+        data = encode_request(name, request.call.id, inputs)
+        trace = request.call.traceparent
+        return await peer.client.infer(data, part, timeout_s, trace, self._keys(name))
 
     def _settle(self, work: Work, answer: PeerAnswer) -> None:
         error = answer.error
@@ -283,7 +288,8 @@ class Routes:
             await asyncio.sleep(pause_s)
             member = self._service.target.members[self._index]
             part = MemberCall(member.name, member.digest)
-            answer = await peer.client.metadata(self._service.name, part, PROBE_TIMEOUT_S)
+            name = self._service.name
+            answer = await peer.client.metadata(name, part, PROBE_TIMEOUT_S, self._keys(name))
             if answer.metadata is not None:
                 break
             peer.problem = str(answer.error)

@@ -62,7 +62,7 @@ def decode_call(
 
     Raises InvalidRequest, or what :meth:`DataPlane.resolve` and :meth:`DataPlane.allocate` raise.
     """
-    model = plane.resolve(request.model_name, authority)
+    model = plane.resolve(request.model_name, authority, sent.keys)
     timeout_s = timeout_of(parameters_of(request.parameters))
     if remaining_s is not None:
         remaining_s = max(remaining_s, 0.0)

@@ -46,7 +46,6 @@ class Head:
     encoding: str = ""
     """Of messages whose flag says compressed; empty: none may be."""
     sent: Sent = _NOTHING
-    metadata: tuple[tuple[str, str], ...] = ()
     length: int | None = None
     """Bytes of the whole body, where a content-length says it."""
     refusal: Refusal | None = None
@@ -86,7 +85,6 @@ def head_reader(methods: Mapping[str, Begin]) -> Callable[[Request], Head]:
             timeout_s,
             "" if encoding == "identity" else encoding,
             sent,
-            request.fields,
             request.length,
             refusal,
         )

@@ -11,7 +11,7 @@ from typing import Any
 from grpc_health.v1 import health_pb2
 
 from tessera_runtime.dataplane import DataPlane
-from tessera_runtime.errors import ServeError
+from tessera_runtime.errors import ServeError, Unauthorized
 from tessera_runtime.protocol.grpc_call import Begin, method
 from tessera_runtime.protocol.grpc_codec import parse
 from tessera_runtime.protocol.grpc_rpc import TaskCall, unary
@@ -25,14 +25,16 @@ _Response: Any = health_pb2.HealthCheckResponse
 
 def health_methods(plane: DataPlane) -> dict[str, Begin]:
     async def check(request: Any, call: TaskCall) -> Any:
-        return _Response(status=_state_of(plane, request.service))
+        return _Response(status=_state_of(plane, request.service, call))
 
     async def watch(data: bytes, call: TaskCall) -> None:
         service = parse(health_pb2.HealthCheckRequest, data).service
         last = None
         while True:
             try:
-                state = _state_of(plane, service)
+                state = _state_of(plane, service, call)
+            except Unauthorized:
+                raise
             except ServeError:
                 state = _Response.SERVICE_UNKNOWN
             if state != last:
@@ -46,10 +48,12 @@ def health_methods(plane: DataPlane) -> dict[str, Begin]:
     }
 
 
-def _state_of(plane: DataPlane, service: str) -> Any:
-    """Raises NotFound for a name that is neither the server nor a model."""
+def _state_of(plane: DataPlane, service: str, call: TaskCall) -> Any:
+    """Raises NotFound for a name that is neither the server nor a model, Unauthorized."""
     if service in ("", SERVICE):
         ready = plane.ready()
     else:
-        ready = plane.model_ready(plane.resolve(service, ""), "")
+        ready = plane.model_ready(
+            plane.resolve(service, call.head.authority, call.head.sent.keys), ""
+        )
     return _Response.SERVING if ready else _Response.NOT_SERVING

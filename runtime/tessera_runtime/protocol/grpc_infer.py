@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 from tessera_runtime.dataplane import InferReply, MemberCall, Slot, Ticket
@@ -13,7 +14,7 @@ from tessera_runtime.protocol.grpc_head import Head
 from tessera_runtime.protocol.grpc_request import beside_data
 from tessera_runtime.protocol.grpc_stream import Streaming
 from tessera_runtime.protocol.http2.connection import Connection
-from tessera_runtime.protocol.member_call import LOSSES, QUEUED_ROWS, Sent
+from tessera_runtime.protocol.member_call import LOSSES, QUEUED_ROWS
 from tessera_runtime.protocol.messages import ModelInferResponse, ModelStreamInferResponse
 
 _log = logging.getLogger(__name__)
@@ -154,7 +155,7 @@ class StreamInfer(Streaming):
                 slot.release()
                 raise
             final = bool(parameters.get(_ENDLESS))
-            sent = Sent(head.sent.traceparent)
+            sent = replace(head.sent, part=None)
             call = service.reader.read(slot, message, self.remaining_s(), sent, head.authority)
             self._tickets[number] = service.plane.submit(call, done)
         except ServeError as error:

@@ -41,6 +41,10 @@ def _answers(
 ) -> tuple[tuple[str, Callable[[Any, TaskCall], Awaitable[Answer]]], ...]:
     """Every RPC but inference: its name, and a function from the request to the response's fields."""
 
+    def named(name: str, call: TaskCall) -> str:
+        """The model that a request means. Raises Unauthorized."""
+        return plane.resolve(name, call.head.authority, call.head.sent.keys)
+
     async def server_live(request: Any, call: TaskCall) -> Answer:
         return {"live": plane.live()}
 
@@ -51,14 +55,10 @@ def _answers(
         return describe.server_metadata()
 
     async def model_ready(request: Any, call: TaskCall) -> Answer:
-        return {
-            "ready": plane.model_ready(
-                plane.resolve(request.name, call.head.authority), request.version
-            )
-        }
+        return {"ready": plane.model_ready(named(request.name, call), request.version)}
 
     async def model_metadata(request: Any, call: TaskCall) -> Answer:
-        model = plane.resolve(request.name, call.head.authority)
+        model = named(request.name, call)
         part = call.head.sent.part
         if part is None:
             return describe.model_metadata(plane.metadata(model, request.version))
@@ -68,26 +68,27 @@ def _answers(
         return describe.model_metadata(facts)
 
     async def model_config(request: Any, call: TaskCall) -> Answer:
-        model = plane.resolve(request.name, call.head.authority)
+        model = named(request.name, call)
         return {"config": describe.model_config(plane.metadata(model, request.version))}
 
     async def model_statistics(request: Any, call: TaskCall) -> Answer:
-        model = plane.resolve(request.name, call.head.authority) if request.name else ""
-        stats = plane.statistics(model, request.version)
+        model = named(request.name, call) if request.name else ""
+        stats = plane.statistics(model, request.version, call.head.sent.keys)
         return {"model_stats": [describe.model_statistics(one) for one in stats]}
 
     async def index(request: Any, call: TaskCall) -> Answer:
-        entries = [e for e in plane.repository() if not request.ready or e.state == "READY"]
+        listed = plane.repository(call.head.sent.keys)
+        entries = [e for e in listed if not request.ready or e.state == "READY"]
         return {"models": [describe.repository_entry(entry) for entry in entries]}
 
     async def load(request: Any, call: TaskCall) -> Answer:
         check_load(parameters_of(request.parameters))
-        await plane.load(plane.resolve(request.model_name, call.head.authority))
+        await plane.load(named(request.model_name, call))
         return {}
 
     async def unload(request: Any, call: TaskCall) -> Answer:
         check_unload(parameters_of(request.parameters))
-        await plane.unload(plane.resolve(request.model_name, call.head.authority))
+        await plane.unload(named(request.model_name, call))
         return {}
 
     return (

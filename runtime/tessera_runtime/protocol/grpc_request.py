@@ -177,7 +177,7 @@ class RequestReader:
             remaining_s = max(remaining_s, 0.0)
             timeout_s = remaining_s if timeout_s is None else min(timeout_s, remaining_s)
         return InferCall(
-            self._plane.resolve(described.model, authority),
+            self._plane.resolve(described.model, authority, sent.keys),
             described.version,
             identifier,
             tuple(inputs),

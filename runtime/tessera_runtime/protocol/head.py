@@ -10,17 +10,20 @@ is pure and remembers its last answers: a repeated head costs one dictionary loo
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import httptools
 
+from tessera_runtime.dataplane import Keys
+from tessera_runtime.protocol.bearer import keys_of
 from tessera_runtime.protocol.routes import Endpoint, Route, route_of
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _CODINGS = frozenset({"gzip", "deflate"})
 _ONCE = (
     "host",
+    "authorization",
     "content-length",
     "transfer-encoding",
     "content-encoding",
@@ -57,6 +60,8 @@ class Head:
     """The same, for the answer."""
     traceparent: str
     """A well-formed W3C trace context, or empty."""
+    keys: Keys = field(repr=False)
+    """The bearer key, if there is one."""
 
 
 class _Collector:
@@ -113,6 +118,7 @@ def parse_head(head: bytes) -> Head:
         content_encoding=_content_encoding(headers),
         reply_encoding=_reply_encoding(headers),
         traceparent=traceparent_of(headers.get("traceparent", "")),
+        keys=keys_of(headers.get("authorization", "")),
     )
 
 

@@ -241,7 +241,7 @@ class HttpConnection(asyncio.BufferedProtocol):
                 raise TooLarge(f"the body has {size} bytes; allowed: {allowed}")
             allocate: Callable[[int], Slot] = HeapSlot
             if head.infer:
-                self._model = hub.plane.resolve(head.route.model, head.host)
+                self._model = hub.plane.resolve(head.route.model, head.host, head.keys)
                 allocate = hub.plane.allocate
             if head.chunked:
                 self._chunks = ChunkedBody(allocate, allowed)
@@ -332,11 +332,11 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._hub.tasks.add(task)
             task.add_done_callback(self._hub.tasks.discard)
             return
-        self._respond(response or rest.answer(plane, route, head.host, body))
+        self._respond(response or rest.answer(plane, head, body))
 
     async def _change(self, head: Head, body: bytes) -> None:
         try:
-            response = await rest.change(self._hub.plane, head.route, head.host, body)
+            response = await rest.change(self._hub.plane, head, body)
         except ServeError as error:
             response = rest.Response(status_of(error).http, rest.error_body(str(error)))
         except Exception:

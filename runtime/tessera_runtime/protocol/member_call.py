@@ -10,6 +10,7 @@ asked                    meaning
 ``tessera-digest``       of the model file that has to answer: versions change at one server after another
 ``tessera-slo-ms``       what is left of the SLO's target, for requests whose clients gave no limit
 ``tessera-losses``       processes that ended while running the request
+``authorization``        keys of the service, where it asks for one: a member call proves what a client proves
 =======================  ====================================================================================
 
 =======================  ====================================================================================
@@ -25,10 +26,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from tessera_runtime.dataplane import MemberCall
+from tessera_runtime.dataplane import Keys, MemberCall
 from tessera_runtime.errors import InvalidRequest
+from tessera_runtime.protocol.bearer import AUTHORIZATION, keys_of, presented
 from tessera_runtime.protocol.head import traceparent_of
 
 MEMBER = "tessera-member"
@@ -47,6 +49,7 @@ class Sent:
 
     traceparent: str = ""
     part: MemberCall | None = None
+    keys: Keys = field(default=(), repr=False)
 
 
 _NOTHING = Sent()
@@ -55,15 +58,18 @@ _NOTHING = Sent()
 def read_metadata(metadata: Iterable[tuple[str, str | bytes]]) -> Sent:
     """Raises InvalidRequest for a member call with a value that means nothing."""
     traceparent, member = "", ""
+    keys: Keys = ()
     for name, value in metadata:
         if isinstance(value, str):
             if name == "traceparent":
                 traceparent = traceparent_of(value)
             elif name == MEMBER:
                 member = value
+            elif name == AUTHORIZATION:
+                keys += keys_of(value)
     if member:
-        return Sent(traceparent, _member_call(member, dict(metadata)))
-    return Sent(traceparent) if traceparent else _NOTHING
+        return Sent(traceparent, _member_call(member, dict(metadata)), keys)
+    return Sent(traceparent, keys=keys) if traceparent or keys else _NOTHING
 
 
 def _member_call(member: str, given: dict[str, str | bytes]) -> MemberCall:
@@ -86,7 +92,7 @@ def _number(name: str, text: str | bytes) -> float:
     return value
 
 
-def write_metadata(part: MemberCall, traceparent: str = "") -> Metadata:
+def write_metadata(part: MemberCall, traceparent: str = "", keys: Keys = ()) -> Metadata:
     """The metadata of a member call."""
     written = [(MEMBER, part.member)]
     if part.digest:
@@ -97,4 +103,4 @@ def write_metadata(part: MemberCall, traceparent: str = "") -> Metadata:
         written.append((LOSSES, str(part.losses)))
     if traceparent:
         written.append(("traceparent", traceparent))
-    return tuple(written)
+    return (*written, *presented(keys))

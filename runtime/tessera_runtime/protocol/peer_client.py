@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from tessera_runtime.dataplane import MemberCall, ModelMetadata, OutputTensor, TensorSpec
+from tessera_runtime.dataplane import Keys, MemberCall, ModelMetadata, OutputTensor, TensorSpec
 from tessera_runtime.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -68,10 +68,10 @@ class PeerClient:
         self._metadata = self._channel.unary_unary(f"/{SERVICE}/ModelMetadata")
 
     async def infer(
-        self, request: bytes, part: MemberCall, timeout_s: float, traceparent: str
+        self, request: bytes, part: MemberCall, timeout_s: float, traceparent: str, keys: Keys
     ) -> PeerAnswer:
         """Run one member on a serialized request. Cancelling cancels the call at the peer."""
-        sent = write_metadata(part, traceparent)
+        sent = write_metadata(part, traceparent, keys)
         call = self._infer(request, timeout=timeout_s, metadata=sent)
         try:
             data = await call
@@ -84,10 +84,13 @@ class PeerClient:
             return PeerAnswer(error=ModelFailed(f"{refusal}: {error}"))
         return PeerAnswer(outputs, queued_rows=told.get(QUEUED_ROWS))
 
-    async def metadata(self, model: str, part: MemberCall, timeout_s: float) -> PeerAnswer:
+    async def metadata(
+        self, model: str, part: MemberCall, timeout_s: float, keys: Keys
+    ) -> PeerAnswer:
         """What the member takes and answers there."""
         request = _MetadataRequest(name=model).SerializeToString()
-        call = self._metadata(request, timeout=timeout_s, metadata=write_metadata(part))
+        sent = write_metadata(part, keys=keys)
+        call = self._metadata(request, timeout=timeout_s, metadata=sent)
         try:
             data = await call
             told = _read(await call.trailing_metadata())

@@ -61,6 +61,8 @@ def plain_answer(head: Head | None, response: Response, close: bool) -> bytes:
     size = len(response.body)
     if response.allow:
         text += f"Allow: {response.allow}\r\n".encode()
+    if response.status == HTTPStatus.UNAUTHORIZED:
+        text += b"WWW-Authenticate: Bearer\r\n"
     if response.status in _TOO_BUSY:
         text += b"Retry-After: 1\r\n"
     if size:

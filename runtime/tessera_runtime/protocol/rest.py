@@ -14,7 +14,7 @@ from tessera_runtime.dataplane import DataPlane, Parameter
 from tessera_runtime.errors import InvalidRequest
 from tessera_runtime.protocol import describe
 from tessera_runtime.protocol.head import Head
-from tessera_runtime.protocol.routes import Endpoint, Route
+from tessera_runtime.protocol.routes import Endpoint
 
 _encode = msgspec.json.Encoder().encode
 
@@ -53,8 +53,9 @@ def refuse_method(head: Head) -> Response | None:
     return Response(405, error_body(f"{head.method} is not allowed here; allowed: {allow}"), allow)
 
 
-def answer(plane: DataPlane, route: Route, host: str, body: bytes) -> Response:
+def answer(plane: DataPlane, head: Head, body: bytes) -> Response:
     """Answer any endpoint but INFER, LOAD and UNLOAD. Raises ServeError."""
+    route = head.route
     match route.endpoint:
         case Endpoint.LIVE:
             return Response(200 if plane.live() else 400)
@@ -64,14 +65,16 @@ def answer(plane: DataPlane, route: Route, host: str, body: bytes) -> Response:
             return Response(200, _encode(describe.server_metadata()))
         case Endpoint.INDEX:
             only_ready = _decode(body, _Index()).ready
-            entries = [e for e in plane.repository() if not only_ready or e.state == "READY"]
+            entries = [
+                e for e in plane.repository(head.keys) if not only_ready or e.state == "READY"
+            ]
             return Response(200, _encode([describe.repository_entry(entry) for entry in entries]))
         case Endpoint.UNSUPPORTED:
             allowed = ", ".join(describe.EXTENSIONS)
             return Response(501, error_body(f"extension not supported; supported: {allowed}"))
         case Endpoint.UNKNOWN:
             return Response(404, error_body("no such endpoint; see the Open Inference Protocol v2"))
-    model = plane.resolve(route.model, host) if route.model else ""
+    model = plane.resolve(route.model, head.host, head.keys) if route.model else ""
     match route.endpoint:
         case Endpoint.MODEL_READY:
             return Response(200 if plane.model_ready(model, route.version) else 400)
@@ -82,17 +85,17 @@ def answer(plane: DataPlane, route: Route, host: str, body: bytes) -> Response:
             facts = plane.metadata(model, route.version)
             return Response(200, _encode(describe.model_config(facts)))
         case Endpoint.STATISTICS:
-            stats = plane.statistics(model, route.version)
+            stats = plane.statistics(model, route.version, head.keys)
             listed = [describe.model_statistics(one) for one in stats]
             return Response(200, _encode({"model_stats": listed}))
     raise AssertionError(f"{route.endpoint} is answered elsewhere")
 
 
-async def change(plane: DataPlane, route: Route, host: str, body: bytes) -> Response:
+async def change(plane: DataPlane, head: Head, body: bytes) -> Response:
     """Load or unload a model. Raises ServeError."""
     parameters = _decode(body, _Change()).parameters
-    model = plane.resolve(route.model, host)
-    if route.endpoint is Endpoint.LOAD:
+    model = plane.resolve(head.route.model, head.host, head.keys)
+    if head.route.endpoint is Endpoint.LOAD:
         check_load(parameters)
         await plane.load(model)
     else:
