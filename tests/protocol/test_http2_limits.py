@@ -262,6 +262,21 @@ def test_a_client_that_never_reads_is_cut_off():
         assert front_ends.grpc._hub.unsent == 0
 
 
+def test_a_client_that_reads_no_errors_is_read_no_further():
+    with serving() as (front_ends, client):
+        block = client.encoder.encode(call_fields("/none").items())
+        flags = frames.END_HEADERS | frames.END_STREAM
+        client.socket.settimeout(0.5)
+        client.frame(frames.HEADERS, flags, 1, block)
+        block = client.encoder.encode(call_fields("/none").items())
+        calls = [frames.frame(frames.HEADERS, flags, one, block) for one in range(3, 500_000, 2)]
+        with pytest.raises(TimeoutError):
+            client.send(*calls)
+        limits = front_ends.grpc._hub.limits
+        (connection,) = front_ends.grpc._hub.connections
+        assert connection._transport.get_write_buffer_size() < 6 * limits.max_unread
+
+
 def test_unread_answers_are_bounded_over_all_connections():
     with serving(max_buffered_response=10 << 20) as (front_ends, client):
         try:

@@ -64,6 +64,7 @@ class Connection(Control):
     # --- events of the transport ---------------------------------------------------------------------
 
     def get_buffer(self, sizehint: int) -> memoryview:
+        self._direct = False  # the loop may ask again without having read
         if self._left >= _DIRECT and self._data is not None:
             room = self._data.room()
             if room is not None and len(room) >= _DIRECT:
@@ -75,7 +76,6 @@ class Connection(Control):
         self._heard = self.hub.now
         try:
             if self._direct:
-                self._direct = False
                 stream = self._data
                 assert stream is not None
                 self._left -= nbytes

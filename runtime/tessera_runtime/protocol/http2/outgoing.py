@@ -29,6 +29,8 @@ from tessera_runtime.protocol.http2.stream import Stream
 
 _TURN = 128 * 1024
 """Bytes that one stream sends before the next one has its turn."""
+_UNREAD = 4
+"""Times :attr:`GrpcLimits.max_unread`: with so much unread, nothing more is read either."""
 _LEAST_PROGRESS = 64 * 1024
 """Bytes read in one period that are progress, however much waits."""
 
@@ -64,6 +66,8 @@ class Outgoing:
         """Streams with something queued, in the order of their turns."""
         self._paused = False
         """The transport holds as much as it may."""
+        self._deaf = False
+        """Nothing is read, so that no more has to be answered."""
         self._paused_at = 0.0
         self._unread = 0
         """Bytes the transport held when it was last seen to make progress."""
@@ -84,6 +88,13 @@ class Outgoing:
         out, self._out = self._out, []
         if out and not self._transport.is_closing():
             self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+            if self._paused and not self._deaf:
+                # Errors and acknowledgements are sent in any case: a client that does not read them
+                # is not to have more of them.
+                held = self._transport.get_write_buffer_size()
+                if held > _UNREAD * self.hub.limits.max_unread:
+                    self._deaf = True
+                    self._transport.pause_reading()
 
     def answer(
         self,
@@ -224,6 +235,9 @@ class Outgoing:
     def resume_writing(self) -> None:
         self._paused = False
         self.hub.blocked.pop(self, None)
+        if self._deaf and not self._transport.is_closing():
+            self._deaf = False
+            self._transport.resume_reading()
         if self._waiting:
             self._pump()
 
