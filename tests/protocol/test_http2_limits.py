@@ -268,7 +268,8 @@ def test_a_client_that_reads_no_errors_is_read_no_further():
         flags = frames.END_HEADERS | frames.END_STREAM
         client.socket.settimeout(0.5)
         client.frame(frames.HEADERS, flags, 1, block)
-        block = client.encoder.encode(call_fields("/none").items())
+        # Long enough for all that the sockets hold on the way to be full.
+        block = client.encoder.encode(call_fields("/none").items()) + b"\0\x01a\x78" + b"v" * 120
         calls = [frames.frame(frames.HEADERS, flags, one, block) for one in range(3, 500_000, 2)]
         with pytest.raises(TimeoutError):
             client.send(*calls)
