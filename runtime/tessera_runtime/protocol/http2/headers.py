@@ -9,6 +9,7 @@ What is sent is built once from literals that no table remembers: nothing to kee
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from hpack import Decoder, HPACKError, OversizedHeaderListError
 from hpack.table import HeaderTable
 
 from tessera_runtime.protocol.http2.frames import BadConnection, BadStream, Code
+
+# The library writes every field that it decodes to the debug log: bearer keys do not belong there.
+logging.getLogger("hpack").setLevel(logging.WARNING)
 
 _KEPT = 32
 """Readings kept for each connection; a client that varies more than that is read anew from time to time."""
