@@ -7,8 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from hpack import Encoder
 
 from support.raw_http import INFER, json_infer, request
+from support.raw_http2 import INFER as RPC_INFER
+from support.raw_http2 import call_fields, framed, identity_request
+from tessera_runtime.protocol.http2 import frames
 from tessera_runtime.protocol.messages import ModelInferRequest
 
 _FOLDER = Path(__file__).parent
@@ -21,10 +25,24 @@ def _message() -> bytes:
     return request.SerializeToString()
 
 
+def _frames() -> bytes:
+    block = Encoder().encode(call_fields(RPC_INFER).items())
+    data = framed(identity_request("seed"))
+    return (
+        b"\xff"
+        + frames.frame(frames.HEADERS, frames.END_HEADERS, 1, block)
+        + frames.frame(frames.DATA, frames.END_STREAM, 1, data)
+        + frames.frame(frames.PING, 0, 0, bytes(8))
+        + frames.window_update(1, 5)
+        + frames.reset(1, frames.Code.CANCEL)
+    )
+
+
 SEEDS = {
     "fuzz_http": b"\xff\xff" + request("POST", INFER, json_infer()) + request("GET", "/v2"),
     "fuzz_v2": b"\0\0" + json_infer("seed"),
     "fuzz_grpc": _message(),
+    "fuzz_http2": _frames(),
 }
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
 from support.front_ends import FrontEnds
 from support.raw_http import RawClient, request
+from support.raw_http2 import identity_request
 from support.served_models import served_plane
 from support.server import wait_until
 from tessera_runtime.protocol.limits import GrpcLimits, HttpLimits
@@ -80,6 +82,24 @@ def test_an_old_grpc_connection_is_told_to_go_away_and_no_call_fails():
             assert left.wait(PATIENCE_S), "the connection was closed"
             for _ in range(5):
                 live(b"", timeout=PATIENCE_S)
+
+
+def test_no_call_is_lost_while_connections_come_and_go():
+    """Clients that never pause: some of their calls are on their way whenever a connection ends."""
+    limits = GrpcLimits(max_connection_age_s=0.1, max_connection_age_grace_s=PATIENCE_S)
+    plane = served_plane()
+    plane.keep_calls = False
+    with FrontEnds(plane, grpc_limits=limits) as front_ends:
+
+        def client(_: int) -> int:
+            options = [("grpc.use_local_subchannel_pool", 1)]
+            with grpc.insecure_channel(front_ends.grpc_url, options) as channel:
+                infer = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+                request = identity_request()
+                return sum(len(infer(request, timeout=PATIENCE_S)) > 0 for _ in range(400))
+
+        with ThreadPoolExecutor(8) as threads:
+            assert list(threads.map(client, range(8))) == [400] * 8
 
 
 def test_connections_age_unless_told_otherwise():

@@ -22,7 +22,7 @@ from tessera_runtime.datatypes import DATATYPES
 from tessera_runtime.errors import InvalidRequest, ServeError
 from tessera_runtime.protocol.chunked import ChunkDecoder
 from tessera_runtime.protocol.grpc_codec import decode_call as decode_message
-from tessera_runtime.protocol.grpc_rpc import parse
+from tessera_runtime.protocol.grpc_codec import parse
 from tessera_runtime.protocol.head import BadHead, parse_head
 from tessera_runtime.protocol.member_call import Sent
 from tessera_runtime.protocol.messages import ModelInferRequest

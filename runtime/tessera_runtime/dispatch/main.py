@@ -82,7 +82,7 @@ def main() -> None:
 async def serve(arguments: argparse.Namespace) -> None:
     """Serve until SIGTERM, then drain. Raises PortTaken."""
     largest = arguments.max_request_mib * MIB
-    arena = InputArena(arguments.arena_mib * MIB, largest)
+    arena = InputArena(arguments.arena_mib * MIB, largest + PEER_OVERHEAD)
     pool = WorkerPool(arguments.zygote, arena)
     dispatcher = Dispatcher(
         arena,
@@ -151,9 +151,8 @@ async def serve(arguments: argparse.Namespace) -> None:
 def _age_s(shutdown_delay_s: float) -> float:
     """How old gRPC connections get, seconds, so that the end of the server fails no call.
 
-    A gRPC server that is told to end kills the calls that arrive before its clients have read its GOAWAY.
-    A connection that ends of old age loses none. So every connection has to come of age within the delay,
-    also one that was made while the server was still taken for ready.
+    Every connection comes of age within the delay, also one that was made while the server was still taken for
+    ready: its client then finds another server while this one still answers, and few are left to be drained.
     """
     usual_s = GrpcLimits().max_connection_age_s
     return min(usual_s, shutdown_delay_s / 2) if shutdown_delay_s else usual_s

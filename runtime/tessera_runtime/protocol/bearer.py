@@ -5,8 +5,6 @@ Other schemes are no key. They are left to whoever stands in front of the server
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from tessera_runtime.dataplane import Keys
 
 AUTHORIZATION = "authorization"
@@ -18,16 +16,6 @@ def keys_of(value: str) -> Keys:
     scheme, _, key = value.partition(" ")
     key = key.strip()
     return (key,) if key and scheme.lower() == "bearer" else ()
-
-
-def keys_among(metadata: Iterable[tuple[str, str | bytes]]) -> Keys:
-    """All keys of a call's metadata: peers present several, of which the called one may know a part only."""
-    return tuple(
-        key
-        for name, value in metadata
-        if name == AUTHORIZATION and isinstance(value, str)
-        for key in keys_of(value)
-    )
 
 
 def presented(keys: Keys) -> tuple[tuple[str, str], ...]:

@@ -7,10 +7,11 @@ always raw, and so is what peers are asked. FP16 exists only raw, as the protoco
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from tessera_runtime.dataplane import (
     DataPlane,
@@ -45,18 +46,28 @@ _CONTENTS = {
 """The field of InferTensorContents that each datatype uses; FP16 has none."""
 
 
-def decode_call(plane: DataPlane, request: Any, remaining_s: float | None, sent: Sent) -> InferCall:
+def parse(message: Any, data: bytes) -> Any:
+    """Raises InvalidRequest for bytes that are not such a message."""
+    try:
+        return message.FromString(data)
+    except (DecodeError, UnicodeDecodeError):
+        name = message.DESCRIPTOR.name
+        raise InvalidRequest(f"the request is not a valid {name} protobuf message") from None
+
+
+def decode_call(
+    plane: DataPlane, request: Any, remaining_s: float | None, sent: Sent, authority: str = ""
+) -> InferCall:
     """``remaining_s`` is what is left of the RPC's deadline; the tighter of it and ``timeout`` counts.
 
-    The served name is resolved without a host: grpcio does not say which authority was called. Raises
-    InvalidRequest, or what :meth:`DataPlane.resolve` and :meth:`DataPlane.allocate` raise.
+    Raises InvalidRequest, or what :meth:`DataPlane.resolve` and :meth:`DataPlane.allocate` raise.
     """
-    model = plane.resolve(request.model_name, "", sent.keys)
+    model = plane.resolve(request.model_name, authority, sent.keys)
     timeout_s = timeout_of(parameters_of(request.parameters))
     if remaining_s is not None:
         remaining_s = max(remaining_s, 0.0)
         timeout_s = remaining_s if timeout_s is None else min(timeout_s, remaining_s)
-    outputs = _outputs_of(request)
+    outputs = outputs_of(request)
     parts = _parts_of(request)
     slot, starts = place(plane, parts)
     inputs = tuple(
@@ -86,7 +97,8 @@ def parameters_of(parameters: Mapping[str, Any]) -> dict[str, Parameter]:
     return found
 
 
-def _outputs_of(request: Any) -> tuple[str, ...]:
+def outputs_of(request: Any) -> tuple[str, ...]:
+    """The names of the requested outputs. Raises InvalidRequest."""
     names: dict[str, None] = {}
     for index, output in enumerate(request.outputs):
         try:
@@ -99,6 +111,21 @@ def _outputs_of(request: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
+def name_inputs(request: Any) -> Iterator[tuple[Any, int]]:
+    """Each input with its number of elements, after all checks but those of its data. Raises InvalidRequest."""
+    names: set[str] = set()
+    for index, given in enumerate(request.inputs):
+        try:
+            if given.name in names:
+                raise InvalidRequest(f"name: {given.name!r} is given twice")
+            refuse_shared_memory(parameters_of(given.parameters))
+            count = count_elements(given.datatype, given.shape)
+        except InvalidRequest as error:
+            raise InvalidRequest(f"inputs[{index}].{error}") from None
+        names.add(given.name)
+        yield given, count
+
+
 def _parts_of(request: Any) -> list[bytes]:
     """Each input's data in wire form."""
     raw = request.raw_input_contents
@@ -108,22 +135,16 @@ def _parts_of(request: Any) -> list[bytes]:
         raise InvalidRequest(
             f"raw_input_contents: {len(raw)} entries for {len(request.inputs)} inputs"
         )
-    names: set[str] = set()
     parts: list[bytes] = []
-    for index, given in enumerate(request.inputs):
+    for index, (given, count) in enumerate(name_inputs(request)):
         try:
-            if given.name in names:
-                raise InvalidRequest(f"name: {given.name!r} is given twice")
-            parts.append(_part_of(given, raw[index] if raw else None))
+            parts.append(_part_of(given, count, raw[index] if raw else None))
         except InvalidRequest as error:
             raise InvalidRequest(f"inputs[{index}].{error}") from None
-        names.add(given.name)
     return parts
 
 
-def _part_of(given: Any, raw: bytes | None) -> bytes:
-    refuse_shared_memory(parameters_of(given.parameters))
-    count = count_elements(given.datatype, given.shape)
+def _part_of(given: Any, count: int, raw: bytes | None) -> bytes:
     if raw is None:
         return _typed(given, count)
     if given.HasField("contents"):
@@ -155,11 +176,16 @@ def encode_reply(reply: InferReply, final: bool = False) -> Any:
     for output in reply.outputs:
         answer.outputs.add(name=output.name, datatype=output.datatype, shape=output.array.shape)
         answer.raw_output_contents.append(bytes(raw_bytes(output)))
-    for name, value in reply.parameters.items():
+    set_parameters(answer, reply.parameters, final)
+    return answer
+
+
+def set_parameters(answer: Any, parameters: Mapping[str, Parameter], final: bool) -> None:
+    """Of a ModelInferResponse."""
+    for name, value in parameters.items():
         _set(answer.parameters[name], value)
     if final:
         answer.parameters["triton_final_response"].bool_param = True
-    return answer
 
 
 _RAW_INPUT_TAG = bytes([7 << 3 | 2])
@@ -178,12 +204,12 @@ def encode_request(model: str, request_id: str, inputs: Sequence[tuple[str, Inpu
     for name, tensor in inputs:
         request.inputs.add(name=name, datatype=tensor.datatype, shape=tensor.shape)
         data = tensor.slot.view[tensor.start : tensor.start + tensor.nbytes]
-        pieces += (_RAW_INPUT_TAG, _varint(tensor.nbytes), data)
+        pieces += (_RAW_INPUT_TAG, varint(tensor.nbytes), data)
     pieces[0] = request.SerializeToString()
     return b"".join(pieces)
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
     """Base 128, least significant group first, as protobuf encodes lengths."""
     groups = bytearray()
     while value > 0x7F:
