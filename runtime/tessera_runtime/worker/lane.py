@@ -42,6 +42,7 @@ class Lane:
         engine: EngineLane,
     ) -> None:
         self._sock = sock
+        self._inbox = m.Inbox()
         self._incarnation = incarnation
         self._arena = arena
         self._signature = signature
@@ -78,7 +79,7 @@ class Lane:
         """Run batches until the dispatcher closes the lane."""
         while True:
             try:
-                data, _ = m.receive(self._sock)
+                data, _ = self._inbox.receive(self._sock)
                 if not data:
                     break
                 self._answer(m.decode_to_lane(data))
