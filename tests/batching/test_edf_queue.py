@@ -172,7 +172,7 @@ def test_memory_stays_bounded_when_everything_is_withdrawn(shape_of):
         entry = queue.push(i, float(i), 1, shape_of(i))
         assert entry is not None
         assert queue.withdraw(entry)
-    kept = [entry for group in queue._groups.values() for entry in group.heap]
+    kept = [entry for group in queue._groups.values() for *_, entry in group.heap]
     assert queue.rows == 1
     assert len(kept) < 100
     assert len(queue._groups) == 1

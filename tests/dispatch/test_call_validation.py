@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import replace as changed
 
 import pytest
+from msgspec.structs import replace
 
 from tessera_runtime.dataplane import InferCall, InputTensor, ModelMetadata, TensorSpec
 from tessera_runtime.dispatch.validation import check
@@ -57,7 +58,7 @@ def test_inputs_come_in_the_order_of_the_metadata():
 
 
 def test_fixed_shapes_need_no_key():
-    fixed = replace(METADATA, inputs=METADATA.inputs[:1])
+    fixed = changed(METADATA, inputs=METADATA.inputs[:1])
     assert check(call(X), fixed, ((),)).key is None
 
 

@@ -220,6 +220,64 @@ def test_no_json_breaks_the_decoder(inputs, tail, binary):
             assert array_of(tensor).shape == tensor.shape
 
 
+plain_input = st.fixed_dictionaries(
+    {
+        "name": st.sampled_from(["x", "y"]),
+        "datatype": st.sampled_from(["FP32", "UINT8", "BYTES", "FP99"]),
+        "shape": st.lists(st.integers(-1, 3), max_size=2),
+        "parameters": st.fixed_dictionaries({"binary_data_size": st.integers(-1, 12)}),
+    },
+    optional={"data": st.just([1])},
+)
+
+
+@settings(_CALM, max_examples=500)
+@given(
+    st.lists(plain_input, min_size=1, max_size=2),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "id": st.text(max_size=3),
+            "outputs": st.just([{"name": "y", "parameters": {"binary_data": True}}]),
+            "parameters": st.sampled_from([{"timeout": 5}, {"timeout": -1}, {"sequence_id": 3}]),
+        },
+    ),
+    st.binary(max_size=24),
+)
+def test_a_request_whose_text_is_remembered_is_taken_as_any_other(inputs, rest, tail):
+    """Texts beyond what is remembered, here by spaces, are always looked at anew."""
+    text = json.dumps({"inputs": inputs, **rest}).encode()
+    found = []
+    for written in (text, text, text + b" " * 1024):
+        plane = FunctionPlane({})
+        try:
+            body = body_of(plane, written + tail, len(written))
+            call, encoding = decode_call(plane, "m", "7", body, "trace")
+        except InvalidRequest as error:
+            plane.assert_clean()
+            found.append(str(error))
+        else:
+            tensors = [
+                (
+                    each.name,
+                    each.datatype,
+                    each.shape,
+                    bytes(each.slot.view[each.start :][: each.nbytes]),
+                )
+                for each in call.inputs
+            ]
+            seen = (
+                call.id,
+                call.version,
+                call.outputs,
+                call.timeout_s,
+                call.traceparent,
+                len(call.slots),
+            )
+            found.append((tensors, seen, encoding))
+    assert found[0] == found[1] == found[2]
+
+
 @settings(_CALM, max_examples=300)
 @given(st.binary(max_size=200))
 def test_no_protobuf_breaks_the_decoder(data):

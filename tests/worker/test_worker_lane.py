@@ -64,7 +64,7 @@ class Dispatcher:
 
     async def _answer(self) -> m.Ran | m.Failed:
         while True:
-            data, fds = await asyncio.to_thread(m.receive, self._sock)
+            data, fds = await asyncio.to_thread(m.Inbox().receive, self._sock)
             message = m.decode_from_lane(data)
             if not isinstance(message, m.Region):
                 return message

@@ -93,11 +93,11 @@ def test_a_worker_ends_when_its_control_socket_closes(zygote, arena):
         with theirs:
             fork = m.Fork(7, arena.size, "cpu", (), 1, 0, {})
             m.send(dispatcher, fork, (theirs.fileno(), arena.fd))
-        data, [pidfd] = m.receive(dispatcher)
+        data, [pidfd] = m.Inbox().receive(dispatcher)
         assert m.decode_from_zygote(data).incarnation == 7
         os.close(pidfd)
         ours.close()
-        data, _ = m.receive(dispatcher)
+        data, _ = m.Inbox().receive(dispatcher)
         assert m.decode_from_zygote(data) == m.Exited(7, 0)
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
@@ -26,22 +26,19 @@ ServiceTime = Callable[[int], float]
 """Seconds that a batch of so many rows is expected to take."""
 
 
-@dataclass(slots=True, order=True)
+@dataclass(slots=True, eq=False)
 class Entry(Generic[T]):
     """One piece of work in the queue; the handle with which it can be withdrawn."""
 
     deadline: float
     """When the answer must be there, seconds on the caller's clock."""
-    sequence: int
-    """Order of arrival: breaks ties, so that equal deadlines are served first come, first served."""
-    rows: int = field(compare=False)
-    item: T | None = field(compare=False)
+    rows: int
+    item: T | None
     """None once it was taken, dropped or withdrawn."""
-    shape: Hashable = field(compare=False)
+    shape: Hashable
 
 
-@dataclass(frozen=True, slots=True)
-class Taken(Generic[T]):
+class Taken(NamedTuple, Generic[T]):
     """What one look at the queue decided."""
 
     batch: tuple[T, ...]
@@ -55,7 +52,8 @@ class Taken(Generic[T]):
 class _Group(Generic[T]):
     """The work of one shape: a heap in which withdrawn entries stay until they surface."""
 
-    heap: list[Entry[T]] = field(default_factory=list)
+    heap: list[tuple[float, int, Entry[T]]] = field(default_factory=list)
+    """(deadline, order of arrival, entry): equal deadlines are served first come, first served."""
     rows: int = 0
     live: int = 0
 
@@ -67,9 +65,9 @@ class _Group(Generic[T]):
     def surface(self) -> None:
         """Bring live work to the top, and keep the heap in proportion to it."""
         if len(self.heap) > 2 * self.live + 64:
-            self.heap = [entry for entry in self.heap if entry.item is not None]
+            self.heap = [each for each in self.heap if each[2].item is not None]
             heapq.heapify(self.heap)
-        while self.heap and self.heap[0].item is None:
+        while self.heap and self.heap[0][2].item is None:
             heapq.heappop(self.heap)
 
 
@@ -93,12 +91,12 @@ class EdfQueue(Generic[T]):
         """Queue ``item``; only work of equal ``shape`` shares a batch. None when the queue is full."""
         if self.rows + rows > self.limit:
             return None
-        entry = Entry(deadline, self._sequence, rows, item, shape)
-        self._sequence += 1
+        entry = Entry(deadline, rows, item, shape)
         group = self._groups.get(shape)
         if group is None:
             group = self._groups[shape] = _Group()
-        heapq.heappush(group.heap, entry)
+        heapq.heappush(group.heap, (deadline, self._sequence, entry))
+        self._sequence += 1
         group.rows += rows
         group.live += 1
         self.rows += rows
@@ -122,7 +120,7 @@ class EdfQueue(Generic[T]):
         while self._groups:
             shape = self._most_urgent()
             group = self._groups[shape]
-            head = group.heap[0]
+            head = group.heap[0][2]
             target = max(head.rows, min(cap, group.rows))
             if head.deadline >= now + service_time(target):
                 batch, rows = self._form(group, cap)
@@ -134,7 +132,8 @@ class EdfQueue(Generic[T]):
 
     def drain(self) -> tuple[T, ...]:
         """Empty the queue, most urgent first."""
-        left = sorted(entry for group in self._groups.values() for entry in group.heap)
+        heaps = sorted(each for group in self._groups.values() for each in group.heap)
+        left = [entry for _, _, entry in heaps]
         items = tuple(entry.item for entry in left if entry.item is not None)
         for entry in left:
             entry.item = None
@@ -145,8 +144,8 @@ class EdfQueue(Generic[T]):
     def _form(self, group: _Group[T], cap: int) -> tuple[tuple[T, ...], int]:
         batch: list[T] = []
         rows = 0
-        while group.live and (not batch or rows + group.heap[0].rows <= cap):
-            rows += group.heap[0].rows
+        while group.live and (not batch or rows + group.heap[0][2].rows <= cap):
+            rows += group.heap[0][2].rows
             batch.append(self._pop(group))
             group.surface()
         return tuple(batch), rows
@@ -158,7 +157,7 @@ class EdfQueue(Generic[T]):
         return min(groups, key=lambda shape: groups[shape].heap[0])
 
     def _pop(self, group: _Group[T]) -> T:
-        entry = heapq.heappop(group.heap)
+        entry = heapq.heappop(group.heap)[2]
         item = entry.item
         assert item is not None, "tidy keeps live work at the top"
         self._remove(group, entry)

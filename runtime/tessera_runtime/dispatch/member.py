@@ -64,6 +64,7 @@ class Lane:
         self._member = member
         self._announced = [(output.name, output.datatype) for output in outputs]
         self._sock = opened.sock
+        self._inbox = m.Inbox()
         self._region = opened.region
         self._batch_id = 0
         self._hang_timeout_s = hang_timeout_s
@@ -102,7 +103,7 @@ class Lane:
     def _on_packet(self) -> None:
         fds: list[int] = []
         try:
-            data, fds = m.receive(self._sock)
+            data, fds = self._inbox.receive(self._sock)
             if not data:
                 self._loop.remove_reader(self._sock.fileno())
                 self.worker.kill()

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec import structs
 
 from tessera_runtime.dataplane import Done, InferCall, InferReply, ModelMetadata, OutputTensor
 from tessera_runtime.dispatch.deadlines import Deadlines
@@ -120,7 +121,7 @@ class MemberCalls:
             and len(service.metadata.inputs) == len(names)
         )
         if not alike:
-            shape = replace(shape, key=("a member's own inputs", shape.key))
+            shape = structs.replace(shape, key=("a member's own inputs", shape.key))
         request = Request(call, done, self, shape, arrived, deadline, explicit)
         request.names = None if alike else names
         return request

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from tessera_core.batching.policy import Entry
-from tessera_runtime.dataplane import Done, InferCall, InferReply, InputTensor
+from tessera_runtime.dataplane import Done, InferCall, InferReply, InputTensor, Passing
 from tessera_runtime.errors import Overloaded, ServeError, Unavailable
 
 if TYPE_CHECKING:
@@ -28,8 +28,7 @@ InputNames = tuple[tuple[int, str], ...]
 """For each input of a member's model: its position among the request's inputs, and the model's own name."""
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(Passing, frozen=True):
     """What validation found out about a call."""
 
     inputs: tuple[InputTensor, ...]

@@ -38,6 +38,8 @@ def log_request(request: Request, code: int, reason: str = "") -> None:
 
 def sampled(traceparent: str) -> bool:
     """Whether the caller records this request: ``version-traceid-parentid-flags``, all hexadecimal."""
+    if not traceparent:
+        return False
     flags = traceparent.rpartition("-")[2]
     try:
         return bool(int(flags, 16) & _SAMPLED)

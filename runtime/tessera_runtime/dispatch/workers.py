@@ -79,6 +79,7 @@ class Worker:
         """Done when the process is known gone."""
         self._pidfd = pidfd
         self._control = control
+        self._inbox = m.Inbox()
         self._loads: dict[str, asyncio.Future[m.Loaded]] = {}
         self._lanes: dict[int, asyncio.Future[tuple[memoryview, tuple[float, ...]]]] = {}
         self._next_lane = 0
@@ -144,7 +145,7 @@ class Worker:
     def _on_message(self) -> None:
         fds: list[int] = []
         try:
-            data, fds = m.receive(self._control)
+            data, fds = self._inbox.receive(self._control)
             if data:
                 self._handle(m.decode_from_worker(data), fds)
                 return
@@ -199,6 +200,7 @@ class WorkerPool:
         self._path = zygote_path
         self._arena = arena
         self._zygote: socket.socket | None = None
+        self._inbox = m.Inbox()
         self._connecting = asyncio.Lock()
         self._forks: dict[int, asyncio.Future[tuple[int, int]]] = {}
         self._next_incarnation = 1
@@ -268,11 +270,11 @@ class WorkerPool:
     def _on_message(self) -> None:
         assert self._zygote is not None
         try:
-            data, fds = m.receive(self._zygote)
+            data, fds = self._inbox.receive(self._zygote)
         except BlockingIOError:
             return
         except OSError:
-            data, fds = b"", []
+            data, fds = memoryview(b""), []
         if not data:
             log.warning("the zygote is gone; its workers end with it")
             self.close()

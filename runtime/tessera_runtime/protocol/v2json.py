@@ -11,6 +11,7 @@ a BYTES output that is not UTF-8.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -26,11 +27,13 @@ from tessera_runtime.dataplane import (
     Parameter,
     Slot,
 )
-from tessera_runtime.datatypes import BYTES, encode_bytes
+from tessera_runtime.datatypes import BYTES, DATATYPES, encode_bytes
 from tessera_runtime.errors import InvalidRequest
 from tessera_runtime.protocol.parameters import check_output, refuse_shared_memory, timeout_of
 from tessera_runtime.protocol.tensors import check_raw, count_elements, from_json, place
 
+_REMEMBERED = 1024
+"""Bytes of a request's JSON part that is worth being remembered."""
 _COPIED = 64 * 1024
 """Outputs up to this many bytes are copied into one buffer with their head: cheaper than a second write."""
 
@@ -87,6 +90,28 @@ _ALL_JSON = Encoding(False, MappingProxyType({}))
 _ALL_BINARY = Encoding(True, MappingProxyType({}))
 
 
+class _Binary(NamedTuple):
+    """One input whose data follows the JSON part."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    size: int
+
+
+class _Layout(NamedTuple):
+    """What the JSON part says where all inputs are binary and of fixed size: it is true of any data."""
+
+    id: str
+    timeout_s: float | None
+    encoding: Encoding
+    names: tuple[str, ...]
+    """Of the wanted outputs."""
+    inputs: tuple[_Binary, ...]
+    size: int
+    """Of all data."""
+
+
 class RequestBody(NamedTuple):
     """The body of an inference request: ``size`` bytes at the start of ``slot``."""
 
@@ -111,10 +136,11 @@ def decode_call(
             raise InvalidRequest(
                 f"Inference-Header-Content-Length is {json_size}, the body has {size} bytes"
             )
-        try:
-            request = _decode_request(slot.view[:json_size])
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise InvalidRequest(f"the request is not valid V2 JSON: {error}") from None
+        if json_size <= min(size - 1, _REMEMBERED):
+            layout = _layout(bytes(slot.view[:json_size]))
+            if layout is not None and layout.size == size - json_size:
+                return _call(model, version, layout, slot, json_size, traceparent), layout.encoding
+        request = _parsed(slot.view[:json_size])
         timeout_s = timeout_of(request.parameters)
         encoding = _encoding_of(request)
         inputs, slots = _inputs_of(plane, request, slot, json_size, size)
@@ -126,6 +152,67 @@ def decode_call(
     names = tuple(encoding.chosen)
     call = InferCall(model, version, request.id, inputs, slots, names, timeout_s, traceparent)
     return call, encoding
+
+
+def _parsed(text: bytes | memoryview) -> _Request:
+    """Raises InvalidRequest."""
+    try:
+        return _decode_request(text)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise InvalidRequest(f"the request is not valid V2 JSON: {error}") from None
+
+
+@lru_cache(maxsize=1024)
+def _layout(text: bytes) -> _Layout | None:
+    """None for a request that has to be looked at with its data. Raises InvalidRequest.
+
+    A client sends the same text with every request of the same shape, so the last ones are remembered.
+    """
+    request = _parsed(text)
+    inputs: list[_Binary] = []
+    for given in request.inputs:
+        size = given.parameters.get("binary_data_size")
+        if type(size) is not int or size < 0 or given.datatype == BYTES:
+            return None
+        if given.data is not msgspec.UNSET:
+            return None
+        try:
+            if size != count_elements(given.datatype, given.shape) * DATATYPES[given.datatype].itemsize:
+                return None
+        except InvalidRequest:
+            return None  # the general way says which one it is
+        inputs.append(_Binary(given.name, given.datatype, tuple(given.shape), size))
+    if not inputs or len({each.name for each in inputs}) < len(inputs):
+        return None
+    encoding = _encoding_of(request)
+    return _Layout(
+        request.id,
+        timeout_of(request.parameters),
+        encoding,
+        tuple(encoding.chosen),
+        tuple(inputs),
+        sum(each.size for each in inputs),
+    )
+
+
+def _call(
+    model: str, version: str, layout: _Layout, slot: Slot, at: int, traceparent: str
+) -> InferCall:
+    """The call whose data lies in ``slot`` from ``at``."""
+    tensors: list[InputTensor] = []
+    for name, datatype, shape, size in layout.inputs:
+        tensors.append(InputTensor(name, datatype, shape, slot, at, size))
+        at += size
+    return InferCall(
+        model,
+        version,
+        layout.id,
+        tuple(tensors),
+        (slot,),
+        layout.names,
+        layout.timeout_s,
+        traceparent,
+    )
 
 
 def _inputs_of(
@@ -220,8 +307,16 @@ def encode_reply(reply: InferReply, encoding: Encoding) -> tuple[bytes, list[byt
 
     Raises InvalidRequest when an output that was asked for as JSON cannot be written as JSON.
     """
+    if not reply.id and encoding.binary and all(encoding.chosen.values()):
+        tail = [raw_bytes(output) for output in reply.outputs]
+        described = [
+            (output.name, output.datatype, output.array.shape, len(data))
+            for output, data in zip(reply.outputs, tail, strict=True)
+        ]
+        said = tuple(reply.parameters.items())
+        return _binary_reply(reply.model, reply.version, tuple(described), said), tail
     outputs: list[_ReplyOutput] = []
-    tail: list[bytes | memoryview] = []
+    tail = []
     for output in reply.outputs:
         shape = output.array.shape
         if encoding.chosen.get(output.name, encoding.binary):
@@ -234,6 +329,21 @@ def encode_reply(reply: InferReply, encoding: Encoding) -> tuple[bytes, list[byt
             outputs.append(_ReplyOutput(output.name, output.datatype, shape, None, values))
     answer = _Reply(reply.model, reply.version, outputs, reply.id, reply.parameters)
     return _encode(answer), tail
+
+
+@lru_cache(maxsize=1024)
+def _binary_reply(
+    model: str,
+    version: str,
+    described: tuple[tuple[str, str, tuple[int, ...], int], ...],
+    parameters: tuple[tuple[str, Parameter], ...],
+) -> bytes:
+    """The JSON part of an answer without an id whose outputs, of (name, datatype, shape, bytes), are all binary."""
+    outputs = [
+        _ReplyOutput(name, datatype, shape, {"binary_data_size": size})
+        for name, datatype, shape, size in described
+    ]
+    return _encode(_Reply(model, version, outputs, "", dict(parameters)))
 
 
 def raw_bytes(output: OutputTensor) -> bytes | memoryview:

@@ -42,6 +42,7 @@ class Lane:
         engine: EngineLane,
     ) -> None:
         self._sock = sock
+        self._inbox = m.Inbox()
         self._incarnation = incarnation
         self._arena = arena
         self._signature = signature
@@ -78,7 +79,7 @@ class Lane:
         """Run batches until the dispatcher closes the lane."""
         while True:
             try:
-                data, _ = m.receive(self._sock)
+                data, _ = self._inbox.receive(self._sock)
                 if not data:
                     break
                 self._answer(m.decode_to_lane(data))
@@ -135,6 +136,9 @@ class Lane:
                 self._gather_bytes(given, run.rows, buffer)
                 continue
             dtype = DATATYPES[datatype]
+            if not given.row_shapes and buffer.flags.c_contiguous:
+                self._gather_whole(given, buffer)
+                continue
             first = 0
             for i, (count, offset) in enumerate(zip(run.rows, given.offsets, strict=True)):
                 row_shape = given.row_shapes[i] if given.row_shapes else given.row_shape
@@ -146,6 +150,14 @@ class Lane:
                     target = target[(slice(None), *(slice(n) for n in row_shape))]
                 target[...] = values
                 first += count
+
+    def _gather_whole(self, given: m.Input, buffer: np.ndarray) -> None:
+        """Rows that lie in the arena exactly as in the buffer: bytes follow each other, whatever they mean."""
+        target = buffer.reshape(-1).view(np.uint8).data
+        first = 0
+        for offset, nbytes in zip(given.offsets, given.nbytes, strict=True):
+            target[first : first + nbytes] = self._arena[offset : offset + nbytes]
+            first += nbytes
 
     def _gather_bytes(self, given: m.Input, rows: Sequence[int], buffer: np.ndarray) -> None:
         first = 0

@@ -14,6 +14,8 @@ decoded into these types, never pickles. File descriptors travel beside the mess
 from __future__ import annotations
 
 import array
+import mmap
+import os
 import socket
 from typing import Any
 
@@ -225,13 +227,30 @@ def send(sock: socket.socket, message: Message, fds: tuple[int, ...] = ()) -> No
     sock.sendmsg([encode(message)], ancillary, socket.MSG_NOSIGNAL)
 
 
-def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
-    """One packet and the descriptors beside it; empty bytes at the end of the conversation."""
-    data, ancillary, flags, _ = sock.recvmsg(MAX_PACKET, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
-    fds: list[int] = []
-    for level, kind, payload in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.extend(array.array("i", payload[: len(payload) - len(payload) % _FD_SIZE]))
-    if flags & socket.MSG_TRUNC:
-        raise msgspec.ValidationError(f"message of over {MAX_PACKET} bytes")
-    return data, fds
+class Inbox:
+    """Where packets are received: one for each thread that receives.
+
+    The buffer is kept, for a new one of this size costs a system call, page faults and another system call.
+    """
+
+    def __init__(self) -> None:
+        # Private: whoever is forked must not write into it.
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self._buffer = memoryview(mmap.mmap(-1, MAX_PACKET, flags))
+
+    def receive(self, sock: socket.socket) -> tuple[memoryview, list[int]]:
+        """One packet, valid until the next one, and the descriptors beside it; empty at the end of the
+        conversation.
+        """
+        size, ancillary, flags, _ = sock.recvmsg_into(
+            [self._buffer], _ANCILLARY, socket.MSG_CMSG_CLOEXEC
+        )
+        fds: list[int] = []
+        for level, kind, payload in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds.extend(array.array("i", payload[: len(payload) - len(payload) % _FD_SIZE]))
+        if flags & socket.MSG_TRUNC:
+            for fd in fds:
+                os.close(fd)
+            raise msgspec.ValidationError(f"message of over {MAX_PACKET} bytes")
+        return self._buffer[:size], fds

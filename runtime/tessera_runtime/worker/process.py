@@ -41,6 +41,7 @@ class _Worker:
     def __init__(self, fork: m.Fork, control: socket.socket, arena: mmap.mmap) -> None:
         self._fork = fork
         self._control = control
+        self._inbox = m.Inbox()
         self._arena = memoryview(arena)
         self._device = EngineDevice(fork.kind, fork.threads, fork.memory_mib)
         self._models: dict[str, Engine] = {}
@@ -48,7 +49,7 @@ class _Worker:
 
     def serve(self) -> None:
         while True:
-            data, fds = m.receive(self._control)
+            data, fds = self._inbox.receive(self._control)
             if not data:
                 # Lanes run threads inside native code that cannot be interrupted; nobody waits for them.
                 os._exit(0)

@@ -49,6 +49,7 @@ def main() -> None:
 class _Zygote:
     def __init__(self, listener: socket.socket) -> None:
         self._listener = listener
+        self._inbox = m.Inbox()
         self._children: dict[int, int] = {}
         """Incarnation of each living worker, by pid."""
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -72,7 +73,7 @@ class _Zygote:
                 for key, _ in selector.select():
                     try:
                         if key.fileobj is dispatcher:
-                            data, fds = m.receive(dispatcher)
+                            data, fds = self._inbox.receive(dispatcher)
                             if not data:
                                 return
                             self._fork(dispatcher, m.decode_to_zygote(data), fds)
