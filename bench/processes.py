@@ -46,6 +46,11 @@ def _stats() -> dict[int, list[str]]:
     return found
 
 
+def living() -> set[int]:
+    """Ids of all processes that run or wait; ended ones that nobody has collected are left out."""
+    return set(_stats())
+
+
 def tree(leader: int) -> dict[int, float]:
     """Processor seconds by pid: of ``leader``'s session and of all its descendants, which may have left it."""
     stats = _stats()
@@ -136,7 +141,7 @@ def end_session(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         pass
     deadline = time.monotonic() + END_GRACE_S
-    left = pids.keys() & _stats().keys()
+    left = pids.keys() & living()
     while left and time.monotonic() < deadline:
         for pid in left:
             try:
@@ -144,5 +149,5 @@ def end_session(process: subprocess.Popen[bytes]) -> None:
             except ProcessLookupError:
                 continue
         time.sleep(0.02)
-        left = pids.keys() & _stats().keys()
+        left = pids.keys() & living()
     process.wait()

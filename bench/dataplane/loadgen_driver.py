@@ -77,7 +77,7 @@ def main() -> None:
     settings.server_target_latency_ns = int(plan["bound_ms"] * 1e6)
     settings.server_target_latency_percentile = 0.99
     settings.min_duration_ms = int(plan["seconds"] * 1e3)
-    settings.min_query_count = 100
+    settings.min_query_count = plan["queries"]
     outputs = mlperf_loadgen.LogOutputSettings()
     outputs.outdir = str(folder)
     logs = mlperf_loadgen.LogSettings()

@@ -44,7 +44,7 @@ def poisson_rows(bench: Bench, running: Sequence[Running], closed: Sequence[Row]
 
 
 def _poisson(bench: Bench, server: Running, closed: Sequence[Row]) -> Row:
-    steps, seconds = (2, 1.0) if bench.quick else (6, 3.0)
+    steps, seconds = (2, 1.0) if bench.quick else (5, 2.5)
     top = closed_rate(closed, server.work.name, server.peer.name)
     tried: dict[float, Outcome] = {}
 

@@ -39,8 +39,8 @@ class Fused(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.members = nn.ModuleList([small_cnn(seed) for seed in range(3)])
 
-    def forward(self, images: Any) -> Any:
-        return torch.stack([member(images) for member in self.members]).mean(0)
+    def forward(self, input: Any) -> Any:  # noqa: A002 - its name is that of the served input
+        return torch.stack([member(input) for member in self.members]).mean(0)
 
 
 class _Block(nn.Module):  # type: ignore[misc]
