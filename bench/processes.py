@@ -18,6 +18,7 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PARENT, _SESSION, _USER, _SYSTEM = 1, 3, 11, 12
 
 END_GRACE_S = 10.0
+HELPERS_GRACE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,22 +133,23 @@ def signal_all(leader: int, signum: signal.Signals) -> None:
 
 
 def end_session(process: subprocess.Popen[bytes]) -> None:
-    """Ask the leader to end, then make sure that nothing it started lives on."""
-    pids = tree(process.pid)
+    """Ask the leader to end, then make sure that nothing it started lives on.
+
+    What it started gets a moment of its own: helpers that remove semaphores and shared memory end last.
+    """
+    pids = tree(process.pid).keys()
     signal_all(process.pid, signal.SIGCONT)
     process.terminate()
     try:
         process.wait(END_GRACE_S)
     except subprocess.TimeoutExpired:
         pass
-    deadline = time.monotonic() + END_GRACE_S
-    left = pids.keys() & living()
-    while left and time.monotonic() < deadline:
-        for pid in left:
+    begin = time.monotonic()
+    while (left := pids & living()) and (waited := time.monotonic() - begin) < 2 * END_GRACE_S:
+        for pid in left if waited > HELPERS_GRACE_S else ():
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
         time.sleep(0.02)
-        left = pids.keys() & living()
     process.wait()

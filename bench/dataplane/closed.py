@@ -89,7 +89,11 @@ def contestants(bench: Bench, names: Sequence[str]) -> Iterator[list[Running]]:
                 server.watch_idle()
                 server.pause()
                 running.append(server)
-        yield running
+        try:
+            yield running
+        finally:
+            for server in running:
+                server.ask_to_stop()
 
 
 def measure(bench: Bench, server: Running, wire: Wire, connections: int) -> Figures:

@@ -122,7 +122,7 @@ GROUPS: dict[str, Callable[[Bench], list[Row]]] = {
     "models": models,
 }
 
-QUICK_GROUPS = ("identity", "cnn", "ensemble", "start", "connections")
+QUICK_GROUPS = ("identity", "cnn", "ensemble", "start")
 
 
 def _inside(bench: Bench, server: Running) -> list[Row]:

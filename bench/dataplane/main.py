@@ -49,7 +49,7 @@ PEERS: dict[str, Peer] = {
     "litserve": LitServe(),
     "ray": RayServe(),
 }
-QUICK_PEERS = ("triton", "triton-c", "mosec")
+QUICK_PEERS = ("triton", "triton-c")
 
 
 def choices(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -86,6 +86,12 @@ class Running:
             self._process = None
         self._files.close()
 
+    def ask_to_stop(self) -> None:
+        """So that several can end at once; :meth:`stop` waits for it."""
+        if self._process is not None:
+            self.resume()
+            self._process.terminate()
+
     @property
     def pid(self) -> int:
         assert self._process is not None, "inside the context"
