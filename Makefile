@@ -86,4 +86,4 @@ env-demo: $(UV)
 
 .PHONY: clean
 clean:  ## remove environments and caches
-	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis demo-out
+	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .bench demo-out

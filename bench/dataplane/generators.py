@@ -32,9 +32,12 @@ class Loaded:
     """What a closed loop saw."""
 
     requests: int
+    """Answered well."""
     seconds: float
     p50_ms: float
     p99_ms: float
+    refused: int = 0
+    """Answered with an error, where that was allowed; percentiles are of both."""
 
 
 def missing_programs() -> str:
@@ -50,13 +53,16 @@ def closed_loop(
     seconds: float,
     cores: Sequence[int],
     answer_bytes: int,
+    refusals: bool = False,
 ) -> Loaded:
-    """Load for ``seconds``. ``answer_bytes`` is the size of a good answer. Raises LoadBroke."""
+    """Load for ``seconds``. ``answer_bytes`` is the size of a good answer; with ``refusals``, HTTP errors are
+    counted and no failure. Raises LoadBroke.
+    """
     with tempfile.TemporaryDirectory(prefix="bench-load-") as name:
         directory = Path(name)
         (directory / "body").write_bytes(request.body)
         if wire is Wire.HTTP:
-            return _wrk(request, port, connections, seconds, cores, directory)
+            return _wrk(request, port, connections, seconds, cores, directory, refusals)
         for _ in range(_EMPTY_TRIES):
             found = _h2load(request, port, connections, seconds, cores, answer_bytes, directory)
             if found.requests:
@@ -85,6 +91,7 @@ def _wrk(
     seconds: float,
     cores: Sequence[int],
     directory: Path,
+    refusals: bool,
 ) -> Loaded:
     headers = "\n".join(f'wrk.headers["{k}"] = "{v}"' for k, v in request.headers.items())
     script = directory / "request.lua"
@@ -95,19 +102,26 @@ def _wrk(
         *("wrk", "-t1", f"-c{connections}", f"-d{whole}s", "--timeout", "10s", "-s", str(script)),
         f"http://{HOST}:{port}{request.path}",
     ]
-    return parse_wrk(_run(argv, cores, seconds))
+    return parse_wrk(_run(argv, cores, seconds), refusals)
 
 
-def parse_wrk(output: str) -> Loaded:
+def parse_wrk(output: str, refusals: bool = False) -> Loaded:
     """Of the line that the script above prints at the end. Raises LoadBroke."""
     lines = [line for line in output.splitlines() if line.startswith("{")]
     if not lines:
         raise LoadBroke(f"wrk printed no result: {output[-300:]!r}")
     said = json.loads(lines[-1])
-    kinds = {kind: count for kind, count in said["errors"].items() if count}
-    if kinds or not said["requests"]:
-        raise LoadBroke(f"wrk: {kinds} in {said['requests']} requests")
-    return Loaded(said["requests"], said["us"] / 1e6, said["p50_us"] / 1e3, said["p99_us"] / 1e3)
+    errors = {kind: count for kind, count in said["errors"].items() if count}
+    refused = errors.pop("status", 0) if refusals else 0
+    if errors or said["requests"] <= refused:
+        raise LoadBroke(f"wrk: {errors or 'only refusals'} in {said['requests']} requests")
+    return Loaded(
+        said["requests"] - refused,
+        said["us"] / 1e6,
+        said["p50_us"] / 1e3,
+        said["p99_us"] / 1e3,
+        refused,
+    )
 
 
 def _h2load(

@@ -40,7 +40,9 @@ def connection_rows(
         labels = {"group": "connections", "at": f"{count:,}"}
         before = server.cpu_s()
         try:
-            seen = closed_loop(request, Wire.HTTP, server.ports.http, count, seconds, cores, size)
+            seen = closed_loop(
+                request, Wire.HTTP, server.ports.http, count, seconds, cores, size, True
+            )
         except LoadBroke as error:
             yield Row(labels | {"problem": str(error)}, ())
             continue
@@ -51,7 +53,8 @@ def connection_rows(
                 {
                     "rate_per_s": seen.requests / seen.seconds,
                     "p99_ms": seen.p99_ms,
-                    "cpu_us": used / seen.requests * 1e6,
+                    "cpu_us": used / (seen.requests + seen.refused) * 1e6,
+                    "refused_share": seen.refused / (seen.requests + seen.refused),
                 },
             ),
         )

@@ -20,9 +20,13 @@ from bench.dataplane.targets import Line, lines, number
 from bench.harness import Row
 from bench.models.networks import export
 from bench.models.served import load
-from bench.peers import install
+from bench.peers import base, install
 from bench.peers.base import WORKS, Wire
+from bench.peers.litserve import LitServe
+from bench.peers.mlserver import MLServer
+from bench.peers.mosec import Mosec
 from bench.peers.tessera import Tessera
+from bench.peers.triton import Triton
 from bench.processes import end_session, living, on_cores, start_session, tree, usage
 
 from tessera_cli.loadgen import Samples
@@ -224,3 +228,39 @@ def test_unknown_groups_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--only", "nothing"])
     assert "unknown: nothing" in capsys.readouterr().err
+
+
+def test_every_peer_reads_its_own_kind_of_answer() -> None:
+    row = np.arange(16, dtype=np.float32)[None]
+    work = WORKS["identity"]
+    raw = Mosec().request(work, Wire.HTTP, row)
+    assert np.array_equal(raw.read(raw.body), row)
+    encoded = LitServe().request(work, Wire.HTTP, row)
+    assert np.array_equal(encoded.read(encoded.body), row)
+    listed = MLServer().request(work, Wire.HTTP, row)
+    answer = json.dumps({"outputs": json.loads(listed.body)["inputs"]}).encode()
+    assert np.array_equal(listed.read(answer), row)
+    binary = Triton().request(work, Wire.HTTP, row)
+    assert binary.raw_http.startswith(b"POST /v2/models/identity/infer HTTP/1.1\r\n")
+    assert binary.raw_http.endswith(row.tobytes())
+
+
+def test_a_peer_that_could_not_be_installed_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "ENVIRONMENTS", tmp_path)
+    assert base.not_installed("mosec") == "not installed: make bench-peers"
+    (tmp_path / "mosec.failed").write_text("not installed: no wheel\n")
+    assert base.not_installed("mosec") == "not installed: no wheel"
+
+
+def test_tritons_ensemble_is_three_models_and_their_mean(tmp_path: Path) -> None:
+    Triton().prepare(WORKS["ensemble"], tmp_path / "models", tmp_path)
+    repository = tmp_path / "repository"
+    assert {path.name for path in repository.iterdir()} == {
+        *("ensemble", "cnn0", "cnn1", "cnn2", "mean")
+    }
+    config = (repository / "ensemble" / "config.pbtxt").read_text()
+    assert config.count("model_name:") == 4
+    for name in ("cnn0", "mean"):
+        compile((repository / name / "1" / "model.py").read_text(), name, "exec")

@@ -27,6 +27,14 @@ def test_a_wrk_run_with_a_bad_status_measures_nothing() -> None:
         parse_wrk(recorded("wrk.txt").replace('"status": 0', '"status": 3'))
 
 
+def test_wrk_counts_refusals_where_they_are_allowed() -> None:
+    output = recorded("wrk.txt").replace('"status": 0', '"status": 97')
+    seen = parse_wrk(output, refusals=True)
+    assert (seen.requests, seen.refused) == (2600, 97)
+    with pytest.raises(LoadBroke, match="'timeout': 1"):
+        parse_wrk(output.replace('"timeout": 0', '"timeout": 1'), refusals=True)
+
+
 def test_wrk_without_a_result_says_what_it_printed() -> None:
     with pytest.raises(LoadBroke, match="unable to connect"):
         parse_wrk("unable to connect to 127.0.0.1:1 Connection refused\n")
