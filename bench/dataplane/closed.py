@@ -42,6 +42,7 @@ class Bench:
     rounds: int
     seconds: float
     quick: bool
+    profile: bool
     says: Callable[[str], None]
     problems: list[str] = field(default_factory=list)
     """What was to be measured and could not be, and why."""

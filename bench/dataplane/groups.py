@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 
-from bench.dataplane import judges, scaling
+from bench.dataplane import judges, profiles, scaling
 from bench.dataplane.closed import Bench, best_loop, contestants, examples, group
 from bench.dataplane.counters import per_batch
 from bench.dataplane.generators import closed_loop
@@ -25,7 +25,8 @@ RESNET_CONNECTIONS = 16
 
 def identity(bench: Bench) -> list[Row]:
     with contestants(bench, ["identity"]) as running:
-        return group(bench, "identity", running, (32, 1), {})
+        rows = group(bench, "identity", running, (32, 1), {})
+        return rows + profiled(bench, running, 32)
 
 
 def cnn(bench: Bench) -> list[Row]:
@@ -36,7 +37,7 @@ def cnn(bench: Bench) -> list[Row]:
         Loop(WORKS["cnn"], bench.models, bench.server_cores, tuned=False) as loop,
     ):
         rows = group(bench, "cnn", running, (32,), {LOOP: loop})
-        rows.append(best_loop(bench, WORKS["cnn"]))
+        rows += [best_loop(bench, WORKS["cnn"]), *profiled(bench, running, 32)]
         rows += poisson_rows(bench, running, rows)
         for server in running:
             if server.peer.name == TESSERA:
@@ -54,6 +55,7 @@ def ensemble(bench: Bench) -> list[Row]:
         Loop(WORKS["ensemble"], bench.models, bench.server_cores, tuned=False) as loop,
     ):
         rows = group(bench, "ensemble", running, (32,), {LOOP: loop})
+        rows += profiled(bench, running, 32)
         rows += poisson_rows(bench, running, rows)
     return rows + overload_rows(bench, rows)
 
@@ -123,6 +125,31 @@ GROUPS: dict[str, Callable[[Bench], list[Row]]] = {
 }
 
 QUICK_GROUPS = ("identity", "cnn", "ensemble", "start")
+
+
+def profiled(bench: Bench, running: list[Running], count: int) -> list[Row]:
+    """Where Tessera's time goes in the closed loops, where that was asked for."""
+    if not bench.profile:
+        return []
+    if why := profiles.missing():
+        bench.problem(f"profiles: {why}")
+        return []
+    own = [server for server in running if server.peer.name == TESSERA]
+    return [row for server in own for wire in Wire for row in _profile(bench, server, wire, count)]
+
+
+def _profile(bench: Bench, server: Running, wire: Wire, count: int) -> list[Row]:
+    row = examples(server.work)[:1]
+    request = server.peer.request(server.work, wire, row)
+    size = len(server.answer(wire, row))
+
+    def load(seconds: float) -> None:
+        cores = (bench.load_core,)
+        closed_loop(request, wire, server.port(wire), count, seconds, cores, size)
+
+    bench.says(f"profile {server.work.name} {wire.value}")
+    labels = {"work": server.work.name, "server": TESSERA, "protocol": wire.value}
+    return profiles.profile(server, labels, load, bench.seconds)
 
 
 def _inside(bench: Bench, server: Running) -> list[Row]:

@@ -60,6 +60,11 @@ def choices(argv: Sequence[str] | None) -> argparse.Namespace:
 
     parser.add_argument("--only", type=_list, metavar="GROUP,…", help=names(GROUPS))
     parser.add_argument("--peers", type=_list, metavar="PEER,…", help=f"{names(PEERS)}; or none")
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="also show where Tessera's time goes in each closed loop",
+    )
     chosen = parser.parse_args(argv)
     for given, known in ((chosen.only, {*GROUPS}), (chosen.peers, {*PEERS, "none"})):
         if unknown := set(given or ()) - known:
@@ -98,7 +103,10 @@ def measured(rows: Iterable[Row]) -> Table:
     drawn.add_column("group, work, server, protocol, in flight")
     drawn.add_column("figures")
     for row in rows:
-        figures = "  ".join(f"{name} {number(value) or '-'}" for name, value in row.medians.items())
+        between = "\n" if row.labels["group"] == "profile" else "  "
+        figures = between.join(
+            f"{name} {number(value) or '-'}" for name, value in row.medians.items()
+        )
         problem = row.labels.get("problem", "")
         labels = [value for name, value in row.labels.items() if name != "problem"]
         drawn.add_row(" ".join(labels), figures or problem)
@@ -143,6 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             rounds=rounds,
             seconds=seconds,
             quick=chosen.quick,
+            profile=chosen.profile,
             says=says,
             problems=problems,
         )

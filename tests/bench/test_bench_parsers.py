@@ -8,6 +8,7 @@ import pytest
 from bench.dataplane.counters import parse_copied, parse_strace
 from bench.dataplane.generators import LoadBroke, parse_h2load, parse_wrk
 from bench.dataplane.judges import JudgeBroke, parse_loadgen, parse_perf_analyzer
+from bench.dataplane.profiles import heaviest
 
 RECORDED = Path(__file__).parent / "recorded"
 
@@ -104,3 +105,20 @@ def test_copies_are_summed_over_labels_and_other_counters_left_out() -> None:
         'tessera_copied_bytes_total{at="out"} 5.5\ntessera_requests_total 7\n'
     )
     assert parse_copied(page) == {"tessera_copied_bytes_total": 15.5}
+
+
+def test_the_heaviest_functions_are_those_where_samples_end() -> None:
+    stacks = (
+        "main (a/b.py:1);run (a/b.py:7);write (libc.so.6) 5\n"
+        "main (a/b.py:1);run (a/b.py:9) 2\n"
+        "main (a/b.py:1);run (a/b.py:8);_PyEval (ceval.c:77) 1\n"
+        "main (a/b.py:1);epoll_wait (libc.so.6) 90\n"
+        "uv_run (loop.so) 2\n"
+    )
+    assert heaviest(stacks) == {
+        "run (b.py) > write (libc.so.6)": 0.5,
+        "run (b.py)": 0.3,
+        "uv_run (loop.so)": 0.2,
+    }
+    assert list(heaviest(stacks, most=1)) == ["run (b.py) > write (libc.so.6)"]
+    assert heaviest("") == {}
