@@ -30,6 +30,7 @@ class Line:
     aim: float = NONE
     peer: float = NONE
     peer_name: str = ""
+    """Empty where no peer has such a figure."""
     base: float = NONE
     """What Tessera's figure is a share of; NaN where the figure itself is judged."""
     higher_is_better: bool = True
@@ -88,7 +89,7 @@ class Found:
             and row.labels.get("server") not in (TESSERA, *LOOPS, None)
             and not math.isnan(row.medians.get(figure, NONE))
         ]
-        return (max if higher else min)(found, default=(NONE, ""))
+        return (max if higher else min)(found, default=(NONE, "none"))
 
 
 def _name(row: Row) -> str:
@@ -206,11 +207,12 @@ def table(drawn: Sequence[Line]) -> Table:
         shown.add_column(name, justify="right", no_wrap=True)
     shown.add_column("", no_wrap=True)
     for line in drawn:
-        peer = "" if math.isnan(line.peer) else f"{number(line.peer)} {line.peer_name}"
+        absent = "not run" if line.peer_name else ""
+        peer = absent if math.isnan(line.peer) else f"{number(line.peer)} {line.peer_name}"
         shown.add_row(
             line.what,
             number(line.tessera),
-            peer or "not run",
+            peer,
             number(line.base),
             number(line.ratio),
             number(line.must),
