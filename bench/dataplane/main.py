@@ -34,6 +34,7 @@ from bench.peers.mlserver import MLServer
 from bench.peers.mosec import Mosec
 from bench.peers.ray_serve import RayServe
 from bench.peers.triton import Triton
+from bench.processes import on_cores
 from rich.console import Console
 from rich.table import Table
 
@@ -136,9 +137,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     def says(what: str) -> None:
         progress.print(f"{time.monotonic() - began:5.0f} s  {what}", markup=False, highlight=False)
 
+    facts = {
+        "revision": revision(),
+        "versions": versions(PACKAGES),
+        "peers": {name: wanted["packages"] for name, wanted in pins().items()},
+        "method": {
+            "rounds": rounds,
+            "seconds": seconds,
+            "server_cores": server_cores,
+            "load_core": load_core,
+            "open_loop_cores": open_cores,
+            "batch_cap": BATCH_CAP,
+            "load_average_before": os.getloadavg(),
+        },
+    }
     rows: list[Row] = []
-    os.sched_setaffinity(0, open_cores)  # this process stays off the server's core
-    with tempfile.TemporaryDirectory(prefix="bench-dataplane-") as name:
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-dataplane-") as name,
+        on_cores(open_cores),  # this process stays off the server's core
+    ):
         folder = Path(name)
         (folder / "models").mkdir()
         bench = Bench(
@@ -157,29 +174,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         for group in chosen.only or (QUICK_GROUPS if chosen.quick else GROUPS):
             rows += GROUPS[group](bench)
-    found = lines(rows)
+            judged = {"lines": [line.as_dict() for line in lines(rows)], "not_measured": problems}
+            # After each group: what was measured is kept if a later one is interrupted.
+            if written := write_results("dataplane", chosen, facts | judged, rows):
+                says(f"written: {written}")
     console.print(measured(rows))
-    console.print(table(found))
+    console.print(table(lines(rows)))
     for problem in problems:
         console.print(f"- {problem}", markup=False, highlight=False)
-    facts = {
-        "revision": revision(),
-        "versions": versions(PACKAGES),
-        "peers": {name: wanted["packages"] for name, wanted in pins().items()},
-        "method": {
-            "rounds": rounds,
-            "seconds": seconds,
-            "server_cores": server_cores,
-            "load_core": load_core,
-            "open_loop_cores": open_cores,
-            "batch_cap": BATCH_CAP,
-        },
-        "lines": [line.as_dict() for line in found],
-        "not_measured": problems,
-    }
-    written = write_results("dataplane", chosen, facts, rows)
-    if written is not None:
-        says(f"written: {written}")
     return 0
 
 
