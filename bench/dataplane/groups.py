@@ -179,9 +179,10 @@ def _judged(bench: Bench, server: Running, closed: list[Row]) -> list[Row]:
         if why:
             bench.problem(f"{judge}: {why}")
     model, cores = model_name(server.work), bench.open_cores[:1]
-    settings = (judges.Setting(concurrency=32), judges.Setting(poisson_per_s=round(0.3 * top)))
     for wire in Wire if not analyzer else ():
-        for setting in settings:
+        rate = closed_rate(closed, server.work.name, TESSERA, wire)
+        arrivals = judges.Setting(poisson_per_s=round(0.3 * rate))
+        for setting in (judges.Setting(concurrency=32), arrivals):
             bench.says(f"perf_analyzer {wire.value} {setting}")
             try:
                 said = judges.perf_analyzer(server, wire, model, cores, setting, bench.quick)

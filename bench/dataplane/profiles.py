@@ -27,6 +27,9 @@ _PYTHON = re.compile(r"\((?:.*/)?([^/]*\.py):\d+\)")
 _INTERPRETER = re.compile(r"\((?:\w+\.[ch]:\d+|libpython\S*|<\w+>:\d+)\)$")
 _LINE = re.compile(r":\d+\)$")
 
+LEAST_S = 8.0
+"""A worker that mostly waits gives few samples: shares of a handful say nothing, so their number is shown too."""
+
 _FIRST_S = 0.5
 """For py-spy to attach before the load begins to be watched."""
 
@@ -38,8 +41,12 @@ def missing() -> str:
 def profile(
     server: Running, labels: dict[str, str], load: Callable[[float], None], seconds: float
 ) -> list[Row]:
-    """The heaviest frames of each process while ``load`` runs for so long, as shares of its samples."""
+    """The heaviest frames of each process while ``load`` runs for so long, as shares of its samples.
+
+    ``seconds`` are raised to LEAST_S.
+    """
     who = roles(server)
+    seconds = max(seconds, LEAST_S)
     rows = []
     with tempfile.TemporaryDirectory(prefix="bench-profile-") as name:
         watched = []
@@ -47,7 +54,7 @@ def profile(
             out = Path(name) / role
             argv = [
                 *(str(PY_SPY), "record", "--format", "raw", "--native"),
-                *("--rate", str(SAMPLES_PER_S), "--duration", f"{max(1, round(seconds))}"),
+                *("--rate", str(SAMPLES_PER_S), "--duration", f"{seconds:.0f}"),
                 *("--pid", str(pid), "--output", str(out)),
             ]
             quiet = subprocess.DEVNULL
@@ -73,7 +80,8 @@ def heaviest(stacks: str, most: int = HEAVIEST) -> dict[str, float]:
         if not frames[-1].startswith(WAITS):
             ends[_named(frames)] += int(count)
     total = sum(ends.values())
-    return {frame: count / total for frame, count in ends.most_common(most)}
+    shares = {frame: count / total for frame, count in ends.most_common(most)}
+    return {"samples": float(total)} | shares if total else {}
 
 
 def _named(frames: list[str]) -> str:

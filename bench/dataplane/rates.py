@@ -21,10 +21,10 @@ P99_BOUND_MS = 15.0
 OVERLOAD_SLO_MS = 50.0
 
 
-def closed_rate(rows: Sequence[Row], work: str, server: str) -> float:
-    """Requests per second that a closed loop of 32 over HTTP reached; NaN where there is none."""
+def closed_rate(rows: Sequence[Row], work: str, server: str, wire: Wire = Wire.HTTP) -> float:
+    """Requests per second that a closed loop of 32 reached; NaN where there is none."""
     found = Found(rows)
-    return found.value("rate_per_s", work=work, server=server, protocol="http", c="32")
+    return found.value("rate_per_s", work=work, server=server, protocol=wire.value, c="32")
 
 
 def poisson_rows(bench: Bench, running: Sequence[Running], closed: Sequence[Row]) -> list[Row]:

@@ -116,9 +116,10 @@ def test_the_heaviest_functions_are_those_where_samples_end() -> None:
         "uv_run (loop.so) 2\n"
     )
     assert heaviest(stacks) == {
+        "samples": 10,
         "run (b.py) > write (libc.so.6)": 0.5,
         "run (b.py)": 0.3,
         "uv_run (loop.so)": 0.2,
     }
-    assert list(heaviest(stacks, most=1)) == ["run (b.py) > write (libc.so.6)"]
+    assert list(heaviest(stacks, most=1)) == ["samples", "run (b.py) > write (libc.so.6)"]
     assert heaviest("") == {}
