@@ -32,7 +32,7 @@ bench-peers: env-demo  ## install the servers and load generators that bench-dat
 
 # BENCH_ARGS are further options, such as `--only identity,cnn` or `--peers triton,mosec`.
 .PHONY: bench-dataplane
-bench-dataplane: env-demo  ## the server beside its peers and an in-process loop; QUICK=1 for under 2 minutes
+bench-dataplane: env-demo  ## the server beside its peers and an in-process loop; QUICK=1 for a smoke run
 	$(RUN)/python bench/dataplane/main.py $(if $(QUICK),--quick) $(BENCH_ARGS)
 
 .PHONY: bench-soak
