@@ -25,9 +25,19 @@ check: env-check  ## format, lint, types, layers
 	$(RUN)/mypy
 	$(RUN)/lint-imports
 
-.PHONY: bench-runtime
-bench-runtime: env-demo  ## the server beside an in-process loop; QUICK=1 for a run under a minute
-	$(RUN)/python bench/runtime.py $(if $(QUICK),--quick)
+# Debian 12 and root get all of it; elsewhere what cannot be installed is left out and named.
+.PHONY: bench-peers
+bench-peers: env-demo  ## install the servers and load generators that bench-dataplane measures Tessera beside
+	$(RUN)/python bench/peers/install.py
+
+# BENCH_ARGS are further options, such as `--only identity,cnn` or `--peers triton,mosec`.
+.PHONY: bench-dataplane
+bench-dataplane: env-demo  ## the server beside its peers and an in-process loop; QUICK=1 for a smoke run
+	$(RUN)/python bench/dataplane/main.py $(if $(QUICK),--quick) $(BENCH_ARGS)
+
+.PHONY: bench-soak
+bench-soak: env-demo  ## steady load for MINUTES (20); fails if memory grows or anything leaks; QUICK=1
+	$(RUN)/python bench/soak.py $(if $(QUICK),--quick) $(if $(MINUTES),--minutes $(MINUTES)) $(BENCH_ARGS)
 
 # PARVAGPU_DATA names the folder with the ParvaGPU profiles; without it the cases that need them are left out.
 .PHONY: bench-planner
@@ -76,4 +86,4 @@ env-demo: $(UV)
 
 .PHONY: clean
 clean:  ## remove environments and caches
-	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis demo-out
+	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .bench demo-out

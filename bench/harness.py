@@ -41,9 +41,10 @@ class Row:
 
     @property
     def medians(self) -> Figures:
+        """Empty without repeats."""
         return {
             name: statistics.median(repeat[name] for repeat in self.repeats)
-            for name in self.repeats[0]
+            for name in (self.repeats[0] if self.repeats else ())
         }
 
     def as_dict(self) -> dict[str, Any]:
