@@ -177,7 +177,10 @@ def _layout(text: bytes) -> _Layout | None:
         if given.data is not msgspec.UNSET:
             return None
         try:
-            if size != count_elements(given.datatype, given.shape) * DATATYPES[given.datatype].itemsize:
+            if (
+                size
+                != count_elements(given.datatype, given.shape) * DATATYPES[given.datatype].itemsize
+            ):
                 return None
         except InvalidRequest:
             return None  # the general way says which one it is
