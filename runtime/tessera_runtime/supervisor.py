@@ -107,14 +107,15 @@ class Supervisor:
         self._stopping = False
 
     def prepare(self) -> None:
-        """Take the HTTP port and the local sockets. Raises PortTaken."""
+        """Take the ports of clients and the local sockets. Raises PortTaken."""
         options = self._options
         options.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         http = listen_on(options.host, options.http)
+        grpc = listen_on(options.host, options.grpc)
         zygote_path = options.run_dir / "zygote.sock"
         zygote = _listen_unix(zygote_path, socket.SOCK_SEQPACKET)
         control = _listen_unix(control_path(options.run_dir), socket.SOCK_STREAM)
-        self._sockets = [http, zygote, control]
+        self._sockets = [http, grpc, zygote, control]
         environment = os.environ | options.environment
         self._children = [
             Child(
@@ -136,10 +137,10 @@ class Supervisor:
                     "tessera_runtime.dispatch.main",
                     {
                         "http-fd": http.fileno(),
+                        "grpc-fd": grpc.fileno(),
                         "control-fd": control.fileno(),
                         "zygote": zygote_path,
                         "host": options.host,
-                        "grpc": options.grpc,
                         "metrics": options.metrics,
                         "drain-timeout": options.drain_timeout_s,
                         "shutdown-delay": options.shutdown_delay_s,
@@ -148,7 +149,7 @@ class Supervisor:
                     },
                     options.dispatcher,
                 ),
-                (http.fileno(), control.fileno()),
+                (http.fileno(), grpc.fileno(), control.fileno()),
                 environment,
             ),
         ]

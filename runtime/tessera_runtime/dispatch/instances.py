@@ -19,6 +19,7 @@ from tessera_runtime.dispatch.member import Lane, Member
 from tessera_runtime.dispatch.service import Service
 from tessera_runtime.dispatch.signatures import Signature
 from tessera_runtime.dispatch.waiting import eventually
+from tessera_runtime.dispatch.worker_memory import Gauge
 from tessera_runtime.dispatch.workers import (
     LoadFailed,
     OpenedLane,
@@ -154,6 +155,8 @@ class Instance:
         self.lane: Lane | None = None
         self.problem = ""
         self.memory_mib = 0.0
+        self.gauge: Gauge | None = None
+        """Of the memory of its process; None while there is none, or others share it."""
         self._service = service
         self._index = index
         self._workers = workers
@@ -243,7 +246,7 @@ class Instance:
             self._member.statistics.restarts += 1
             log.warning("worker %d of %s ended", worker.incarnation, self._service.name)
         finally:
-            self.lane = None
+            self.lane = self.gauge = None
             if lane is not None:
                 lane.close()
                 self._member.detach(lane)
@@ -257,6 +260,7 @@ class Instance:
         self._on_loaded(self._service, self._index, loaded)
         lane = Lane(self._member, opened, loaded.outputs, self._timeouts.hang_s)
         self.lane = lane
+        self.gauge = Gauge(opened.worker.pid) if self.device.kind == "cpu" else None
         self.problem = ""
         if not self._stopping:
             self._member.attach(lane)

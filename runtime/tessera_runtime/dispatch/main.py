@@ -18,6 +18,7 @@ from tessera_runtime.dispatch.dispatcher import Dispatcher
 from tessera_runtime.dispatch.instances import Timeouts
 from tessera_runtime.dispatch.metrics import start_metrics
 from tessera_runtime.dispatch.profiler import profile
+from tessera_runtime.dispatch.worker_memory import watch
 from tessera_runtime.dispatch.workers import LoadFailed, WorkerLost, WorkerPool
 from tessera_runtime.errors import ServeError
 from tessera_runtime.parent import die_with
@@ -41,15 +42,22 @@ def parser() -> argparse.ArgumentParser:
     """Options of the process; the supervisor fills them in."""
     arguments = argparse.ArgumentParser(prog="tessera-dispatcher")
     arguments.add_argument("--http-fd", type=int, required=True)
+    arguments.add_argument("--grpc-fd", type=int, required=True)
     arguments.add_argument("--control-fd", type=int, required=True)
     arguments.add_argument("--zygote", required=True, metavar="PATH")
     arguments.add_argument("--host", default="127.0.0.1")
-    arguments.add_argument("--grpc", type=int, default=8001)
     arguments.add_argument("--metrics", type=int, default=8002)
     arguments.add_argument("--arena-mib", type=int, default=256)
     arguments.add_argument("--max-request-mib", type=int, default=64)
     arguments.add_argument("--load-timeout", type=float, default=300.0, metavar="SECONDS")
     arguments.add_argument("--hang-timeout", type=float, default=10.0, metavar="SECONDS")
+    arguments.add_argument(
+        "--worker-growth-mib",
+        type=int,
+        default=1024,
+        metavar="MIB",
+        help="an instance on a CPU that has grown by so much since it was warm is replaced",
+    )
     arguments.add_argument("--drain-timeout", type=float, default=30.0, metavar="SECONDS")
     arguments.add_argument("--shutdown-delay", type=float, default=0.0, metavar="SECONDS")
     arguments.add_argument(
@@ -122,11 +130,14 @@ async def serve(arguments: argparse.Namespace) -> None:
         # What is held may take that long; a shorter grace would cut it off.
         max_connection_age_grace_s=max(30.0, arguments.hold_timeout),
     )
-    grpc = await start_grpc(dispatcher, arguments.host, arguments.grpc, grpc_limits)
+    grpc = await start_grpc(dispatcher, socket.socket(fileno=arguments.grpc_fd), limits=grpc_limits)
     metrics = start_metrics(dispatcher, arguments.host, arguments.metrics)
     dispatcher.ports = Ports(http.port, grpc.port, metrics.port)
     controls = await control.serve_control(answer, arguments.control_fd)
     log.info("serving", extra={"http": http.port, "grpc": grpc.port, "metrics": metrics.port})
+    watching = asyncio.create_task(
+        watch(dispatcher.watched, dispatcher.replace, arguments.worker_growth_mib)
+    )
     stopping = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stopping.set)
@@ -142,6 +153,7 @@ async def serve(arguments: argparse.Namespace) -> None:
     timeout_s = arguments.drain_timeout
     dispatcher.holds.refuse_after(timeout_s / 2)
     await asyncio.gather(http.drain(timeout_s), grpc.drain(timeout_s))
+    watching.cancel()
     await dispatcher.drain(timeout_s)
     await dispatcher.close()
     pool.close()

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from tessera_runtime.dispatch.arena import InputArena
+from tessera_runtime.dispatch.worker_memory import bound
 from tessera_runtime.memory import UntrustedMemory, map_readonly
 from tessera_runtime.worker import messages as m
 
@@ -237,6 +238,7 @@ class WorkerPool:
             raise
         finally:
             self._forks.pop(incarnation, None)
+        bound(pid, place.memory_mib if place.kind == "cpu" else 0)
         worker = self._started[incarnation] = Worker(incarnation, pid, pidfd, ours, place)
         return worker
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from functools import partial
 
 from tessera_runtime.dataplane import DataPlane
@@ -31,10 +32,16 @@ class GrpcServer:
     """Made by :func:`start_grpc`."""
 
     def __init__(
-        self, hub: Hub, service: Service, server: asyncio.Server, sweeper: asyncio.Task[None]
+        self,
+        hub: Hub,
+        service: Service,
+        sock: socket.socket,
+        server: asyncio.Server,
+        sweeper: asyncio.Task[None],
     ) -> None:
         self._hub = hub
         self._service = service
+        self._sock = sock
         self._server = server
         self._sweeper = sweeper
         self.port: int = server.sockets[0].getsockname()[1]
@@ -50,6 +57,8 @@ class GrpcServer:
         """
         hub = self._hub
         hub.draining = True
+        # Others may hold the socket too: clients are refused at once, and not left waiting in its queue.
+        self._sock.shutdown(socket.SHUT_RDWR)
         self._server.close()
         for connection in list(hub.connections):
             connection.go_away()
@@ -77,18 +86,19 @@ class GrpcServer:
 
 async def start_grpc(
     plane: DataPlane,
+    sock: socket.socket | None = None,
     host: str = "127.0.0.1",
     port: int = 0,
     limits: GrpcLimits | None = None,
 ) -> GrpcServer:
-    """Serve ``plane`` on ``host`` and ``port`` (0: any free one).
+    """Serve ``plane`` on ``sock``, or on a new socket of ``host`` and ``port`` (0: any free one).
 
     Raises PortTaken, an OSError that names the port.
     """
     hub, service = make_hub(plane, limits or GrpcLimits())
-    sock = listen_on(host, port)
+    sock = sock or listen_on(host, port)
     server = await service.loop.create_server(lambda: Connection(hub), sock=sock, backlog=BACKLOG)
-    return GrpcServer(hub, service, server, service.loop.create_task(_sweep(hub)))
+    return GrpcServer(hub, service, sock, server, service.loop.create_task(_sweep(hub)))
 
 
 def make_hub(plane: DataPlane, limits: GrpcLimits) -> tuple[Hub, Service]:
