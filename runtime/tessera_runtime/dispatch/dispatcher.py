@@ -67,6 +67,7 @@ class Dispatcher:
         timeouts: Timeouts,
         plain_names: bool,
         hold_s: float = 300.0,
+        channels: Channels | None = None,
     ) -> None:
         """``hold_s``: most that a request may wait for the first instance or peer of its service.
 
@@ -90,7 +91,7 @@ class Dispatcher:
         self.gates = Gates()
         self.unloaded: set[str] = set()
         """Models that a client has asked to unload."""
-        self._channels = Channels()
+        self._channels = channels or Channels()
         self._deadlines = Deadlines()
         self._timeouts = timeouts
         self._plain_names = plain_names

@@ -13,10 +13,12 @@ import sys
 import uvloop
 
 from tessera_runtime import control, logs
+from tessera_runtime.dispatch import certificates
 from tessera_runtime.dispatch.arena import InputArena
 from tessera_runtime.dispatch.dispatcher import Dispatcher
 from tessera_runtime.dispatch.instances import Timeouts
 from tessera_runtime.dispatch.metrics import start_metrics
+from tessera_runtime.dispatch.peers import Channels
 from tessera_runtime.dispatch.profiler import profile
 from tessera_runtime.dispatch.worker_memory import watch
 from tessera_runtime.dispatch.workers import LoadFailed, WorkerLost, WorkerPool
@@ -26,6 +28,7 @@ from tessera_runtime.protocol.grpc_server import start_grpc
 from tessera_runtime.protocol.http_server import start_http
 from tessera_runtime.protocol.limits import GrpcLimits, HttpLimits
 from tessera_runtime.protocol.listen import PortTaken
+from tessera_runtime.protocol.tls import TlsInvalid
 from tessera_runtime.target import Ports
 
 log = logging.getLogger(__name__)
@@ -67,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
         help="after which clients are sent to connect anew; half of --shutdown-delay if not given",
     )
     arguments.add_argument("--hold-timeout", type=float, default=300.0, metavar="SECONDS")
+    certificates.add_options(arguments)
     arguments.add_argument("--plain-names", action="store_true")
     arguments.add_argument("--log-level", default="info")
     arguments.add_argument(
@@ -82,22 +86,25 @@ def main() -> None:
     logs.configure("dispatcher", arguments.log_level)
     try:
         uvloop.run(serve(arguments))
-    except PortTaken as error:
+    except (PortTaken, TlsInvalid) as error:
         log.error("%s", error)
         sys.exit(os.EX_CONFIG)
 
 
 async def serve(arguments: argparse.Namespace) -> None:
-    """Serve until SIGTERM, then drain. Raises PortTaken."""
+    """Serve until SIGTERM, then drain. Raises PortTaken, TlsInvalid."""
     largest = arguments.max_request_mib * MIB
     arena = InputArena(arguments.arena_mib * MIB, largest + PEER_OVERHEAD)
     pool = WorkerPool(arguments.zygote, arena)
+    tls = certificates.read(arguments)
+    channels = Channels(certificates.security(tls, arguments.peer_name))
     dispatcher = Dispatcher(
         arena,
         pool,
         timeouts=Timeouts(load_s=arguments.load_timeout, hang_s=arguments.hang_timeout),
         plain_names=arguments.plain_names,
         hold_s=arguments.hold_timeout,
+        channels=channels,
     )
 
     async def answer(request: control.Request) -> control.Answer:
@@ -123,6 +130,7 @@ async def serve(arguments: argparse.Namespace) -> None:
         dispatcher,
         socket.socket(fileno=arguments.http_fd),
         limits=HttpLimits(max_body=largest),
+        context=tls.http,
     )
     grpc_limits = GrpcLimits(
         max_message=largest + PEER_OVERHEAD,
@@ -130,13 +138,19 @@ async def serve(arguments: argparse.Namespace) -> None:
         # What is held may take that long; a shorter grace would cut it off.
         max_connection_age_grace_s=max(30.0, arguments.hold_timeout),
     )
-    grpc = await start_grpc(dispatcher, socket.socket(fileno=arguments.grpc_fd), limits=grpc_limits)
+    grpc = await start_grpc(
+        dispatcher,
+        socket.socket(fileno=arguments.grpc_fd),
+        limits=grpc_limits,
+        context=tls.grpc,
+    )
     metrics = start_metrics(dispatcher, arguments.host, arguments.metrics)
     dispatcher.ports = Ports(http.port, grpc.port, metrics.port)
     controls = await control.serve_control(answer, arguments.control_fd)
     log.info("serving", extra={"http": http.port, "grpc": grpc.port, "metrics": metrics.port})
-    watching = asyncio.create_task(
-        watch(dispatcher.watched, dispatcher.replace, arguments.worker_growth_mib)
+    watching = asyncio.gather(
+        watch(dispatcher.watched, dispatcher.replace, arguments.worker_growth_mib),
+        certificates.follow(tls, arguments.peer_name, http, grpc, channels),
     )
     stopping = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -152,8 +166,8 @@ async def serve(arguments: argparse.Namespace) -> None:
     controls.close()
     timeout_s = arguments.drain_timeout
     dispatcher.holds.refuse_after(timeout_s / 2)
-    await asyncio.gather(http.drain(timeout_s), grpc.drain(timeout_s))
     watching.cancel()
+    await asyncio.gather(http.drain(timeout_s), grpc.drain(timeout_s))
     await dispatcher.drain(timeout_s)
     await dispatcher.close()
     pool.close()
