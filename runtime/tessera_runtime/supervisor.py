@@ -39,6 +39,9 @@ ZYGOTE_ENVIRONMENT = {
     "ORT_DISABLE_TELEMETRY": "1",
 }
 
+ACCEPT_WITHIN_S = 3.0
+"""A dispatcher that replaces another lets connections wait until it can serve them, at most so long."""
+
 STOP_GRACE_S = 10.0
 """Beyond the dispatcher's own drain time-out, before it is killed."""
 
@@ -51,6 +54,8 @@ class Child:
     command: Sequence[str]
     fds: tuple[int, ...]
     environment: dict[str, str]
+    again: tuple[str, ...] = ()
+    """Further options of every start but the first."""
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     start_at: float = 0.0
@@ -58,7 +63,8 @@ class Child:
     failures: int = 0
 
     def start(self, now: float) -> None:
-        self.process = subprocess.Popen(self.command, pass_fds=self.fds, env=self.environment)
+        command = [*self.command, *(self.again if self.started else ())]
+        self.process = subprocess.Popen(command, pass_fds=self.fds, env=self.environment)
         self.started = now
         log.info("started %s", self.name, extra={"pid": self.process.pid})
 
@@ -151,6 +157,7 @@ class Supervisor:
                 ),
                 (http.fileno(), grpc.fileno(), control.fileno()),
                 environment,
+                (f"--accept-within={ACCEPT_WITHIN_S}",),
             ),
         ]
 

@@ -254,6 +254,10 @@ class Instance:
             if lane is not None and lane.batch:
                 # Its process may still be running: what it held is given out again only once it is gone.
                 await _uninterrupted(worker.lost)
+                if worker.orphaned:
+                    # Several end of one cause, which is none of their requests: no suspicion falls on those.
+                    for work in lane.batch:
+                        work.kills -= 1
                 self._member.lane_lost(lane)
 
     def _attach(self, opened: OpenedLane, loaded: m.Loaded) -> Lane:

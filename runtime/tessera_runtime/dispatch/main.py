@@ -20,6 +20,7 @@ from tessera_runtime.dispatch.instances import Timeouts
 from tessera_runtime.dispatch.metrics import start_metrics
 from tessera_runtime.dispatch.peers import Channels
 from tessera_runtime.dispatch.profiler import profile
+from tessera_runtime.dispatch.waiting import eventually
 from tessera_runtime.dispatch.worker_memory import watch
 from tessera_runtime.dispatch.workers import LoadFailed, WorkerLost, WorkerPool
 from tessera_runtime.errors import ServeError
@@ -70,6 +71,13 @@ def parser() -> argparse.ArgumentParser:
         help="after which clients are sent to connect anew; half of --shutdown-delay if not given",
     )
     arguments.add_argument("--hold-timeout", type=float, default=300.0, metavar="SECONDS")
+    arguments.add_argument(
+        "--accept-within",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="most that connections wait for what is wanted to be served",
+    )
     certificates.add_options(arguments)
     arguments.add_argument("--plain-names", action="store_true")
     arguments.add_argument("--log-level", default="info")
@@ -126,9 +134,18 @@ async def serve(arguments: argparse.Namespace) -> None:
                 except TimeoutError:
                     return control.Refused(f"measuring took over {PROFILE_TIMEOUT_S:.0f} s")
 
+    http_socket = socket.socket(fileno=arguments.http_fd)
+    grpc_socket = socket.socket(fileno=arguments.grpc_fd)
+    metrics = start_metrics(dispatcher, arguments.host, arguments.metrics)
+    dispatcher.ports = Ports(
+        http_socket.getsockname()[1], grpc_socket.getsockname()[1], metrics.port
+    )
+    controls = await control.serve_control(answer, arguments.control_fd)
+    # Connections queue in the sockets, which others opened: better late than refused.
+    await eventually(dispatcher.ready, arguments.accept_within)
     http = await start_http(
         dispatcher,
-        socket.socket(fileno=arguments.http_fd),
+        http_socket,
         limits=HttpLimits(max_body=largest),
         context=tls.http,
     )
@@ -140,13 +157,10 @@ async def serve(arguments: argparse.Namespace) -> None:
     )
     grpc = await start_grpc(
         dispatcher,
-        socket.socket(fileno=arguments.grpc_fd),
+        grpc_socket,
         limits=grpc_limits,
         context=tls.grpc,
     )
-    metrics = start_metrics(dispatcher, arguments.host, arguments.metrics)
-    dispatcher.ports = Ports(http.port, grpc.port, metrics.port)
-    controls = await control.serve_control(answer, arguments.control_fd)
     log.info("serving", extra={"http": http.port, "grpc": grpc.port, "metrics": metrics.port})
     watching = asyncio.gather(
         watch(dispatcher.watched, dispatcher.replace, arguments.worker_growth_mib),

@@ -76,6 +76,8 @@ class Worker:
         self.alive = True
         self.killed = False
         """Whether it was ended on purpose."""
+        self.orphaned = False
+        """Whether the zygote has ended, which takes it along."""
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the process is known gone."""
         self._pidfd = pidfd
@@ -280,6 +282,8 @@ class WorkerPool:
         if not data:
             log.warning("the zygote is gone; its workers end with it")
             self.close()
+            for orphan in self._started.values():
+                orphan.orphaned = True
             self._started.clear()
             for future in self._forks.values():
                 if not future.done():
