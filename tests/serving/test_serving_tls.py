@@ -24,6 +24,7 @@ from support.peers import forwarded, peers
 from support.server import (
     PATIENCE_S,
     Server,
+    fds,
     running_server,
     supervisor_command,
     wait_until,
@@ -163,6 +164,21 @@ def test_who_speaks_no_tls_is_sent_away_and_the_others_are_served(
             except ConnectionResetError:
                 pass
     np.testing.assert_array_equal(ask_http(server, authority.trusting(), rows(1)), file(rows(1)))
+
+
+def test_a_thousand_handshakes_that_are_given_up_leave_nothing(
+    server: Server, authority: Authority, file: ModelFile
+):
+    ports = server.ports()
+    before = len(fds(server.dispatcher_pid))
+    for number in range(1000):
+        port = ports.grpc if number % 2 else ports.http
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as sock:
+            sock.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01"[: number % 9])
+            if number % 4 == 0:  # reset instead of an orderly end
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    np.testing.assert_array_equal(ask_http(server, authority.trusting(), rows(1)), file(rows(1)))
+    wait_until(lambda: len(fds(server.dispatcher_pid)) <= before, "the connections closed")
 
 
 def test_a_refused_grpc_connection_can_read_why_and_ends(server: Server, authority: Authority):
