@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 
 from tessera_runtime.dataplane import (
+    Alike,
     DataPlane,
     InferCall,
     InferReply,
@@ -110,6 +111,7 @@ class _Layout(NamedTuple):
     inputs: tuple[_Binary, ...]
     size: int
     """Of all data."""
+    alike: Alike
 
 
 class RequestBody(NamedTuple):
@@ -195,6 +197,7 @@ def _layout(text: bytes) -> _Layout | None:
         tuple(encoding.chosen),
         tuple(inputs),
         sum(each.size for each in inputs),
+        Alike(),
     )
 
 
@@ -215,6 +218,8 @@ def _call(
         layout.names,
         layout.timeout_s,
         traceparent,
+        None,
+        layout.alike,
     )
 
 
