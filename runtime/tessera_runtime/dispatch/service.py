@@ -202,9 +202,14 @@ class Service:
         request = work.request
         if request.answered:
             return
-        request.answers[work.index] = outputs
-        if len(request.answers) == len(self.members):
+        answers = request.answers
+        answers[work.index] = outputs
+        if len(answers) < len(self.members):
+            return
+        if any(isinstance(answer, Exception) for answer in answers.values()):
             self._decide(request, time.monotonic())
+        else:
+            self._answer(request, self._everybody)
 
     def failed(self, work: Work, error: ServeError) -> None:
         request = work.request
