@@ -18,6 +18,17 @@ demo: env-demo  ## train three small networks, serve their ensemble under an SLO
 test: env-test  ## all tests
 	$(RUN)/pytest
 
+# build/compiled comes before the sources on PYTHONPATH: what images and benches run.
+.PHONY: compiled
+compiled: env-demo  ## compile what every request passes through into build/compiled; needs a C compiler
+	TESSERA_COMPILE=$(CURDIR)/$(RUN)/python $(UV) pip install --quiet --python $(RUN)/python --no-deps \
+	  --reinstall-package tessera --target build/compiled .
+
+# The suites that ask a whole server, and real clients; a compiled class takes no test double for its neighbours.
+.PHONY: test-compiled
+test-compiled: env-test compiled  ## the tests of front ends, serving and faults on the compiled modules
+	PYTHONPATH=build/compiled $(RUN)/pytest tests/protocol tests/serving tests/faults
+
 .PHONY: check
 check: env-check  ## format, lint, types, layers
 	$(RUN)/ruff format --check
@@ -32,12 +43,12 @@ bench-peers: env-demo  ## install the servers and load generators that bench-dat
 
 # BENCH_ARGS are further options, such as `--only identity,cnn` or `--peers triton,mosec`.
 .PHONY: bench-dataplane
-bench-dataplane: env-demo  ## the server beside its peers and an in-process loop; QUICK=1 for a smoke run
-	$(RUN)/python bench/dataplane/main.py $(if $(QUICK),--quick) $(BENCH_ARGS)
+bench-dataplane: compiled  ## the server beside its peers and an in-process loop; QUICK=1 for a smoke run
+	PYTHONPATH=build/compiled $(RUN)/python bench/dataplane/main.py $(if $(QUICK),--quick) $(BENCH_ARGS)
 
 .PHONY: bench-soak
-bench-soak: env-demo  ## steady load for MINUTES (20); fails if memory grows or anything leaks; QUICK=1
-	$(RUN)/python bench/soak.py $(if $(QUICK),--quick) $(if $(MINUTES),--minutes $(MINUTES)) $(BENCH_ARGS)
+bench-soak: compiled  ## steady load for MINUTES (20); fails if memory grows or anything leaks; QUICK=1
+	PYTHONPATH=build/compiled $(RUN)/python bench/soak.py $(if $(QUICK),--quick) $(if $(MINUTES),--minutes $(MINUTES)) $(BENCH_ARGS)
 
 # PARVAGPU_DATA names the folder with the ParvaGPU profiles; without it the cases that need them are left out.
 .PHONY: bench-planner

@@ -38,6 +38,8 @@ from bench.processes import on_cores
 from rich.console import Console
 from rich.table import Table
 
+from tessera_runtime.dispatch import service
+
 TABLE_WIDTH = 170
 
 PACKAGES = ("tessera", "torch", "numpy", "uvloop", "httptools", "grpcio", "protobuf", "msgspec")
@@ -140,6 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     facts = {
         "revision": revision(),
         "versions": versions(PACKAGES),
+        "compiled": Path(service.__file__).suffix == ".so",
         "peers": {name: wanted["packages"] for name, wanted in pins().items()},
         "method": {
             "rounds": rounds,

@@ -94,6 +94,14 @@ class MemberCall:
     """Processes that ended while running this request."""
 
 
+class Alike:
+    """What calls share that differ in their data only: names, datatypes, shapes and sizes of the inputs, in order,
+    and the wanted outputs. Compared by identity; such calls are validated once.
+    """
+
+    __slots__ = ()
+
+
 class InferCall(Passing, frozen=True):
     """A parsed request. Ownership of ``slots`` passes to the data plane with :meth:`DataPlane.submit`,
     also when ``submit`` raises.
@@ -113,6 +121,8 @@ class InferCall(Passing, frozen=True):
     traceparent: str = ""
     part: MemberCall | None = None
     """One member is asked for by a peer, not the service by a client."""
+    alike: Alike | None = None
+    """None where it is not known what other calls are like this one."""
 
 
 class OutputTensor(Passing, frozen=True):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import time
+import weakref
 from dataclasses import dataclass, field
+
+import pytest
 
 from tessera_runtime.dispatch.deadlines import COMPACT_AT, Deadlines
 
@@ -56,13 +60,21 @@ async def test_an_answered_request_is_not_told():
     assert told.empty()
 
 
-async def test_answered_requests_with_far_deadlines_are_forgotten():
+@pytest.mark.parametrize("nearer_s", [0.0, -1.0], ids=["in order", "ever nearer"])
+async def test_answered_requests_with_far_deadlines_are_forgotten(nearer_s: float):
     deadlines, told = Deadlines(), asyncio.Queue()
-    for _ in range(10 * COMPACT_AT):
-        request = Waiting(time.monotonic() + 3600, told)
+    now = time.monotonic()
+    first = Waiting(now + 1e3, told)
+    deadlines.add(first)
+    requests = []
+    for i in range(10 * COMPACT_AT):
+        request = Waiting(now + 9e5 + nearer_s * i, told)
         deadlines.add(request)
         request.answered = True
-    assert len(deadlines._heap) <= 2 * COMPACT_AT
+        requests.append(weakref.ref(request))
+    del request
+    gc.collect()
+    assert sum(each() is not None for each in requests) <= 2 * COMPACT_AT
 
 
 async def test_open_requests_are_never_forgotten_however_many():

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -26,16 +25,18 @@ ServiceTime = Callable[[int], float]
 """Seconds that a batch of so many rows is expected to take."""
 
 
-@dataclass(slots=True, eq=False)
 class Entry(Generic[T]):
     """One piece of work in the queue; the handle with which it can be withdrawn."""
 
-    deadline: float
-    """When the answer must be there, seconds on the caller's clock."""
-    rows: int
-    item: T | None
-    """None once it was taken, dropped or withdrawn."""
-    shape: Hashable
+    __slots__ = ("deadline", "item", "rows", "shape")
+
+    def __init__(self, deadline: float, rows: int, item: T, shape: Hashable) -> None:
+        self.deadline = deadline
+        """When the answer must be there, seconds on the caller's clock."""
+        self.rows = rows
+        self.item: T | None = item
+        """None once it was taken, dropped or withdrawn."""
+        self.shape = shape
 
 
 class Taken(NamedTuple, Generic[T]):
@@ -48,14 +49,16 @@ class Taken(NamedTuple, Generic[T]):
     """Heads that could not finish in time in the batch that was about to be formed."""
 
 
-@dataclass(slots=True)
 class _Group(Generic[T]):
     """The work of one shape: a heap in which withdrawn entries stay until they surface."""
 
-    heap: list[tuple[float, int, Entry[T]]] = field(default_factory=list)
-    """(deadline, order of arrival, entry): equal deadlines are served first come, first served."""
-    rows: int = 0
-    live: int = 0
+    __slots__ = ("heap", "live", "rows")
+
+    def __init__(self) -> None:
+        self.heap: list[tuple[float, int, Entry[T]]] = []
+        """(deadline, order of arrival, entry): equal deadlines are served first come, first served."""
+        self.rows = 0
+        self.live = 0
 
     def forget(self, entry: Entry[T]) -> None:
         entry.item = None

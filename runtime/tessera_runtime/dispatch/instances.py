@@ -15,7 +15,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tessera_runtime.dispatch.member import Lane, Member
+from tessera_runtime.dispatch.lane import Lane
+from tessera_runtime.dispatch.member import Member
 from tessera_runtime.dispatch.service import Service
 from tessera_runtime.dispatch.signatures import Signature
 from tessera_runtime.dispatch.waiting import eventually

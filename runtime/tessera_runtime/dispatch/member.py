@@ -8,157 +8,29 @@ dispatcher's own work.
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import msgspec
 import numpy as np
 
 from tessera_core.batching.policy import EdfQueue
-from tessera_runtime.datatypes import DATATYPES, decode_bytes
+from tessera_runtime.dispatch.lane import Lane
 from tessera_runtime.dispatch.request import InputNames, Work
 from tessera_runtime.dispatch.signatures import Signature
 from tessera_runtime.dispatch.statistics import MemberStatistics
-from tessera_runtime.dispatch.workers import OpenedLane
 from tessera_runtime.errors import ModelFailed, ServeError, Unavailable
-from tessera_runtime.memory import UntrustedMemory, map_readonly
 from tessera_runtime.target import ServiceTime
 from tessera_runtime.worker import messages as m
 
 if TYPE_CHECKING:
     from tessera_runtime.dispatch.routes import Routes
 
-log = logging.getLogger(__name__)
-
 QUEUE_BATCHES = 64
 """The queue holds this many full batches: far more than any deadline lets wait, so it bounds memory only."""
 
-HANG_FACTOR = 20.0
-"""A batch is hung after this many times its expected time, and never before the configured time-out."""
-
 MOST_KILLS = 2
 """A request that two processes did not survive is not given a third."""
-
-
-class Lane:
-    """One instance, and the batch it is running."""
-
-    def __init__(
-        self,
-        member: Member,
-        opened: OpenedLane,
-        outputs: Sequence[m.Tensor],
-        hang_timeout_s: float,
-    ) -> None:
-        """``outputs``: what the model has announced that it answers."""
-        self.worker = opened.worker
-        self.batch: tuple[Work, ...] = ()
-        """What it is running; empty while it is free."""
-        self.rows = 0
-        """Of what it ran last."""
-        self.leaving = False
-        """Whether it ends soon, so that others have to serve what waits."""
-        self._member = member
-        self._announced = [(output.name, output.datatype) for output in outputs]
-        self._sock = opened.sock
-        self._inbox = m.Inbox()
-        self._region = opened.region
-        self._batch_id = 0
-        self._hang_timeout_s = hang_timeout_s
-        self._watchdog: asyncio.TimerHandle | None = None
-        self._loop = asyncio.get_running_loop()
-        self._sock.setblocking(False)
-        self._loop.add_reader(self._sock.fileno(), self._on_packet)
-
-    def send(self, batch: tuple[Work, ...], inputs: tuple[m.Input, ...], expected_s: float) -> None:
-        """Run ``batch``. A worker that is gone is noticed by its pidfd, not here."""
-        self._batch_id += 1
-        self.batch = batch
-        limit = max(self._hang_timeout_s, HANG_FACTOR * expected_s)
-        self._watchdog = self._loop.call_later(limit, self._hung, limit)
-        run = m.Run(self._batch_id, tuple(work.request.rows for work in batch), inputs)
-        try:
-            m.send(self._sock, run)
-        except OSError as error:
-            log.warning("worker %d takes no batch: %s", self.worker.incarnation, error)
-            self.worker.kill()
-
-    def settle(self) -> tuple[Work, ...]:
-        """The batch is over, one way or the other; its work is the caller's."""
-        batch, self.batch = self.batch, ()
-        if self._watchdog is not None:
-            self._watchdog.cancel()
-            self._watchdog = None
-        return batch
-
-    def close(self) -> None:
-        """Stop listening; the worker sees the end of the conversation and frees the instance."""
-        if self._sock.fileno() >= 0:
-            self._loop.remove_reader(self._sock.fileno())
-            self._sock.close()
-
-    def _on_packet(self) -> None:
-        fds: list[int] = []
-        try:
-            data, fds = self._inbox.receive(self._sock)
-            if not data:
-                self._loop.remove_reader(self._sock.fileno())
-                self.worker.kill()
-                return
-            message = m.decode_from_lane(data)
-            if message.incarnation != self.worker.incarnation:
-                raise msgspec.ValidationError(f"incarnation {message.incarnation}")
-            match message:
-                case m.Region():
-                    self._region = memoryview(map_readonly(fds.pop(), message.region_size))
-                case m.Ran() if message.batch == self._batch_id:
-                    self._member.ran(self, message, self._take(message.outputs))
-                case m.Failed() if message.batch == self._batch_id:
-                    self._member.batch_failed(self, message.reason)
-                case _:
-                    raise msgspec.ValidationError(f"batch {message.batch}")
-        except BlockingIOError:
-            return
-        except (OSError, ValueError, IndexError, KeyError, UntrustedMemory) as error:
-            # msgspec's errors are ValueErrors. A worker that breaks the protocol is not listened to again.
-            log.error("worker %d broke the protocol: %s", self.worker.incarnation, error)
-            self._loop.remove_reader(self._sock.fileno())
-            self.worker.kill()
-        finally:
-            for fd in fds:
-                os.close(fd)
-
-    def _take(self, outputs: Sequence[m.Output]) -> dict[str, np.ndarray]:
-        """Copy the answers out of the region, which the next batch will overwrite.
-
-        Raises ValueError for anything but the announced outputs with a row for each of the batch's.
-        """
-        rows = sum(work.request.rows for work in self.batch)
-        if [(output.name, output.datatype) for output in outputs] != self._announced or any(
-            output.shape[:1] != (rows,) for output in outputs
-        ):
-            raise ValueError(f"answers {outputs!r:.200} for {rows} rows of {self._announced}")
-        taken: dict[str, np.ndarray] = {}
-        for output in outputs:
-            data = self._region[output.offset : output.offset + output.nbytes]
-            if output.datatype == "BYTES":
-                count = int(np.prod(output.shape))
-                taken[output.name] = decode_bytes(data, count).reshape(output.shape)
-            else:
-                values = np.frombuffer(data, DATATYPES[output.datatype]).reshape(output.shape)
-                taken[output.name] = values.copy()
-        return taken
-
-    def _hung(self, limit: float) -> None:
-        log.error(
-            "worker %d has been running one batch for %.1f s: killed",
-            self.worker.incarnation,
-            limit,
-        )
-        self.worker.kill()
 
 
 class Member:
@@ -264,7 +136,7 @@ class Member:
                 names = taken.batch[0].request.names or self.input_names
                 descriptors = _descriptors(taken.batch, names)
                 lane.rows = taken.rows
-                lane.send(taken.batch, descriptors, self.expected_s(taken.rows))
+                lane.send(taken.batch, descriptors, now, self.expected_s(taken.rows))
             for work in taken.dropped:
                 work.request.service.late(work)
 

@@ -11,8 +11,6 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from msgspec import structs
-
 from tessera_runtime.dataplane import Done, InferCall, InferReply, ModelMetadata, OutputTensor
 from tessera_runtime.dispatch.deadlines import Deadlines
 from tessera_runtime.dispatch.member import Member
@@ -121,7 +119,7 @@ class MemberCalls:
             and len(service.metadata.inputs) == len(names)
         )
         if not alike:
-            shape = structs.replace(shape, key=("a member's own inputs", shape.key))
+            shape = shape._replace(key=("a member's own inputs", shape.key))
         request = Request(call, done, self, shape, arrived, deadline, explicit)
         request.names = None if alike else names
         return request

@@ -7,12 +7,12 @@ import logging
 import time
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
 from tessera_core.batching.policy import Entry
-from tessera_runtime.dataplane import Done, InferCall, InferReply, InputTensor, Passing
+from tessera_runtime.dataplane import Done, InferCall, InferReply
 from tessera_runtime.errors import Overloaded, ServeError, Unavailable
 
 if TYPE_CHECKING:
@@ -28,11 +28,11 @@ InputNames = tuple[tuple[int, str], ...]
 """For each input of a member's model: its position among the request's inputs, and the model's own name."""
 
 
-class Shape(Passing, frozen=True):
-    """What validation found out about a call."""
+class Shape(NamedTuple):
+    """What validation found out about a call, and about those that are alike."""
 
-    inputs: tuple[InputTensor, ...]
-    """In the order of the service's metadata."""
+    order: tuple[int, ...] | None
+    """Of the metadata's inputs among the call's; None where they are the same."""
     rows: int
     row_shapes: tuple[tuple[int, ...], ...]
     """Of each input, padded up to its bucket."""
@@ -105,7 +105,12 @@ class Request:
         self.call = call
         self.done = done
         self.service = service
-        self.inputs = shape.inputs
+        self.inputs = (
+            call.inputs
+            if shape.order is None
+            else tuple([call.inputs[index] for index in shape.order])
+        )
+        """In the order of the metadata."""
         self.names: InputNames | None = None
         """Where a member call's inputs are in another order than the service's: which one is which."""
         self.rows = shape.rows
@@ -183,7 +188,7 @@ class Work:
         )
 
 
-@dataclass(slots=True)
+@dataclass
 class Trip:
     """Work at peers."""
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
 
 from tessera_core.api.modelservice import Combine
 from tessera_core.ensemble.combine import combine
 from tessera_core.ensemble.metadata import CombinedOutput, CombineError
 from tessera_core.ensemble.quorum import Answer, Fail, MemberState, Wait, decide
 from tessera_runtime.dataplane import (
+    Alike,
     Done,
     InferCall,
     InferReply,
@@ -21,7 +25,7 @@ from tessera_runtime.dataplane import (
 from tessera_runtime.dispatch.deadlines import Deadlines
 from tessera_runtime.dispatch.member import Member
 from tessera_runtime.dispatch.member_calls import MemberCalls
-from tessera_runtime.dispatch.request import Outputs, Request, Work
+from tessera_runtime.dispatch.request import Outputs, Request, Shape, Work
 from tessera_runtime.dispatch.request_log import log_request
 from tessera_runtime.dispatch.statistics import ServiceStatistics
 from tessera_runtime.dispatch.validation import Buckets, check
@@ -34,6 +38,16 @@ from tessera_runtime.errors import (
     status_of,
 )
 from tessera_runtime.target import ServiceTarget
+
+MOST_SHAPES = 256
+
+
+class Published(NamedTuple):
+    """One output of the answer: its name, datatype, and the outputs of members, by index, that it is made of."""
+
+    name: str
+    datatype: str
+    sources: tuple[tuple[int, str], ...]
 
 
 class Service:
@@ -59,7 +73,10 @@ class Service:
         """Why the service cannot become ready, in words for the user."""
         self._deadlines = deadlines
         self._buckets: Buckets = ()
-        self._published: tuple[CombinedOutput, ...] = ()
+        self._shapes: dict[Alike, Shape] = {}
+        """Of valid calls that were alike; bounded, for clients choose what they send."""
+        self._outputs: tuple[Published, ...] = ()
+        self._everybody = tuple(range(len(self.members)))
         self._slo_s = target.slo_ms / 1e3
         self._required = frozenset(member.name for member in target.members if member.required)
 
@@ -93,8 +110,17 @@ class Service:
     ) -> None:
         """Set what clients may ask; called once the members' signatures are known and fit together."""
         self.metadata = metadata
-        self._published = outputs
         self._buckets = buckets
+        self._shapes.clear()
+        indexes = {member.name: index for index, member in enumerate(self.members)}
+        self._outputs = tuple(
+            Published(
+                output.tensor.name,
+                output.tensor.datatype.value,
+                tuple((indexes[member], name) for member, name in output.sources),
+            )
+            for output in outputs
+        )
 
     def retarget(self, target: ServiceTarget) -> None:
         """Take over settings that need no other models: caps, service times, the SLO."""
@@ -122,9 +148,7 @@ class Service:
         now = time.monotonic()
         arrived = now if held_since is None else held_since
         try:
-            if self.metadata is None:
-                raise Unavailable(f"model {self.name} is still being loaded")
-            shape = check(call, self.metadata, self._buckets)
+            shape = self._shape(call)
         except ServeError as error:
             for slot in call.slots:
                 slot.release()
@@ -141,6 +165,21 @@ class Service:
         request.submitting = False
         self._deadlines.add(request)
         return request
+
+    def _shape(self, call: InferCall) -> Shape:
+        """Raises a ServeError."""
+        alike = call.alike
+        known = self._shapes.get(alike) if alike is not None else None
+        if known is not None:
+            return known
+        if self.metadata is None:
+            raise Unavailable(f"model {self.name} is still being loaded")
+        shape = check(call, self.metadata, self._buckets)
+        if alike is not None:
+            if len(self._shapes) >= MOST_SHAPES:
+                self._shapes.clear()
+            self._shapes[alike] = shape
+        return shape
 
     def abandon(self, request: Request) -> None:
         """The client went away: forget what has not started."""
@@ -163,9 +202,14 @@ class Service:
         request = work.request
         if request.answered:
             return
-        request.answers[work.index] = outputs
-        if len(request.answers) == len(self.members):
+        answers = request.answers
+        answers[work.index] = outputs
+        if len(answers) < len(self.members):
+            return
+        if any(isinstance(answer, Exception) for answer in answers.values()):
             self._decide(request, time.monotonic())
+        else:
+            self._answer(request, self._everybody)
 
     def failed(self, work: Work, error: ServeError) -> None:
         request = work.request
@@ -206,7 +250,7 @@ class Service:
             elif only is None:
                 self._fail(request, DeadlineExceeded(_too_late(request, now)))
             else:
-                self._answer(request, self.members)
+                self._answer(request, self._everybody)
             return
         answers = request.answers
         states = {
@@ -227,7 +271,7 @@ class Service:
             case Wait():
                 return
             case Answer(names):
-                self._answer(request, [member for member in self.members if member.name in names])
+                self._answer(request, [i for i in self._everybody if self.members[i].name in names])
             case Fail(_, names):
                 # The error of a member that may fail must not hide that a required one is late.
                 errors = [
@@ -239,16 +283,17 @@ class Service:
                     request, errors[0] if errors else DeadlineExceeded(_too_late(request, now))
                 )
 
-    def _answer(self, request: Request, members: Sequence[Member]) -> None:
+    def _answer(self, request: Request, answered: Sequence[int]) -> None:
+        """``answered``: the members, by index, whose answers count."""
         try:
-            reply = self._reply(request, members)
+            reply = self._reply(request, answered)
         except CombineError as error:
             self._fail(request, ModelFailed(f"the members' answers do not fit together: {error}"))
             return
         now = time.monotonic()
         took = now - request.arrived
         self.statistics.answered(took, request.rows, took <= self._slo_s)
-        if len(members) < len(self.members):
+        if len(answered) < len(self.members):
             self.statistics.partial += 1
         log_request(request, 200)
         self._close(request)
@@ -275,32 +320,39 @@ class Service:
         request.answers.clear()
         request.release()
 
-    def _reply(self, request: Request, members: Sequence[Member]) -> InferReply:
-        assert self.metadata is not None
+    def _reply(self, request: Request, answered: Sequence[int]) -> InferReply:
+        """Raises CombineError."""
         started = time.perf_counter()
-        answers = {member.name: request.answers[self.members.index(member)] for member in members}
+        answers = request.answers
         wanted = request.call.outputs
         outputs: list[OutputTensor] = []
-        for published in self._published:
-            tensor = published.tensor
-            if wanted and tensor.name not in wanted:
+        for published in self._outputs:
+            if wanted and published.name not in wanted:
                 continue
-            sources = [(name, output) for name, output in published.sources if name in answers]
-            arrays = [answers[name][output] for name, output in sources]  # type: ignore[index]
-            if len(published.sources) == 1:
-                if not arrays:
-                    continue  # the answer of a member that is missing from a partial answer
-                array = arrays[0]
+            found = [
+                (index, answers[index][name])  # type: ignore[index]
+                for index, name in published.sources
+                if index in answered
+            ]
+            if len(published.sources) > 1:
+                array = self._combined(found)
+            elif found:
+                array = found[0][1]
             else:
-                names = [name for name, _ in sources]
-                array = combine(self.target.combine, arrays, self._weights(names), members=names)
-            outputs.append(OutputTensor(tensor.name, tensor.datatype.value, array))
+                continue  # the answer of a member that is missing from a partial answer
+            outputs.append(OutputTensor(published.name, published.datatype, array))
         parameters: dict[str, Parameter] = {}
         if len(self.members) > 1:
             self.statistics.combine.observe(time.perf_counter() - started)
-            parameters["members_answered"] = ",".join(answers)
-            parameters["partial"] = len(members) < len(self.members)
+            parameters["members_answered"] = ",".join([self.members[i].name for i in answered])
+            parameters["partial"] = len(answered) < len(self.members)
         return InferReply(self.name, self.version, request.call.id, tuple(outputs), parameters)
+
+    def _combined(self, found: Sequence[tuple[int, np.ndarray]]) -> np.ndarray:
+        """Raises CombineError."""
+        names = [self.members[index].name for index, _ in found]
+        arrays = [array for _, array in found]
+        return combine(self.target.combine, arrays, self._weights(names), members=names)
 
     def _weights(self, names: Sequence[str]) -> list[float] | None:
         if self.target.combine not in (Combine.WEIGHTED_MEAN, Combine.WEIGHTED_VOTE):

@@ -16,7 +16,7 @@ SMALLEST = 512
 """Bytes of the smallest block: eight cache lines, below which bookkeeping outweighs the data."""
 
 
-@dataclass(slots=True)
+@dataclass
 class _Slab:
     block: int
     """Bytes of each block; for the first slab of a large block, the length of the whole run."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from tessera_core.perf.histogram import Histogram
 
 
-@dataclass(slots=True)
+@dataclass
 class BatchTimes:
     """Batches of one size at one member."""
 
@@ -22,7 +22,7 @@ class BatchTimes:
     output_ns: int = 0
 
 
-@dataclass(slots=True)
+@dataclass
 class MemberStatistics:
     rows: int = 0
     by_size: defaultdict[int, BatchTimes] = field(default_factory=lambda: defaultdict(BatchTimes))
@@ -57,7 +57,7 @@ class MemberStatistics:
         return sum(times.batches for times in self.by_size.values())
 
 
-@dataclass(slots=True)
+@dataclass
 class ServiceStatistics:
     codes: Counter[int] = field(default_factory=Counter)
     """Requests by HTTP status."""

@@ -16,7 +16,7 @@ Buckets = Sequence[Sequence[tuple[int, ...]]]
 
 def check(call: InferCall, metadata: ModelMetadata, buckets: Buckets) -> Shape:
     """What the batcher needs to know of ``call``. Raises InvalidRequest, NotFound for an unknown output."""
-    given = {tensor.name: tensor for tensor in call.inputs}
+    given = {tensor.name: index for index, tensor in enumerate(call.inputs)}
     if len(given) != len(call.inputs):
         raise InvalidRequest("inputs: the same name is given twice")
     if len(given) != len(metadata.inputs) or any(i.name not in given for i in metadata.inputs):
@@ -24,7 +24,8 @@ def check(call: InferCall, metadata: ModelMetadata, buckets: Buckets) -> Shape:
         raise InvalidRequest(
             f"inputs: found {sorted(given)}, model {metadata.name} takes exactly {wanted}"
         )
-    inputs = tuple([given[spec.name] for spec in metadata.inputs])
+    order = tuple([given[spec.name] for spec in metadata.inputs])
+    inputs = [call.inputs[index] for index in order]
     rows = inputs[0].shape[0] if inputs[0].shape else 0
     if not 1 <= rows <= metadata.max_rows:
         raise InvalidRequest(
@@ -46,7 +47,8 @@ def check(call: InferCall, metadata: ModelMetadata, buckets: Buckets) -> Shape:
             if name not in known:
                 raise NotFound(f"outputs: {name!r} is not one of {sorted(known)}")
     key = tuple(row_shapes) if variable else None
-    return Shape(inputs, rows, tuple(row_shapes), key)
+    same = order == tuple(range(len(order)))
+    return Shape(None if same else order, rows, tuple(row_shapes), key)
 
 
 def _check_tensor(tensor: InputTensor, spec: TensorSpec, rows: int) -> None:

@@ -7,7 +7,7 @@ names, datatypes and shapes is kept as a beginning, and id, parameters and data 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tessera_runtime.dataplane import InferReply
 from tessera_runtime.protocol.grpc_codec import set_parameters, varint
@@ -22,8 +22,7 @@ _PREFIX_SIZE = 5
 _Key = tuple[object, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept:
+class _Kept(NamedTuple):
     head: bytes
     """model_name, model_version and outputs."""
     tags: tuple[tuple[int, bytes], ...]

@@ -9,10 +9,9 @@ left to protobuf as a whole.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
-from tessera_runtime.dataplane import DataPlane, InferCall, InputTensor, Parameter, Slot
+from tessera_runtime.dataplane import Alike, DataPlane, InferCall, InputTensor, Parameter, Slot
 from tessera_runtime.datatypes import BYTES, DATATYPES
 from tessera_runtime.errors import InvalidRequest
 from tessera_runtime.protocol.grpc_codec import (
@@ -92,8 +91,7 @@ def walk(message: bytes | memoryview) -> Walked | None:
     return Walked(bytes(kept[0]) if len(kept) == 1 else b"".join(kept), identifier, raw)
 
 
-@dataclass(frozen=True, slots=True)
-class _Described:
+class _Described(NamedTuple):
     """What a request says beside its data and its id."""
 
     model: str
@@ -102,6 +100,8 @@ class _Described:
     """Name, datatype, shape, elements and bytes; -1 bytes for BYTES, whose elements differ."""
     outputs: tuple[str, ...]
     timeout_s: float | None
+    alike: Alike | None
+    """None where the inputs' sizes differ from request to request."""
 
 
 def beside_data(message: bytes | memoryview) -> tuple[str, dict[str, Parameter]]:
@@ -186,6 +186,7 @@ class RequestReader:
             timeout_s,
             sent.traceparent,
             sent.part,
+            described.alike,
         )
 
     def _describe(self, rest: bytes) -> _Described | None:
@@ -193,21 +194,23 @@ class RequestReader:
         request = parse(ModelInferRequest, rest)
         if not request.inputs or any(given.HasField("contents") for given in request.inputs):
             return None
+        inputs = tuple(
+            (
+                given.name,
+                given.datatype,
+                tuple(given.shape),
+                count,
+                _bytes(given.datatype, count),
+            )
+            for given, count in name_inputs(request)
+        )
         described = _Described(
             request.model_name,
             request.model_version,
-            tuple(
-                (
-                    given.name,
-                    given.datatype,
-                    tuple(given.shape),
-                    count,
-                    _bytes(given.datatype, count),
-                )
-                for given, count in name_inputs(request)
-            ),
+            inputs,
             outputs_of(request),
             timeout_of(parameters_of(request.parameters)),
+            Alike() if all(nbytes >= 0 for *_, nbytes in inputs) else None,
         )
         if len(rest) <= _KEPT_BYTES:
             if len(self._known) >= _KEPT:

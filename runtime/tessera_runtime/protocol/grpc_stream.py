@@ -13,7 +13,7 @@ class Streaming(Call):
     here, bounded by the stream's window, over all calls by ``max_held``.
     """
 
-    max_messages = None
+    max_messages: int | None = None
 
     completed = False
     """The client's last message has been taken."""

@@ -248,7 +248,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             elif size:
                 slot = allocate(size)
                 view = slot.view
-                view[:have] = data[at:stop]
+                view[:have] = memoryview(data)[at:stop]
                 self._slot, self._view, self._size = slot, view, size
         except ServeError as error:
             if have < size or head.chunked:

@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 
 from tessera_runtime.dataplane import (
+    Alike,
     DataPlane,
     InferCall,
     InferReply,
@@ -31,51 +32,19 @@ from tessera_runtime.datatypes import BYTES, DATATYPES, encode_bytes
 from tessera_runtime.errors import InvalidRequest
 from tessera_runtime.protocol.parameters import check_output, refuse_shared_memory, timeout_of
 from tessera_runtime.protocol.tensors import check_raw, count_elements, from_json, place
+from tessera_runtime.protocol.v2messages import (
+    Input,
+    Reply,
+    ReplyOutput,
+    Request,
+    decode_request,
+    encode,
+)
 
 _REMEMBERED = 1024
 """Bytes of a request's JSON part that is worth being remembered."""
 _COPIED = 64 * 1024
 """Outputs up to this many bytes are copied into one buffer with their head: cheaper than a second write."""
-
-
-class _Input(msgspec.Struct, gc=False):
-    name: str
-    shape: list[int]
-    datatype: str
-    parameters: dict[str, Parameter] = {}
-    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-
-
-class _Output(msgspec.Struct, gc=False):
-    name: str
-    parameters: dict[str, Parameter] = {}
-
-
-class _Request(msgspec.Struct, gc=False):
-    inputs: list[_Input]
-    id: str = ""
-    parameters: dict[str, Parameter] = {}
-    outputs: list[_Output] = []
-
-
-class _ReplyOutput(msgspec.Struct, omit_defaults=True, gc=False):
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    parameters: dict[str, int] | None = None
-    data: list[Any] | None = None
-
-
-class _Reply(msgspec.Struct, omit_defaults=True, gc=False):
-    model_name: str
-    model_version: str
-    outputs: list[_ReplyOutput]
-    id: str = ""
-    parameters: Mapping[str, Parameter] = {}
-
-
-_decode_request = msgspec.json.Decoder(_Request).decode
-_encode = msgspec.json.Encoder().encode
 
 
 class Encoding(NamedTuple):
@@ -110,6 +79,7 @@ class _Layout(NamedTuple):
     inputs: tuple[_Binary, ...]
     size: int
     """Of all data."""
+    alike: Alike
 
 
 class RequestBody(NamedTuple):
@@ -154,10 +124,10 @@ def decode_call(
     return call, encoding
 
 
-def _parsed(text: bytes | memoryview) -> _Request:
+def _parsed(text: bytes | memoryview) -> Request:
     """Raises InvalidRequest."""
     try:
-        return _decode_request(text)
+        return decode_request(text)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InvalidRequest(f"the request is not valid V2 JSON: {error}") from None
 
@@ -195,6 +165,7 @@ def _layout(text: bytes) -> _Layout | None:
         tuple(encoding.chosen),
         tuple(inputs),
         sum(each.size for each in inputs),
+        Alike(),
     )
 
 
@@ -215,11 +186,13 @@ def _call(
         layout.names,
         layout.timeout_s,
         traceparent,
+        None,
+        layout.alike,
     )
 
 
 def _inputs_of(
-    plane: DataPlane, request: _Request, slot: Slot, at: int, end: int
+    plane: DataPlane, request: Request, slot: Slot, at: int, end: int
 ) -> tuple[tuple[InputTensor, ...], tuple[Slot, ...]]:
     """Walk the inputs in order; binary ones follow each other in ``slot`` from ``at`` to ``end``.
 
@@ -228,7 +201,7 @@ def _inputs_of(
     if not request.inputs:
         raise InvalidRequest("inputs: empty; a request needs at least one")
     tensors: list[InputTensor] = []
-    converted: list[tuple[int, _Input, bytes]] = []
+    converted: list[tuple[int, Input, bytes]] = []
     for index, given in enumerate(request.inputs):
         try:
             wanted = given.parameters.get("binary_data_size")
@@ -256,7 +229,7 @@ def _inputs_of(
     return tuple(tensors), (*slots, extra)
 
 
-def _check_binary(given: _Input, size: Parameter, rest: memoryview) -> int:
+def _check_binary(given: Input, size: Parameter, rest: memoryview) -> int:
     """The input's size when its data lies at the start of ``rest``."""
     if type(size) is not int or not 0 <= size <= len(rest):
         raise InvalidRequest(
@@ -269,14 +242,14 @@ def _check_binary(given: _Input, size: Parameter, rest: memoryview) -> int:
     return size
 
 
-def _json_data(given: _Input) -> bytes:
+def _json_data(given: Input) -> bytes:
     refuse_shared_memory(given.parameters)
     if given.data is msgspec.UNSET:
         raise InvalidRequest("data: missing, and there is no parameters.binary_data_size")
     return from_json(given.datatype, given.shape, given.data)
 
 
-def _refuse_repetition(inputs: list[_Input]) -> None:
+def _refuse_repetition(inputs: list[Input]) -> None:
     names: set[str] = set()
     for index, given in enumerate(inputs):
         if given.name in names:
@@ -284,7 +257,7 @@ def _refuse_repetition(inputs: list[_Input]) -> None:
         names.add(given.name)
 
 
-def _encoding_of(request: _Request) -> Encoding:
+def _encoding_of(request: Request) -> Encoding:
     binary = request.parameters.get("binary_data_output", False)
     if type(binary) is not bool:
         raise InvalidRequest(f"parameters.binary_data_output: {binary!r} is not a boolean")
@@ -318,7 +291,7 @@ def encode_reply(reply: InferReply, encoding: Encoding) -> tuple[bytes, list[byt
         ]
         said = tuple(reply.parameters.items())
         return _binary_reply(reply.model, reply.version, tuple(described), said), tail
-    outputs: list[_ReplyOutput] = []
+    outputs: list[ReplyOutput] = []
     tail = []
     for output in reply.outputs:
         shape = output.array.shape
@@ -326,12 +299,12 @@ def encode_reply(reply: InferReply, encoding: Encoding) -> tuple[bytes, list[byt
             data = raw_bytes(output)
             tail.append(data)
             size = {"binary_data_size": len(data)}
-            outputs.append(_ReplyOutput(output.name, output.datatype, shape, size))
+            outputs.append(ReplyOutput(output.name, output.datatype, shape, size))
         else:
             values = _json_values(output)
-            outputs.append(_ReplyOutput(output.name, output.datatype, shape, None, values))
-    answer = _Reply(reply.model, reply.version, outputs, reply.id, reply.parameters)
-    return _encode(answer), tail
+            outputs.append(ReplyOutput(output.name, output.datatype, shape, None, values))
+    answer = Reply(reply.model, reply.version, outputs, reply.id, reply.parameters)
+    return encode(answer), tail
 
 
 @lru_cache(maxsize=1024)
@@ -343,10 +316,10 @@ def _binary_reply(
 ) -> bytes:
     """The JSON part of an answer without an id whose outputs, of (name, datatype, shape, bytes), are all binary."""
     outputs = [
-        _ReplyOutput(name, datatype, shape, {"binary_data_size": size})
+        ReplyOutput(name, datatype, shape, {"binary_data_size": size})
         for name, datatype, shape, size in described
     ]
-    return _encode(_Reply(model, version, outputs, "", dict(parameters)))
+    return encode(Reply(model, version, outputs, "", dict(parameters)))
 
 
 def raw_bytes(output: OutputTensor) -> bytes | memoryview:

@@ -38,7 +38,7 @@ def opening(limits: GrpcLimits) -> bytes:
     return settings + frames.window_update(0, limits.connection_window - frames.DEFAULT_WINDOW)
 
 
-class Lifetime(Outgoing, asyncio.BufferedProtocol):
+class Lifetime(Outgoing):
     """What a connection does beside its requests."""
 
     def __init__(self, hub: Hub) -> None:

@@ -6,6 +6,7 @@ bounded over all connections of the server, and goes out in turns as the client 
 
 from __future__ import annotations
 
+import asyncio
 import struct
 from collections import deque
 from collections.abc import Sequence
@@ -51,7 +52,7 @@ class Answers:
         )  # fmt: skip
 
 
-class Outgoing:
+class Outgoing(asyncio.BufferedProtocol):
     """The sending half of a connection."""
 
     hub: Hub

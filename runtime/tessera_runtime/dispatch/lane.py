@@ -1,0 +1,185 @@
+"""The dispatcher's side of one instance: the batch it is running, and its answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from tessera_runtime.datatypes import DATATYPES, decode_bytes
+from tessera_runtime.dispatch.request import Work
+from tessera_runtime.dispatch.workers import OpenedLane
+from tessera_runtime.memory import UntrustedMemory, map_readonly
+from tessera_runtime.worker import messages as m
+
+if TYPE_CHECKING:
+    from tessera_runtime.dispatch.member import Member
+
+log = logging.getLogger(__name__)
+
+HANG_FACTOR = 20.0
+"""A batch is hung after this many times its expected time, and never before the configured time-out."""
+
+MOST_VIEWS = 64
+
+
+class Lane:
+    """One instance, and the batch it is running."""
+
+    def __init__(
+        self,
+        member: Member,
+        opened: OpenedLane,
+        outputs: Sequence[m.Tensor],
+        hang_timeout_s: float,
+    ) -> None:
+        """``outputs``: what the model has announced that it answers."""
+        self.worker = opened.worker
+        self.batch: tuple[Work, ...] = ()
+        """What it is running; empty while it is free."""
+        self.rows = 0
+        """Of what it ran last."""
+        self.leaving = False
+        """Whether it ends soon, so that others have to serve what waits."""
+        self._member = member
+        self._announced = [(output.name, output.datatype) for output in outputs]
+        self._sock = opened.sock
+        self._inbox = m.Inbox()
+        self._region = opened.region
+        self._batch_id = 0
+        self._hang_timeout_s = hang_timeout_s
+        self._due = math.inf
+        """When what it is running has taken too long."""
+        self._watchdog: asyncio.TimerHandle | None = None
+        self._looked_at = math.inf
+        """When the watchdog looks next: a timer for each batch would cost more than the batch's message."""
+        self._views: dict[tuple[m.Output, ...], list[tuple[str, np.ndarray]]] = {}
+        """Of the region, for answers that came before and were as announced."""
+        self._loop = asyncio.get_running_loop()
+        self._sock.setblocking(False)
+        self._loop.add_reader(self._sock.fileno(), self._on_packet)
+
+    def send(
+        self,
+        batch: tuple[Work, ...],
+        inputs: tuple[m.Input, ...],
+        now: float,
+        expected_s: float,
+    ) -> None:
+        """Run ``batch`` from ``now`` on. A worker that is gone is noticed by its pidfd, not here."""
+        self._batch_id += 1
+        self.batch = batch
+        limit = max(self._hang_timeout_s, HANG_FACTOR * expected_s)
+        self._due = now + limit
+        if self._due < self._looked_at:
+            self._watch(limit)
+        run = m.Run(self._batch_id, tuple(work.request.rows for work in batch), inputs)
+        try:
+            m.send(self._sock, run)
+        except OSError as error:
+            log.warning("worker %d takes no batch: %s", self.worker.incarnation, error)
+            self.worker.kill()
+
+    def settle(self) -> tuple[Work, ...]:
+        """The batch is over, one way or the other; its work is the caller's."""
+        batch, self.batch = self.batch, ()
+        self._due = math.inf
+        return batch
+
+    def close(self) -> None:
+        """Stop listening; the worker sees the end of the conversation and frees the instance."""
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+            self._watchdog = None
+        if self._sock.fileno() >= 0:
+            self._loop.remove_reader(self._sock.fileno())
+            self._sock.close()
+
+    def _on_packet(self) -> None:
+        fds: list[int] = []
+        try:
+            data, fds = self._inbox.receive(self._sock)
+            if not data:
+                self._loop.remove_reader(self._sock.fileno())
+                self.worker.kill()
+                return
+            message = m.decode_from_lane(data)
+            if message.incarnation != self.worker.incarnation:
+                raise msgspec.ValidationError(f"incarnation {message.incarnation}")
+            match message:
+                case m.Region():
+                    self._views.clear()
+                    self._region = memoryview(map_readonly(fds.pop(), message.region_size))
+                case m.Ran() if message.batch == self._batch_id and self.batch:
+                    self._member.ran(self, message, self._take(message.outputs))
+                case m.Failed() if message.batch == self._batch_id and self.batch:
+                    self._member.batch_failed(self, message.reason)
+                case _:
+                    raise msgspec.ValidationError(f"batch {message.batch}")
+        except BlockingIOError:
+            return
+        except (OSError, ValueError, IndexError, KeyError, UntrustedMemory) as error:
+            # msgspec's errors are ValueErrors. A worker that breaks the protocol is not listened to again.
+            log.error("worker %d broke the protocol: %s", self.worker.incarnation, error)
+            self._loop.remove_reader(self._sock.fileno())
+            self.worker.kill()
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _take(self, outputs: tuple[m.Output, ...]) -> dict[str, np.ndarray]:
+        """Copy the answers out of the region, which the next batch will overwrite.
+
+        Raises ValueError for anything but the announced outputs with a row for each of the batch's.
+        """
+        views = self._views.get(outputs)
+        if views is None or outputs[0].shape[0] != self.rows:
+            self._check(outputs)
+            if any(output.datatype == "BYTES" for output in outputs):
+                return {output.name: self._elements(output) for output in outputs}
+            views = [(output.name, self._view(output)) for output in outputs]
+            if len(self._views) >= MOST_VIEWS:
+                self._views.clear()
+            self._views[outputs] = views
+        return {name: view.copy() for name, view in views}
+
+    def _check(self, outputs: Sequence[m.Output]) -> None:
+        """Raises ValueError."""
+        if [(output.name, output.datatype) for output in outputs] != self._announced or any(
+            output.shape[:1] != (self.rows,) for output in outputs
+        ):
+            raise ValueError(f"answers {outputs!r:.200} for {self.rows} rows of {self._announced}")
+
+    def _elements(self, output: m.Output) -> np.ndarray:
+        if output.datatype != "BYTES":
+            return self._view(output).copy()
+        data = self._region[output.offset : output.offset + output.nbytes]
+        return decode_bytes(data, math.prod(output.shape)).reshape(output.shape)
+
+    def _view(self, output: m.Output) -> np.ndarray:
+        data = self._region[output.offset : output.offset + output.nbytes]
+        return np.frombuffer(data, DATATYPES[output.datatype]).reshape(output.shape)
+
+    def _watch(self, wait_s: float) -> None:
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        self._looked_at = time.monotonic() + wait_s
+        self._watchdog = self._loop.call_later(wait_s, self._look)
+
+    def _look(self) -> None:
+        """End a worker that hangs; look again when what it is running now would be late."""
+        self._watchdog = None
+        self._looked_at = math.inf
+        now = time.monotonic()
+        if self._due <= now:
+            log.error("worker %d takes too long for one batch: killed", self.worker.incarnation)
+            self.worker.kill()
+        elif self._due < math.inf:
+            self._watch(self._due - now)
