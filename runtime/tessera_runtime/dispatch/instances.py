@@ -255,6 +255,8 @@ class Instance:
             if lane is not None and lane.batch:
                 # Its process may still be running: what it held is given out again only once it is gone.
                 await _uninterrupted(worker.lost)
+                # The process may have had other instances: all are to be known gone before any work is given out anew.
+                await _uninterrupted(_next_turn())
                 if worker.orphaned:
                     # Several end of one cause, which is none of their requests: no suspicion falls on those.
                     for work in lane.batch:
@@ -271,6 +273,14 @@ class Instance:
             self._member.attach(lane)
         self._on_ready(self._service)
         return lane
+
+
+def _next_turn() -> asyncio.Future[None]:
+    """Done when whoever waits for the same as the caller has gone on."""
+    loop = asyncio.get_running_loop()
+    turn: asyncio.Future[None] = loop.create_future()
+    loop.call_soon(turn.set_result, None)
+    return turn
 
 
 async def _uninterrupted(future: asyncio.Future[None]) -> None:

@@ -162,10 +162,13 @@ async def serve(arguments: argparse.Namespace) -> None:
         context=tls.grpc,
     )
     log.info("serving", extra={"http": http.port, "grpc": grpc.port, "metrics": metrics.port})
-    watching = asyncio.gather(
-        watch(dispatcher.watched, dispatcher.replace, arguments.worker_growth_mib),
-        certificates.follow(tls, arguments.peer_name, http, grpc, channels),
-    )
+    watching = [
+        asyncio.create_task(work)
+        for work in (
+            watch(dispatcher.watched, dispatcher.replace, arguments.worker_growth_mib),
+            certificates.follow(tls, arguments.peer_name, http, grpc, channels),
+        )
+    ]
     stopping = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stopping.set)
@@ -180,7 +183,8 @@ async def serve(arguments: argparse.Namespace) -> None:
     controls.close()
     timeout_s = arguments.drain_timeout
     dispatcher.holds.refuse_after(timeout_s / 2)
-    watching.cancel()
+    for task in watching:
+        task.cancel()
     await asyncio.gather(http.drain(timeout_s), grpc.drain(timeout_s))
     await dispatcher.drain(timeout_s)
     await dispatcher.close()
