@@ -8,7 +8,7 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,9 +17,12 @@ import pytest
 from support.fault_load import Counts, FaultLoad
 from support.model_files import ModelFile
 from support.raw_http import RawClient, request
+from support.raw_http2 import INFER, RawHttp2, call_fields
 from support.server import PATIENCE_S, Server, fds, wait_until
 from support.targets import member, service
 from support.targets import server as target
+from tessera_runtime.protocol.http2 import frames
+from tessera_runtime.protocol.http2.frames import Code
 
 MODEL = "test.m"
 Counted = Callable[[FaultLoad], Counts]
@@ -79,6 +82,77 @@ def test_clients_that_never_read_cost_no_request(server: Server, load: FaultLoad
         load.wait_right(60)
     assert counted(load).nothing_but_right
     server.wait_for(lambda r: r.arena_used == 0, "their memory given back")
+
+
+def resets(client: RawHttp2) -> Iterator[bytes]:
+    """Calls that are given up at once (CVE-2023-44487)."""
+    block = client.encoder.encode(call_fields(INFER).items())
+    for first in range(1, 40_000, 200):
+        yield b"".join(
+            frames.frame(frames.HEADERS, frames.END_HEADERS, number, block)
+            + frames.reset(number, Code.CANCEL)
+            for number in range(first, first + 200, 2)
+        )
+
+
+def continuations(client: RawHttp2) -> Iterator[bytes]:
+    """Headers that never end (CVE-2024-27316)."""
+    yield frames.frame(frames.HEADERS, 0, 1, b"\x82")
+    for _ in range(200):
+        yield frames.frame(frames.CONTINUATION, 0, 1) * 100
+
+
+def pings(client: RawHttp2) -> Iterator[bytes]:
+    for _ in range(200):
+        yield frames.frame(frames.PING, 0, 0, bytes(8)) * 100
+
+
+@pytest.mark.parametrize("flood", [resets, continuations, pings])
+def test_floods_of_frames_are_ended_and_cost_no_request(
+    server: Server,
+    load: FaultLoad,
+    counted: Counted,
+    flood: Callable[[RawHttp2], Iterator[bytes]],
+):
+    port = server.ports().grpc
+    before = descriptors(server)
+    with load:
+        load.wait_right(20)
+        for _ in range(10):
+            with RawHttp2(port) as client:
+                try:
+                    for part in flood(client):
+                        client.send(part)
+                    assert client.goaway().code == Code.ENHANCE_YOUR_CALM
+                except ConnectionError:
+                    pass  # it was ended while it still sent
+        load.wait_right(30)
+    assert counted(load).nothing_but_right
+    wait_until(lambda: descriptors(server) <= before, "the connections closed")
+
+
+def test_heads_and_bodies_that_drip_cost_no_request(
+    server: Server, load: FaultLoad, counted: Counted
+):
+    """As from slow-loris; that each is ended in time is tested beside the limits."""
+    ports = server.ports()
+    whole = request("POST", f"/v2/models/{MODEL}/infer", b" " * 400)
+    with load, ExitStack() as connected:
+        load.wait_right(20)
+        clients = []
+        for number in range(600):
+            port = ports.grpc if number % 3 == 0 else ports.http
+            clients.append(
+                connected.enter_context(
+                    socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
+                )
+            )
+        for at in range(5):
+            for number, client in enumerate(clients):
+                sent = HTTP2_PREFACE if number % 3 == 0 else whole
+                client.sendall(sent[at : at + 1])
+            load.wait_right(10)
+    assert counted(load).nothing_but_right
 
 
 @pytest.mark.slow
