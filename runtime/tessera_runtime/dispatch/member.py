@@ -33,6 +33,14 @@ MOST_KILLS = 2
 """A request that two processes did not survive is not given a third."""
 
 
+ADMITTED = 0.9
+"""Of the time that is left: work that is expected to take more is refused at once. The rest is for what no profile
+tells, the way of the answer and batches that take longer than the mean."""
+
+PACE_WEIGHT = 1 / 16
+MOST_PACE = 16.0
+
+
 class Member:
     """The queue of one member and the instances that serve it."""
 
@@ -59,6 +67,8 @@ class Member:
         """Of the service's inputs."""
         self.largest = max_batch
         """Most rows of a batch, whatever the cap: the model's own limit, known once it is loaded."""
+        self.pace = 1.0
+        """How long batches take, by the clock here, over what the profile says: a mean that forgets."""
         self._pump_due = False
         self._free: list[Lane] = []
 
@@ -108,6 +118,29 @@ class Member:
         shape = work if work.alone else request.shape
         work.entry = self.queue.push(work, request.deadline, request.rows, shape)
         return work.entry is not None
+
+    def offer(self, work: Work) -> bool:
+        """Queue work that is expected to be answered in time; False for other work, and when the queue is full.
+
+        Under overload, work that waits until it is late costs those behind it their time, and an ensemble the work of
+        the members that were not late. An idle instance refuses nothing, so whatever the pace was, it is seen again.
+        """
+        if self.service_time is not None and self.lanes and not self._free:
+            left_s = work.request.deadline - work.queued
+            if self.finish_s(work.request.rows) > ADMITTED * left_s:
+                return False
+        return self.push(work)
+
+    def finish_s(self, rows: int) -> float:
+        """Until ``rows`` more would be done, while all instances are busy: half a batch that is running, what waits,
+        and the batch they are in. 0 without a profile.
+        """
+        rate = self.rate()
+        if self.service_time is None or rate <= 0.0:
+            return 0.0
+        batch = min(self.queue.rows + rows, self.cap, self.largest)
+        running_s = self.batch_s() / 2
+        return self.pace * (running_s + self.queue.rows / rate + self.expected_s(batch))
 
     def withdraw(self, work: Work) -> bool:
         """Take work back out of the queue; False when it is running or done."""
@@ -177,6 +210,10 @@ class Member:
 
     def ran(self, lane: Lane, ran: m.Ran, outputs: dict[str, np.ndarray]) -> None:
         """A batch came back. Called by the lane, with the answers already out of its region."""
+        expected_s = self.expected_s(lane.rows)
+        if expected_s > 0.0:
+            pace = min((time.monotonic() - lane.began) / expected_s, MOST_PACE)
+            self.pace += PACE_WEIGHT * (pace - self.pace)
         batch = self._next(lane)
         self.statistics.batch(
             sum(work.request.rows for work in batch), ran.gather_ns, ran.infer_ns, ran.output_ns
