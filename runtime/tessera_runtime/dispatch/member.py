@@ -70,6 +70,8 @@ class Member:
         self.pace = 1.0
         """How long batches take, by the clock here, over what the profile says: a mean that forgets."""
         self._pump_due = False
+        self._alone = False
+        """Whether the last batch was one request and nothing else waited."""
         self._free: list[Lane] = []
 
     @property
@@ -147,8 +149,12 @@ class Member:
         return work.entry is not None and self.queue.withdraw(work.entry)
 
     def pump_soon(self) -> None:
-        """Pump at the end of this turn of the loop, so that what arrives in the same turn can join."""
-        if not self._pump_due:
+        """Pump at the end of this turn of the loop, so that what arrives in the same turn can join; at once while
+        requests come one by one, which saves each of them a turn.
+        """
+        if self._alone and self._free:
+            self.pump()
+        elif not self._pump_due:
             self._pump_due = True
             asyncio.get_running_loop().call_soon(self.pump)
 
@@ -161,6 +167,7 @@ class Member:
             lane = self._free[-1]
             taken = self.queue.take(now, self.cap_of(lane), self.expected_s)
             if taken.batch:
+                self._alone = len(taken.batch) == 1 and not self.queue.rows
                 self._free.pop()
                 observe = self.statistics.queue.observe
                 for work in taken.batch:

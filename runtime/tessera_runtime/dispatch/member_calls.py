@@ -93,6 +93,8 @@ class MemberCalls:
             assert request.failure is not None
             raise request.failure
         member.pump_soon()
+        if request.failure is not None:
+            raise request.failure
         request.submitting = False
         self._deadlines.add(request)
         return request

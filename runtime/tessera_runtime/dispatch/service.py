@@ -231,9 +231,11 @@ class Service:
             request.works.append(work)
             if not _place(work):
                 self.failed(work, work.why_refused())
-                if request.answered:
-                    return
+            if request.answered:
+                return
         for member in self.members:
+            if request.answered:
+                return
             member.pump_soon()
 
     def _decide(self, request: Request, now: float) -> None:
