@@ -167,7 +167,7 @@ def _inside(bench: Bench, server: Running) -> list[Row]:
             return closed_loop(*where, bench.seconds, (bench.load_core,), size).requests
 
         labels = {"group": "inside", "work": server.work.name, "server": TESSERA, "c": str(count)}
-        rows.append(Row(labels, (per_batch(server, load),)))
+        rows.append(Row(labels, (per_batch(server, load, row.nbytes),)))
     return rows
 
 

@@ -123,7 +123,9 @@ async def serve(arguments: argparse.Namespace) -> None:
         max_connection_age_grace_s=max(30.0, arguments.hold_timeout),
     )
     grpc = await start_grpc(dispatcher, arguments.host, arguments.grpc, grpc_limits)
-    metrics = start_metrics(dispatcher, arguments.host, arguments.metrics)
+    metrics = start_metrics(
+        dispatcher, lambda: http.copied + grpc.copied, arguments.host, arguments.metrics
+    )
     dispatcher.ports = Ports(http.port, grpc.port, metrics.port)
     controls = await control.serve_control(answer, arguments.control_fd)
     log.info("serving", extra={"http": http.port, "grpc": grpc.port, "metrics": metrics.port})

@@ -175,6 +175,7 @@ class Member:
                     observe(now - work.queued)
                 names = taken.batch[0].request.names or self.input_names
                 descriptors = _descriptors(taken.batch, names)
+                self.statistics.gathered_bytes += sum([sum(each.nbytes) for each in descriptors])
                 lane.rows = taken.rows
                 lane.send(taken.batch, descriptors, now, self.expected_s(taken.rows))
             for work in taken.dropped:

@@ -8,7 +8,7 @@ exporter's thread.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import (
@@ -34,9 +34,11 @@ EXPORTED = tuple(range(0, len(BOUNDS_S), 8))
 class MetricsServer:
     """The exporter: its own thread and port."""
 
-    def __init__(self, dispatcher: Dispatcher, host: str, port: int) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, copied: Callable[[], int], host: str, port: int
+    ) -> None:
         registry = CollectorRegistry()
-        registry.register(_Collector(dispatcher, asyncio.get_running_loop()))
+        registry.register(_Collector(dispatcher, copied, asyncio.get_running_loop()))
         try:
             self._server, self._thread = start_http_server(port, host, registry)
         except OSError as error:
@@ -50,14 +52,22 @@ class MetricsServer:
         self._server.server_close()
 
 
-def start_metrics(dispatcher: Dispatcher, host: str, port: int) -> MetricsServer:
-    """Serve ``/metrics``. Raises PortTaken."""
-    return MetricsServer(dispatcher, host, port)
+def start_metrics(
+    dispatcher: Dispatcher, copied: Callable[[], int], host: str, port: int
+) -> MetricsServer:
+    """Serve ``/metrics``; ``copied``: bytes of inputs that front ends copied. Raises PortTaken."""
+    return MetricsServer(dispatcher, copied, host, port)
 
 
 class _Collector(Collector):
-    def __init__(self, dispatcher: Dispatcher, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        copied: Callable[[], int],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
         self._dispatcher = dispatcher
+        self._copied = copied
         self._loop = loop
 
     def describe(self) -> Iterable[Metric]:
@@ -79,6 +89,7 @@ class _Collector(Collector):
             *_held(self._dispatcher),
             _refused(self._dispatcher),
             *_arena(self._dispatcher),
+            _copies(services, self._copied()),
         ]
 
 
@@ -251,6 +262,19 @@ def _arena(dispatcher: Dispatcher) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "tessera_arena_size_bytes", "Size of the input arena.", dispatcher.arena.size
     )
+
+
+def _copies(services: Sequence[Service], received: int) -> Metric:
+    copied = CounterMetricFamily(
+        "tessera_input_copied_bytes",
+        "Inputs copied after the socket's own copy: by front ends on the way into the arena, and from there into "
+        "batches.",
+        labels=["step"],
+    )
+    copied.add_metric(["receive"], received)
+    members = [member for service in services for member in service.members]
+    copied.add_metric(["gather"], sum(member.statistics.gathered_bytes for member in members))
+    return copied
 
 
 def _usage(workers: Sequence[int]) -> Iterator[Metric]:

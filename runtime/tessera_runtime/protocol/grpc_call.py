@@ -177,6 +177,7 @@ class Call(Stream):
                 stop = min(end, at + self._size - self._filled)
                 count = stop - at
                 self._view[self._filled : self._filled + count] = data[at:stop]
+                self.connection.hub.copied += 2 * count
                 at = stop
                 self._filled += count
                 if self._filled == self._size:

@@ -49,6 +49,7 @@ class UnaryInfer(Call):
             message = data[start:end]
             slot = _place(self.service, end - start)
             slot.view[: end - start] = message
+            self.connection.hub.copied += 3 * (end - start)
             self._submit(slot, message)
         except ServeError as error:
             self.fail(error)

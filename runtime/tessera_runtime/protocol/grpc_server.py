@@ -43,6 +43,11 @@ class GrpcServer:
     def connections(self) -> int:
         return len(self._hub.connections)
 
+    @property
+    def copied(self) -> int:
+        """Bytes of messages that were not received where they are used, each time that they were copied."""
+        return self._hub.copied
+
     async def drain(self, timeout_s: float) -> None:
         """Stop listening, have clients go away, answer all that they sent before, then cut what is left.
 
