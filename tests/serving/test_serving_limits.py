@@ -117,13 +117,13 @@ def test_more_rows_than_a_batch_are_refused(server: Server, file: ModelFile):
 
 
 def test_a_full_queue_refuses(server: Server, crowd: Crowd, file: ModelFile):
-    server.apply(one(file, max_batch=1))  # 64 batches of one row may wait
+    server.apply(one(file, max_batch=128))  # 64 batches of 128 rows may wait
     file.hold()
     asked = [(rows(0), crowd.ask(MODEL, rows(0)))]
     file.wait_held()
     more = Crowd(server.ports().grpc, threads=64)
-    asked += [(x := rows(i), more.ask(MODEL, x)) for i in range(1, 65)]
-    queued(server, 64)
+    asked += [(x := rows(i, 128), more.ask(MODEL, x)) for i in range(1, 65)]
+    queued(server, 64 * 128)
     with pytest.raises(InferenceServerException, match="queue is full") as raised:
         infer_http(server.http(), MODEL, rows(99))
     assert raised.value.status() == "429"

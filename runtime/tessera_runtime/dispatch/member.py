@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from tessera_runtime.dispatch.routes import Routes
 
 QUEUE_BATCHES = 64
-"""The queue holds this many full batches: far more than any deadline lets wait, so it bounds memory only."""
+QUEUE_ROWS = 8192
+"""The queue holds so many full batches, and so many rows at least, for a request of each connection: it bounds memory
+only. What cannot be answered in time is refused before."""
 
 MOST_KILLS = 2
 """A request that two processes did not survive is not given a third."""
@@ -58,7 +60,7 @@ class Member:
         self.service_time = service_time
         self.statistics = MemberStatistics()
         self.lanes: list[Lane] = []
-        self.queue: EdfQueue[Work] = EdfQueue(limit=QUEUE_BATCHES * max_batch)
+        self.queue: EdfQueue[Work] = EdfQueue(limit=max(QUEUE_BATCHES * max_batch, QUEUE_ROWS))
         self.routes: Routes | None = None
         """The way to peers that serve the member too; None while there are none."""
         self.signature: Signature | None = None

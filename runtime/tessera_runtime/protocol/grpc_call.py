@@ -176,7 +176,7 @@ class Call(Stream):
                     continue
                 stop = min(end, at + self._size - self._filled)
                 count = stop - at
-                self._view[self._filled : self._filled + count] = data[at:stop]
+                self._view[self._filled : self._filled + count] = memoryview(data)[at:stop]
                 self.connection.hub.copied += 2 * count
                 at = stop
                 self._filled += count
