@@ -212,7 +212,7 @@ def choices(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     chosen = choices(argv)
     console = Console()
-    server_cores, core, _ = cores_of(sorted(os.sched_getaffinity(0)))
+    server_cores, core, *_ = cores_of(sorted(os.sched_getaffinity(0)))
     seconds = 60 * (chosen.minutes or (0.2 if chosen.quick else 20.0))
     work = WORKS[chosen.work]
     with tempfile.TemporaryDirectory(prefix="bench-soak-") as name:

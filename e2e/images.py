@@ -29,8 +29,11 @@ _DOCKERFILES = {
     "runtime-cpu": "runtime/Dockerfile.cpu",
 }
 _SUITE = "bookworm"
-_BASES = {"base": "python3,ca-certificates", "build-base": "python3-venv,ca-certificates"}
-"""Debian packages by image; only the second, which no pod runs, can make virtual environments."""
+_BASES = {
+    "base": "python3,ca-certificates",
+    "build-base": "python3-venv,python3-dev,gcc,libc6-dev,ca-certificates",
+}
+"""Debian packages by image; only the second, which no pod runs, can make virtual environments and compile."""
 _BASE_OPTIONS = (
     *(f"--dpkgopt=path-exclude=/usr/share/{each}/*" for each in ("doc", "locale", "man")),
     "--dpkgopt=path-include=/usr/share/doc/*/copyright",

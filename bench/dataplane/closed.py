@@ -38,6 +38,8 @@ class Bench:
     load_core: int
     open_cores: tuple[int, ...]
     """Of the open-loop generators."""
+    dispatcher_core: int | None
+    """One that neither workers nor loads have; None on a small machine."""
     peers: tuple[Peer, ...]
     rounds: int
     seconds: float

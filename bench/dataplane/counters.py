@@ -22,8 +22,7 @@ from bench.peers.base import HOST
 from bench.peers.tessera import report
 from bench.processes import tree
 
-COPIED = re.compile(r"^(tessera_\w*cop\w*)(?:\{[^}]*\})? ([0-9.e+]+)$", re.MULTILINE)
-"""Whatever the server itself counts as copied."""
+_COPIED = re.compile(r"^tessera_input_copied_bytes_total\{[^}]*\} ([0-9.e+]+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +54,21 @@ def wakes(pid: int) -> int:
     return total
 
 
-def copied(server: Running) -> dict[str, float]:
-    """Counters of copies by name; empty where the server has none."""
+def copied(server: Running) -> float:
+    """Bytes of inputs that the server has copied itself, after the socket's own copy."""
     with urllib.request.urlopen(f"http://{HOST}:{server.ports.metrics}/metrics", timeout=5) as page:
         return parse_copied(page.read().decode())
 
 
-def parse_copied(page: str) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for name, value in COPIED.findall(page):
-        found[name] = found.get(name, 0.0) + float(value)
-    return found
+def parse_copied(page: str) -> float:
+    return sum(float(value) for value in _COPIED.findall(page))
 
 
-def per_batch(server: Running, load: Callable[[], int]) -> dict[str, float]:
-    """While ``load`` runs, which returns its requests: figures per batch, by name."""
+def per_batch(server: Running, load: Callable[[], int], row_bytes: int) -> dict[str, float]:
+    """While ``load`` runs, which returns its requests of ``row_bytes``: figures per batch, by name.
+
+    The first copy of an input is the socket's own, into the arena where the front end could name the place.
+    """
     who = roles(server)
 
     def read() -> dict[str, float]:
@@ -77,15 +76,16 @@ def per_batch(server: Running, load: Callable[[], int]) -> dict[str, float]:
             "batches": batches(server),
             "dispatcher wake-ups": wakes(who.dispatcher),
             "worker wake-ups": sum(map(wakes, who.workers)),
-            **copied(server),
+            "copied": copied(server),
         }
 
     before = read()
     requests = load()
-    grown = {name: value - before.get(name, 0) for name, value in read().items()}
+    grown = {name: value - before[name] for name, value in read().items()}
     count = grown.pop("batches")
     figures = {name: value / count for name, value in grown.items()}
     figures["rows per batch"] = requests / count * len(who.workers)
+    figures["copies"] = 1 + figures.pop("copied") * count / (requests * row_bytes)
     before_batches = batches(server)
     calls = system_calls(who, load)
     count = batches(server) - before_batches

@@ -12,7 +12,8 @@ from bench.dataplane.counters import per_batch
 from bench.dataplane.generators import closed_loop
 from bench.dataplane.loop import Loop
 from bench.dataplane.open_loop import highest_rate
-from bench.dataplane.rates import P99_BOUND_MS, closed_rate, overload_rows, poisson_rows
+from bench.dataplane.overload import overload_rows
+from bench.dataplane.rates import P99_BOUND_MS, closed_rate, poisson_rows
 from bench.dataplane.running import Running
 from bench.dataplane.start import first_answer_s, plain_start_s
 from bench.dataplane.targets import LOOP, NAIVE_LOOP, TESSERA
@@ -57,7 +58,7 @@ def ensemble(bench: Bench) -> list[Row]:
         rows = group(bench, "ensemble", running, (32,), {LOOP: loop})
         rows += profiled(bench, running, 32)
         rows += poisson_rows(bench, running, rows)
-    return rows + overload_rows(bench, rows)
+    return rows
 
 
 def resnet18(bench: Bench) -> list[Row]:
@@ -117,6 +118,7 @@ GROUPS: dict[str, Callable[[Bench], list[Row]]] = {
     "identity": identity,
     "cnn": cnn,
     "ensemble": ensemble,
+    "overload": overload_rows,
     "resnet18": resnet18,
     "start": start,
     "connections": connections,
@@ -124,7 +126,7 @@ GROUPS: dict[str, Callable[[Bench], list[Row]]] = {
     "models": models,
 }
 
-QUICK_GROUPS = ("identity", "cnn", "ensemble", "start")
+QUICK_GROUPS = ("identity", "cnn", "ensemble", "overload", "start")
 
 
 def profiled(bench: Bench, running: list[Running], count: int) -> list[Row]:
@@ -165,7 +167,7 @@ def _inside(bench: Bench, server: Running) -> list[Row]:
             return closed_loop(*where, bench.seconds, (bench.load_core,), size).requests
 
         labels = {"group": "inside", "work": server.work.name, "server": TESSERA, "c": str(count)}
-        rows.append(Row(labels, (per_batch(server, load),)))
+        rows.append(Row(labels, (per_batch(server, load, row.nbytes),)))
     return rows
 
 

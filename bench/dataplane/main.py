@@ -94,10 +94,11 @@ def chosen_peers(chosen: argparse.Namespace) -> tuple[tuple[Peer, ...], list[str
     return tuple(there), absent
 
 
-def cores_of(cores: Sequence[int]) -> tuple[tuple[int, ...], int, tuple[int, ...]]:
-    """Of the server, of the closed loop's load, of the open loop's generators."""
+def cores_of(cores: Sequence[int]) -> tuple[tuple[int, ...], int, tuple[int, ...], int | None]:
+    """Of the server, of the closed loop's load, of the open loop's generators, and one to spare if there is."""
     load = cores[1] if len(cores) > 1 else cores[0]
-    return (cores[0],), load, tuple(cores[1:3]) or (cores[0],)
+    spare = cores[3] if len(cores) > 3 else None
+    return (cores[0],), load, tuple(cores[1:3]) or (cores[0],), spare
 
 
 def measured(rows: Iterable[Row]) -> Table:
@@ -131,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         progress.print(f"not installed: {absent} (make bench-peers)")
         return 1
     peers, problems = chosen_peers(chosen)
-    server_cores, load_core, open_cores = cores_of(sorted(os.sched_getaffinity(0)))
+    server_cores, load_core, open_cores, dispatcher_core = cores_of(sorted(os.sched_getaffinity(0)))
     rounds = chosen.rounds or (1 if chosen.quick else 3)
     seconds = chosen.seconds or (1.0 if chosen.quick else 2.0)
     began = time.monotonic()
@@ -150,6 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "server_cores": server_cores,
             "load_core": load_core,
             "open_loop_cores": open_cores,
+            "dispatcher_core_under_overload": dispatcher_core,
             "batch_cap": BATCH_CAP,
             "load_average_before": os.getloadavg(),
         },
@@ -167,6 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             server_cores=server_cores,
             load_core=load_core,
             open_cores=open_cores,
+            dispatcher_core=dispatcher_core,
             peers=peers,
             rounds=rounds,
             seconds=seconds,

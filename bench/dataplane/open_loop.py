@@ -52,13 +52,14 @@ def poisson(
     cores: Sequence[int],
     slo_ms: float = math.inf,
     seed: int = 1,
+    connections: int | None = None,
 ) -> Outcome:
     """Offer ``rate_per_s`` for ``seconds``, one generator on each of ``cores``. Raises LoadFailed."""
     requests = tuple(
         request.raw_http if wire is Wire.HTTP else request.body
         for request in (server.peer.request(server.work, wire, row[None]) for row in rows)
     )
-    target = Target(wire, HOST, server.port(wire), requests, CONNECTIONS[wire])
+    target = Target(wire, HOST, server.port(wire), requests, connections or CONNECTIONS[wire])
     share = rate_per_s / len(cores)
     with ExitStack() as stack:
         loads = []

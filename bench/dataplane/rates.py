@@ -1,24 +1,19 @@
-"""Rows of the open loop: the Poisson rate that holds its p99, and twice the capacity."""
+"""Rows of the open loop: the Poisson rate that holds its p99."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from bench.dataplane.closed import Bench, examples
-from bench.dataplane.loop import Loop
 from bench.dataplane.open_loop import Outcome, highest_rate, poisson
 from bench.dataplane.running import Running, ServerFailed
 from bench.dataplane.targets import TESSERA, TRITON, Found
 from bench.harness import Row
-from bench.peers.base import BATCH_CAP, WORKS, Wire
-from bench.peers.tessera import Tessera
+from bench.peers.base import Wire
 
 from tessera_cli.loadgen import LoadFailed
-from tessera_runtime.target import ServiceTime
 
 P99_BOUND_MS = 15.0
-OVERLOAD_SLO_MS = 50.0
 
 
 def closed_rate(rows: Sequence[Row], work: str, server: str, wire: Wire = Wire.HTTP) -> float:
@@ -64,42 +59,3 @@ def _poisson(bench: Bench, server: Running, closed: Sequence[Row]) -> Row:
     if found in tried:
         figures |= {"p99_ms": tried[found].p99_ms, "late": tried[found].late}
     return Row(labels | {"protocol": "http"}, (figures,))
-
-
-def overload_rows(bench: Bench, closed: Sequence[Row]) -> list[Row]:
-    """Twice the closed loop's rate against a service with a near SLO that knows its service times."""
-    work = WORKS["ensemble"]
-    top = closed_rate(closed, work.name, TESSERA)
-    server = Running(
-        Tessera(OVERLOAD_SLO_MS, _service_time(bench)),
-        work,
-        bench.models,
-        bench.path("overload"),
-        bench.server_cores,
-    )
-    seconds = 1.0 if bench.quick else 5.0
-    bench.says(f"overload: {2 * top:,.0f}/s")
-    try:
-        with server:
-            seen = poisson(
-                server,
-                Wire.HTTP,
-                examples(work),
-                2 * top,
-                seconds,
-                bench.open_cores,
-                OVERLOAD_SLO_MS,
-            )
-    except (LoadFailed, ServerFailed) as error:
-        bench.problem(f"overload: {error}")
-        return []
-    figures = asdict(seen) | {"closed_loop_per_s": top, "slo_ms": OVERLOAD_SLO_MS}
-    return [Row({"group": "overload", "work": work.name, "server": TESSERA}, (figures,))]
-
-
-def _service_time(bench: Bench) -> ServiceTime:
-    """Of one small CNN, as a profile has it: a line through batches of one and of the cap."""
-    with Loop(WORKS["cnn"], bench.models, bench.server_cores, tuned=False) as loop:
-        one, full = (batch / loop.rate(batch, 0.3) * 1e3 for batch in (1, BATCH_CAP))
-    alpha = max(0.0, (full - one) / (BATCH_CAP - 1))
-    return ServiceTime(alpha_ms=alpha, tau0_ms=max(0.0, one - alpha))

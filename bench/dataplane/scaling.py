@@ -101,9 +101,7 @@ def _payload(
         "cpu_us": used / seen.requests * 1e6,
         "p99_ms": seen.p99_ms,
     }
-    for name, value in copied(server).items():
-        figures[name] = (value - counted.get(name, 0)) / seen.requests
-    return figures
+    return figures | {"copied_bytes": (copied(server) - counted) / seen.requests}
 
 
 def model_rows(

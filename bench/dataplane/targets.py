@@ -188,8 +188,7 @@ def _inside(found: Found) -> list[Line]:
     for name in ("dispatcher system calls", "worker system calls"):
         made.append(Line(f"- {name} per batch", found.value(name, **own), higher_is_better=False))
     copies = found.value("copies", **own)
-    note = "the server has no counter of copies" if math.isnan(copies) else ""
-    made.append(Line("- copies per tensor", copies, 2.0, higher_is_better=False, note=note))
+    made.append(Line("- copies per tensor", copies, 2.0, higher_is_better=False))
     started = {"group": "start", "work": "cnn"}
     first, plain = found.value("first_answer_s", **started), found.value("plain_s", **started)
     what = "fork to first inference, CNN: s"

@@ -95,7 +95,8 @@ class Tessera:
     """One service of one work; ``slo_ms`` is what its requests are held to."""
 
     slo_ms: float = FAR_SLO_MS
-    service_time: ServiceTime | None = None
+    worker_cores: tuple[int, ...] = ()
+    """Empty: those of the whole server."""
 
     name = "Tessera"
     wires = (Wire.HTTP, Wire.GRPC)
@@ -105,10 +106,14 @@ class Tessera:
         return ""
 
     def prepare(self, work: Work, models: Path, directory: Path) -> None:
-        wanted = service(
-            model_name(work), model_paths(work, models), self.slo_ms, self.service_time
-        )
-        self.write(directory, wanted)
+        if self.worker_cores:
+            (directory / "cores").write_text(" ".join(map(str, self.worker_cores)))
+        self.write(directory, service(model_name(work), model_paths(work, models), self.slo_ms))
+
+    def tell(self, work: Work, models: Path, directory: Path, service_time: ServiceTime) -> bool:
+        """Give a running server the profile of its members; whether it is still ready."""
+        paths = model_paths(work, models)
+        return apply(directory, (service(model_name(work), paths, self.slo_ms, service_time),))
 
     @staticmethod
     def write(directory: Path, wanted: ServiceTarget) -> None:

@@ -101,10 +101,11 @@ def test_strace_counts_calls() -> None:
 
 def test_copies_are_summed_over_labels_and_other_counters_left_out() -> None:
     page = (
-        '# HELP tessera_copied_bytes_total x\ntessera_copied_bytes_total{at="in"} 10\n'
-        'tessera_copied_bytes_total{at="out"} 5.5\ntessera_requests_total 7\n'
+        "# HELP tessera_input_copied_bytes_total x\n"
+        'tessera_input_copied_bytes_total{step="receive"} 10\n'
+        'tessera_input_copied_bytes_total{step="gather"} 5.5\ntessera_requests_total 7\n'
     )
-    assert parse_copied(page) == {"tessera_copied_bytes_total": 15.5}
+    assert parse_copied(page) == 15.5
 
 
 def test_the_heaviest_functions_are_those_where_samples_end() -> None:

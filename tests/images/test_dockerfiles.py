@@ -183,8 +183,8 @@ def test_the_operator_starts_itself_and_a_pod_says_what_a_runtime_starts() -> No
 
 def test_what_the_images_share_is_the_same_in_each() -> None:
     """Layers are shared by images only where their steps are equal to the letter."""
-    for name in ("tools", "project"):
-        assert len({stage(file, name) for file in FILES}) == 1
+    assert len({stage(file, "tools") for file in FILES}) == 1
+    assert len({stage(file, "project") for file in (GPU, CPU)}) == 1
     assert len({stages(file)[1][-1].all("RUN")[0] for file in FILES}) == 1
 
 
@@ -246,3 +246,24 @@ def test_nothing_imports_the_part_of_the_kubernetes_client_that_is_left_out() ->
     for package in ("operator/tessera_operator", "core/tessera_core", "cli/tessera_cli"):
         for module in (ROOT / package).rglob("*.py"):
             assert not re.search(r"kubernetes(\.|\s+import\s+)aio\b", module.read_text()), module
+
+
+@pytest.mark.parametrize("file", [GPU, CPU])
+def test_the_compiler_is_the_locked_one(file: str):
+    """The hook of the build, the images and the type checks take the same mypy."""
+    hook = ast.parse((ROOT / "hatch_build.py").read_text())
+    [wanted] = [
+        ast.literal_eval(each.value)
+        for each in hook.body
+        if isinstance(each, ast.Assign) and ast.unparse(each.targets[0]) == "REQUIREMENTS"
+    ]
+    locked = {package["name"]: package.get("version") for package in LOCKED}
+    assert wanted == [f"{name}=={locked[name]}" for name in ("mypy", "setuptools")]
+    [install] = [run for run in stage(file, "project").all("RUN") if "/tools/bin/pip" in run]
+    assert set(wanted) <= set(install.split())
+
+
+def test_every_compiled_module_exists():
+    hook = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["hooks"]["custom"]
+    for module in hook["modules"]:
+        assert (ROOT / module).is_file(), module

@@ -117,13 +117,13 @@ def test_more_rows_than_a_batch_are_refused(server: Server, file: ModelFile):
 
 
 def test_a_full_queue_refuses(server: Server, crowd: Crowd, file: ModelFile):
-    server.apply(one(file, max_batch=1))  # 64 batches of one row may wait
+    server.apply(one(file, max_batch=128))  # 64 batches of 128 rows may wait
     file.hold()
     asked = [(rows(0), crowd.ask(MODEL, rows(0)))]
     file.wait_held()
     more = Crowd(server.ports().grpc, threads=64)
-    asked += [(x := rows(i), more.ask(MODEL, x)) for i in range(1, 65)]
-    queued(server, 64)
+    asked += [(x := rows(i, 128), more.ask(MODEL, x)) for i in range(1, 65)]
+    queued(server, 64 * 128)
     with pytest.raises(InferenceServerException, match="queue is full") as raised:
         infer_http(server.http(), MODEL, rows(99))
     assert raised.value.status() == "429"
@@ -141,6 +141,30 @@ def test_work_that_would_be_late_is_refused_at_once(server: Server, file: ModelF
     assert raised.value.status() == "429"
     result = infer_http(server.http(), MODEL, rows(1), timeout=30_000_000)
     np.testing.assert_array_equal(result.as_numpy("y"), file(rows(1)))
+
+
+def test_a_busy_instance_takes_no_more_than_it_can_answer_in_time(
+    server: Server, crowd: Crowd, file: ModelFile
+):
+    """Ten seconds a batch of one: half of the running one, those that wait, and its own; of 40, one tenth is kept."""
+    ten_s = ServiceTime(alpha_ms=0.0, tau0_ms=10_000.0)
+    server.apply(one(file, service_time=ten_s, max_batch=1))
+    file.hold()
+    asked = [(rows(0), crowd.ask(MODEL, rows(0), timeout=40_000_000, client_timeout=90))]
+    file.wait_held()
+    for waiting in (1, 2, 3):
+        asked.append(
+            (x := rows(waiting), crowd.ask(MODEL, x, timeout=40_000_000, client_timeout=90))
+        )
+        queued(server, waiting)
+    with pytest.raises(InferenceServerException, match="3 rows are waiting") as raised:
+        infer_http(server.http(), MODEL, rows(4), timeout=40_000_000)
+    assert raised.value.status() == "429"
+    patient = rows(5), crowd.ask(MODEL, rows(5), timeout=80_000_000, client_timeout=90)
+    queued(server, 4)
+    file.let_go()
+    for x, answer in [*asked, patient]:
+        np.testing.assert_array_equal(answer.result(), file(x))
 
 
 def test_a_batch_is_never_larger_than_the_model_itself_allows(

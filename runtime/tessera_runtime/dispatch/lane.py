@@ -46,6 +46,8 @@ class Lane:
         """What it is running; empty while it is free."""
         self.rows = 0
         """Of what it ran last."""
+        self.began = 0.0
+        """When it was sent that, monotonic seconds."""
         self.leaving = False
         """Whether it ends soon, so that others have to serve what waits."""
         self._member = member
@@ -77,6 +79,7 @@ class Lane:
         self._batch_id += 1
         self.batch = batch
         limit = max(self._hang_timeout_s, HANG_FACTOR * expected_s)
+        self.began = now
         self._due = now + limit
         if self._due < self._looked_at:
             self._watch(limit)

@@ -25,8 +25,8 @@ from tessera_runtime.dispatch.worker_memory import watch
 from tessera_runtime.dispatch.workers import LoadFailed, WorkerLost, WorkerPool
 from tessera_runtime.errors import ServeError
 from tessera_runtime.parent import die_with
-from tessera_runtime.protocol.grpc_server import start_grpc
-from tessera_runtime.protocol.http_server import start_http
+from tessera_runtime.protocol.grpc_server import GrpcServer, start_grpc
+from tessera_runtime.protocol.http_server import HttpServer, start_http
 from tessera_runtime.protocol.limits import GrpcLimits, HttpLimits
 from tessera_runtime.protocol.listen import PortTaken
 from tessera_runtime.protocol.tls import TlsInvalid
@@ -136,7 +136,13 @@ async def serve(arguments: argparse.Namespace) -> None:
 
     http_socket = socket.socket(fileno=arguments.http_fd)
     grpc_socket = socket.socket(fileno=arguments.grpc_fd)
-    metrics = start_metrics(dispatcher, arguments.host, arguments.metrics)
+    front_ends: list[HttpServer | GrpcServer] = []
+    metrics = start_metrics(
+        dispatcher,
+        lambda: sum(each.copied for each in front_ends),
+        arguments.host,
+        arguments.metrics,
+    )
     dispatcher.ports = Ports(
         http_socket.getsockname()[1], grpc_socket.getsockname()[1], metrics.port
     )
@@ -161,6 +167,7 @@ async def serve(arguments: argparse.Namespace) -> None:
         limits=grpc_limits,
         context=tls.grpc,
     )
+    front_ends += http, grpc
     log.info("serving", extra={"http": http.port, "grpc": grpc.port, "metrics": metrics.port})
     watching = [
         asyncio.create_task(work)

@@ -27,10 +27,20 @@ if TYPE_CHECKING:
     from tessera_runtime.dispatch.routes import Routes
 
 QUEUE_BATCHES = 64
-"""The queue holds this many full batches: far more than any deadline lets wait, so it bounds memory only."""
+QUEUE_ROWS = 8192
+"""The queue holds so many full batches, and so many rows at least, for a request of each connection: it bounds memory
+only. What cannot be answered in time is refused before."""
 
 MOST_KILLS = 2
 """A request that two processes did not survive is not given a third."""
+
+
+ADMITTED = 0.9
+"""Of the time that is left: work that is expected to take more is refused at once. The rest is for what no profile
+tells, the way of the answer and batches that take longer than the mean."""
+
+PACE_WEIGHT = 1 / 16
+MOST_PACE = 16.0
 
 
 class Member:
@@ -50,7 +60,7 @@ class Member:
         self.service_time = service_time
         self.statistics = MemberStatistics()
         self.lanes: list[Lane] = []
-        self.queue: EdfQueue[Work] = EdfQueue(limit=QUEUE_BATCHES * max_batch)
+        self.queue: EdfQueue[Work] = EdfQueue(limit=max(QUEUE_BATCHES * max_batch, QUEUE_ROWS))
         self.routes: Routes | None = None
         """The way to peers that serve the member too; None while there are none."""
         self.signature: Signature | None = None
@@ -59,7 +69,11 @@ class Member:
         """Of the service's inputs."""
         self.largest = max_batch
         """Most rows of a batch, whatever the cap: the model's own limit, known once it is loaded."""
+        self.pace = 1.0
+        """How long batches take, by the clock here, over what the profile says: a mean that forgets."""
         self._pump_due = False
+        self._alone = False
+        """Whether the last batch was one request and nothing else waited."""
         self._free: list[Lane] = []
 
     @property
@@ -109,13 +123,40 @@ class Member:
         work.entry = self.queue.push(work, request.deadline, request.rows, shape)
         return work.entry is not None
 
+    def offer(self, work: Work) -> bool:
+        """Queue work that is expected to be answered in time; False for other work, and when the queue is full.
+
+        Under overload, work that waits until it is late costs those behind it their time, and an ensemble the work of
+        the members that were not late. An idle instance refuses nothing, so whatever the pace was, it is seen again.
+        """
+        if self.service_time is not None and self.lanes and not self._free:
+            left_s = work.request.deadline - work.queued
+            if self.finish_s(work.request.rows) > ADMITTED * left_s:
+                return False
+        return self.push(work)
+
+    def finish_s(self, rows: int) -> float:
+        """Until ``rows`` more would be done, while all instances are busy: half a batch that is running, what waits,
+        and the batch they are in. 0 without a profile.
+        """
+        rate = self.rate()
+        if self.service_time is None or rate <= 0.0:
+            return 0.0
+        batch = min(self.queue.rows + rows, self.cap, self.largest)
+        running_s = self.batch_s() / 2
+        return self.pace * (running_s + self.queue.rows / rate + self.expected_s(batch))
+
     def withdraw(self, work: Work) -> bool:
         """Take work back out of the queue; False when it is running or done."""
         return work.entry is not None and self.queue.withdraw(work.entry)
 
     def pump_soon(self) -> None:
-        """Pump at the end of this turn of the loop, so that what arrives in the same turn can join."""
-        if not self._pump_due:
+        """Pump at the end of this turn of the loop, so that what arrives in the same turn can join; at once while
+        requests come one by one, which saves each of them a turn.
+        """
+        if self._alone and self._free:
+            self.pump()
+        elif not self._pump_due:
             self._pump_due = True
             asyncio.get_running_loop().call_soon(self.pump)
 
@@ -128,6 +169,7 @@ class Member:
             lane = self._free[-1]
             taken = self.queue.take(now, self.cap_of(lane), self.expected_s)
             if taken.batch:
+                self._alone = len(taken.batch) == 1 and not self.queue.rows
                 self._free.pop()
                 observe = self.statistics.queue.observe
                 for work in taken.batch:
@@ -135,6 +177,7 @@ class Member:
                     observe(now - work.queued)
                 names = taken.batch[0].request.names or self.input_names
                 descriptors = _descriptors(taken.batch, names)
+                self.statistics.gathered_bytes += sum([sum(each.nbytes) for each in descriptors])
                 lane.rows = taken.rows
                 lane.send(taken.batch, descriptors, now, self.expected_s(taken.rows))
             for work in taken.dropped:
@@ -177,6 +220,10 @@ class Member:
 
     def ran(self, lane: Lane, ran: m.Ran, outputs: dict[str, np.ndarray]) -> None:
         """A batch came back. Called by the lane, with the answers already out of its region."""
+        expected_s = self.expected_s(lane.rows)
+        if expected_s > 0.0:
+            pace = min((time.monotonic() - lane.began) / expected_s, MOST_PACE)
+            self.pace += PACE_WEIGHT * (pace - self.pace)
         batch = self._next(lane)
         self.statistics.batch(
             sum(work.request.rows for work in batch), ran.gather_ns, ran.infer_ns, ran.output_ns

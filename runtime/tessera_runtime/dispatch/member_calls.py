@@ -20,7 +20,6 @@ from tessera_runtime.dispatch.signatures import Signature, member_metadata
 from tessera_runtime.dispatch.validation import Buckets, check
 from tessera_runtime.errors import (
     DeadlineExceeded,
-    Overloaded,
     ServeError,
     Unavailable,
     status_of,
@@ -89,14 +88,13 @@ class MemberCalls:
         work.alone = work.kills > 0
         request.works.append(work)
         self._service.in_flight += 1
-        if not member.push(work):
-            self.failed(
-                work,
-                Overloaded(f"member {member.name}: the queue is full ({member.queue.limit} rows)"),
-            )
+        if not member.offer(work):
+            self.failed(work, work.why_refused())
             assert request.failure is not None
             raise request.failure
         member.pump_soon()
+        if request.failure is not None:
+            raise request.failure
         request.submitting = False
         self._deadlines.add(request)
         return request

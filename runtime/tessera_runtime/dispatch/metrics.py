@@ -35,9 +35,11 @@ EXPORTED = tuple(range(0, len(BOUNDS_S), 8))
 class MetricsServer:
     """The exporter: its own thread and port. Health is told there too, for probes that cannot show a certificate."""
 
-    def __init__(self, dispatcher: Dispatcher, host: str, port: int) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, copied: Callable[[], int], host: str, port: int
+    ) -> None:
         registry = CollectorRegistry()
-        registry.register(_Collector(dispatcher, asyncio.get_running_loop()))
+        registry.register(_Collector(dispatcher, copied, asyncio.get_running_loop()))
         try:
             self._server, self._thread = start_http_server(port, host, registry)
             self._server.set_app(
@@ -54,9 +56,11 @@ class MetricsServer:
         self._server.server_close()
 
 
-def start_metrics(dispatcher: Dispatcher, host: str, port: int) -> MetricsServer:
-    """Serve ``/metrics``. Raises PortTaken."""
-    return MetricsServer(dispatcher, host, port)
+def start_metrics(
+    dispatcher: Dispatcher, copied: Callable[[], int], host: str, port: int
+) -> MetricsServer:
+    """Serve ``/metrics``; ``copied``: bytes of inputs that front ends copied. Raises PortTaken."""
+    return MetricsServer(dispatcher, copied, host, port)
 
 
 def _with_health(
@@ -83,8 +87,14 @@ def _with_health(
 
 
 class _Collector(Collector):
-    def __init__(self, dispatcher: Dispatcher, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        copied: Callable[[], int],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
         self._dispatcher = dispatcher
+        self._copied = copied
         self._loop = loop
 
     def describe(self) -> Iterable[Metric]:
@@ -106,6 +116,7 @@ class _Collector(Collector):
             *_held(self._dispatcher),
             _refused(self._dispatcher),
             *_arena(self._dispatcher),
+            _copies(services, self._copied()),
         ]
 
 
@@ -278,6 +289,19 @@ def _arena(dispatcher: Dispatcher) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "tessera_arena_size_bytes", "Size of the input arena.", dispatcher.arena.size
     )
+
+
+def _copies(services: Sequence[Service], received: int) -> Metric:
+    copied = CounterMetricFamily(
+        "tessera_input_copied_bytes",
+        "Inputs copied after the socket's own copy: by front ends on the way into the arena, and from there into "
+        "batches.",
+        labels=["step"],
+    )
+    copied.add_metric(["receive"], received)
+    members = [member for service in services for member in service.members]
+    copied.add_metric(["gather"], sum(member.statistics.gathered_bytes for member in members))
+    return copied
 
 
 def _usage(workers: Sequence[int]) -> Iterator[Metric]:

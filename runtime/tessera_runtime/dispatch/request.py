@@ -173,6 +173,15 @@ class Work:
         self.trip: Trip | None = None
         """Set once it was sent to a peer."""
 
+    def why_refused(self) -> ServeError:
+        """What is said when it was not queued."""
+        queue = self.member.queue
+        if queue.rows + self.request.rows > queue.limit:
+            return Overloaded(f"member {self.member.name}: the queue is full ({queue.limit} rows)")
+        return Overloaded(
+            f"member {self.member.name}: {queue.rows} rows are waiting, the answer would be late"
+        )
+
     def why_late(self) -> ServeError:
         """What is said when it was dropped from the queue."""
         member = self.member

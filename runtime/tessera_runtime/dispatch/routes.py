@@ -132,7 +132,7 @@ class Routes:
         if choice is not None and choice.peer is not None:
             self._send(work, peers[choice.peer])
             return True
-        if not self._member.push(work):
+        if not self._member.offer(work):
             return False
         self._member.pump_soon()
         return True

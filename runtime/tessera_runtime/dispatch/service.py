@@ -32,7 +32,6 @@ from tessera_runtime.dispatch.validation import Buckets, check
 from tessera_runtime.errors import (
     DeadlineExceeded,
     ModelFailed,
-    Overloaded,
     ServeError,
     Unavailable,
     status_of,
@@ -231,15 +230,12 @@ class Service:
             work = Work(request, member, index)
             request.works.append(work)
             if not _place(work):
-                self.failed(
-                    work,
-                    Overloaded(
-                        f"member {member.name}: the queue is full ({member.queue.limit} rows)"
-                    ),
-                )
-                if request.answered:
-                    return
+                self.failed(work, work.why_refused())
+            if request.answered:
+                return
         for member in self.members:
+            if request.answered:
+                return
             member.pump_soon()
 
     def _decide(self, request: Request, now: float) -> None:
@@ -364,7 +360,7 @@ class Service:
 def _place(work: Work) -> bool:
     """Queue ``work`` here or send it to a peer; False when nothing has room. Starts no batch."""
     member = work.member
-    return member.push(work) if member.routes is None else member.routes.place(work)
+    return member.offer(work) if member.routes is None else member.routes.place(work)
 
 
 def _state(answer: object) -> MemberState:

@@ -25,6 +25,8 @@ class BatchTimes:
 @dataclass
 class MemberStatistics:
     rows: int = 0
+    gathered_bytes: int = 0
+    """Of inputs, copied from the arena into batches."""
     by_size: defaultdict[int, BatchTimes] = field(default_factory=lambda: defaultdict(BatchTimes))
     """Keyed by rows per batch."""
     queue: Histogram = field(default_factory=Histogram)

@@ -37,7 +37,7 @@ from tessera_runtime.protocol.grpc_status import (
 )
 from tessera_runtime.protocol.http2.connection import Connection
 from tessera_runtime.protocol.http2.frames import Code
-from tessera_runtime.protocol.http2.stream import Stream
+from tessera_runtime.protocol.http2.stream import Received, Stream
 from tessera_runtime.protocol.limits import GrpcLimits
 
 _log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class _NotGrpc(Stream):
         self._refusal = refusal
         self._begun = connection.hub.now
 
-    def receive(self, data: bytes, at: int, end: int) -> None:
+    def receive(self, data: Received, at: int, end: int) -> None:
         """Not wanted."""
 
     def end(self) -> None:
@@ -168,7 +168,7 @@ class Call(Stream):
 
     # --- messages ------------------------------------------------------------------------------------
 
-    def receive(self, data: bytes, at: int, end: int) -> None:
+    def receive(self, data: Received, at: int, end: int) -> None:
         try:
             while at < end and not self.over:
                 if self._slot is None:
@@ -176,7 +176,8 @@ class Call(Stream):
                     continue
                 stop = min(end, at + self._size - self._filled)
                 count = stop - at
-                self._view[self._filled : self._filled + count] = data[at:stop]
+                self._view[self._filled : self._filled + count] = memoryview(data)[at:stop]
+                self.connection.hub.copied += count
                 at = stop
                 self._filled += count
                 if self._filled == self._size:
@@ -187,7 +188,7 @@ class Call(Stream):
         except Exception as error:
             self.broke(error)
 
-    def keep(self, data: bytes, at: int, end: int) -> int:
+    def keep(self, data: Received, at: int, end: int) -> int:
         """Where to go on after a message."""
         return at
 
@@ -204,7 +205,7 @@ class Call(Stream):
             except Exception as error:
                 self.broke(error)
 
-    def _begin_message(self, data: bytes, at: int, end: int) -> int:
+    def _begin_message(self, data: Received, at: int, end: int) -> int:
         """Read the five bytes, as far as they are there; returns where the content begins."""
         if self._prefix or end - at < PREFIX.size:
             stop = min(end, at + PREFIX.size - len(self._prefix))

@@ -14,6 +14,7 @@ from tessera_runtime.protocol.grpc_head import Head
 from tessera_runtime.protocol.grpc_request import beside_data
 from tessera_runtime.protocol.grpc_stream import Streaming
 from tessera_runtime.protocol.http2.connection import Connection
+from tessera_runtime.protocol.http2.stream import Received
 from tessera_runtime.protocol.member_call import LOSSES, QUEUED_ROWS
 from tessera_runtime.protocol.messages import ModelInferResponse, ModelStreamInferResponse
 
@@ -39,16 +40,17 @@ class UnaryInfer(Call):
     """The member that a peer asks for."""
     _ticket: Ticket | None = None
 
-    def whole(self, data: bytes, at: int, end: int) -> None:
+    def whole(self, data: Received, at: int, end: int) -> None:
         """As most requests come: one message in one frame."""
         start = at + PREFIX.size
         if start >= end or PREFIX.unpack_from(data, at) != (0, end - start):
             super().whole(data, at, end)
             return
         try:
-            message = data[start:end]
+            message = bytes(data[start:end])
             slot = _place(self.service, end - start)
             slot.view[: end - start] = message
+            self.connection.hub.copied += 2 * (end - start)
             self._submit(slot, message)
         except ServeError as error:
             self.fail(error)

@@ -50,6 +50,11 @@ class GrpcServer:
     def connections(self) -> int:
         return len(self._hub.connections)
 
+    @property
+    def copied(self) -> int:
+        """Bytes of messages that were not received where they are used, each time that they were copied."""
+        return self._hub.copied
+
     async def renew(self, context: ssl.SSLContext | None) -> None:
         """New connections are under ``context`` from now on."""
         await self._accepting.use(context)

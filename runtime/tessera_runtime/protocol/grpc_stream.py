@@ -6,6 +6,7 @@ from tessera_runtime.errors import Overloaded
 from tessera_runtime.protocol.grpc_call import Call, Service
 from tessera_runtime.protocol.grpc_head import Head
 from tessera_runtime.protocol.http2.connection import Connection
+from tessera_runtime.protocol.http2.stream import Received
 
 
 class Streaming(Call):
@@ -33,17 +34,17 @@ class Streaming(Call):
     def holds(self) -> bool:
         return self._held_bytes > 0
 
-    def receive(self, data: bytes, at: int, end: int) -> None:
+    def receive(self, data: Received, at: int, end: int) -> None:
         if self._held or (self._slot is None and self.busy()):
-            self._hold(data[at:end])
+            self._hold(bytes(data[at:end]))
         else:
             self._taking = True
             super().receive(data, at, end)
             self._taking = False
 
-    def keep(self, data: bytes, at: int, end: int) -> int:
+    def keep(self, data: Received, at: int, end: int) -> int:
         if at < end and self.busy():
-            self._hold(data[at:end])
+            self._hold(bytes(data[at:end]))
             return end
         return at
 

@@ -39,6 +39,8 @@ from tessera_runtime.protocol.v2json import Encoding, RequestBody, decode_call
 
 _log = logging.getLogger(__name__)
 
+_USUAL_HEAD = 1024
+"""Bytes in which the end of a head is looked for first."""
 _PROGRESS = 1024
 """Bytes: the least that counts as progress of a chunked body, whose length is unknown."""
 
@@ -110,9 +112,14 @@ class HttpConnection(asyncio.BufferedProtocol):
                 self._mark = self._filled
                 self._since = self._hub.now
             return
-        data = bytes(self._hub.scratch[:nbytes])
+        received = self._hub.scratch[:nbytes]
+        if state is State.HEAD and not self._pending and self not in self._hub.blocked:
+            self._pending = self._begin_received(received)
+            self._advance()
+            return
+        data = bytes(received)
         if state is State.HEAD:
-            self._pending = self._pending + data if self._pending else data
+            self._pending += data
         elif state is State.CHUNKED:
             assert self._chunks is not None
             self._pending = self._take_chunks(self._chunks, data)
@@ -225,9 +232,22 @@ class HttpConnection(asyncio.BufferedProtocol):
                 except BadHead as error:
                     self._refuse(error.status, str(error))
                     return
-                self._pending = self._begin(head, data, end)
+                self._pending = self._begin(head, memoryview(data), end)
 
-    def _begin(self, head: Head, data: bytes, at: int) -> bytes:
+    def _begin_received(self, data: memoryview) -> bytes:
+        """Begin the request whose head is the beginning of ``data``, as most are; returns what is left to look at."""
+        start = bytes(data[:_USUAL_HEAD])
+        end = start.find(b"\r\n\r\n") + 4
+        if end < 4 or start[0] in b"\r\n":
+            return bytes(data)
+        try:
+            head = parse_head(start[:end])
+        except BadHead as error:
+            self._refuse(error.status, str(error))
+            return b""
+        return self._begin(head, data, end)
+
+    def _begin(self, head: Head, data: memoryview, at: int) -> bytes:
         """Start the request whose body begins at ``data[at]``; returns what lies behind it."""
         self._head = head
         hub = self._hub
@@ -248,25 +268,26 @@ class HttpConnection(asyncio.BufferedProtocol):
             elif size:
                 slot = allocate(size)
                 view = slot.view
-                view[:have] = memoryview(data)[at:stop]
+                view[:have] = data[at:stop]
+                hub.copied += have
                 self._slot, self._view, self._size = slot, view, size
         except ServeError as error:
             if have < size or head.chunked:
                 self._refuse(status_of(error).http, str(error))
             else:
                 self._answer_error(error)
-            return data[stop:]
+            return bytes(data[stop:])
         self._filled = self._mark = have
         if head.expect_continue and at == len(data) and (size or head.chunked):
             self._transport.write(CONTINUE)
         if self._chunks is not None:
             self._state = State.CHUNKED
-            return self._take_chunks(self._chunks, data[at:])
+            return self._take_chunks(self._chunks, bytes(data[at:]))
         if have < size:
             self._state = State.BODY
         else:
             self._execute()
-        return data[stop:]
+        return bytes(data[stop:])
 
     def _take_chunks(self, body: ChunkedBody, data: bytes) -> bytes:
         """Decode chunks; returns what lies behind the body."""
@@ -283,6 +304,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._since = self._hub.now
         if body.done:
             self._slot, self._filled = body.take(), body.size
+            self._hub.copied += body.size
             self._execute()
         return data[consumed:]
 

@@ -17,6 +17,11 @@ from tessera_runtime.protocol.listen import listen_on
 _log = logging.getLogger(__name__)
 
 
+SCRATCH = 4096
+"""Bytes received at once while a head is expected. What has come of the body with it has to be copied, so not more
+than heads usually have and a small body."""
+
+
 class HttpServer:
     """Made by :func:`start_http`."""
 
@@ -29,6 +34,11 @@ class HttpServer:
     @property
     def connections(self) -> int:
         return len(self._hub.connections)
+
+    @property
+    def copied(self) -> int:
+        """Bytes of bodies that were not received where they are used."""
+        return self._hub.copied
 
     async def renew(self, context: ssl.SSLContext | None) -> None:
         """New connections are under ``context`` from now on."""
@@ -83,7 +93,7 @@ async def start_http(
     """
     limits = limits or HttpLimits()
     loop = asyncio.get_running_loop()
-    hub = Hub(plane, limits, loop.time(), memoryview(bytearray(limits.max_head)))
+    hub = Hub(plane, limits, loop.time(), memoryview(bytearray(min(SCRATCH, limits.max_head))))
     sock = sock or listen_on(host, port)
     accepting = await accept_on(sock, lambda: HttpConnection(hub), context)
     return HttpServer(hub, accepting, loop.create_task(_sweep(hub)))

@@ -26,6 +26,8 @@ class Hub:
     """Connections whose client does not read, the longest blocked first."""
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     """Loads and unloads under way; they outlive the connection that asked."""
+    copied: int = 0
+    """Bytes of bodies that were not received where they are used."""
     closing: bool = False
     """Answers close their connections."""
     draining: bool = False

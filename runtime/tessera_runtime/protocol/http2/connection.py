@@ -30,7 +30,7 @@ from tessera_runtime.protocol.http2.frames import (
 )
 from tessera_runtime.protocol.http2.headers import HeaderReader, check_trailers
 from tessera_runtime.protocol.http2.hub import Hub
-from tessera_runtime.protocol.http2.stream import Stream
+from tessera_runtime.protocol.http2.stream import Received, Stream
 
 _log = logging.getLogger(__name__)
 
@@ -84,12 +84,13 @@ class Connection(Control):
                 if not self._left and not self._padding:
                     self._end_data()
                 return
-            data = bytes(self.hub.scratch[:nbytes])
             if self.ending:
                 return
-            if self._pending:
-                data = self._pending + data
-                self._pending = b""
+            received = self.hub.scratch[:nbytes]
+            if self._begun and not self._pending:
+                self._parse(received, 0)
+                return
+            data, self._pending = self._pending + received, b""
             at = 0 if self._begun else self._begin(data)
             if at >= 0:
                 self._parse(data, at)
@@ -114,7 +115,7 @@ class Connection(Control):
         self._begun = True
         return start
 
-    def _parse(self, data: bytes, at: int) -> None:
+    def _parse(self, data: Received, at: int) -> None:
         """Take every complete frame of ``data``, and of DATA frames whatever is there."""
         size, begin = len(data), at
         streams = self.streams
@@ -141,7 +142,7 @@ class Connection(Control):
                 raise BadConnection(Code.FRAME_SIZE_ERROR, "a frame over the allowed size")
             if end > size:
                 break
-            payload = data[at + HEADER_SIZE : end]
+            payload = bytes(data[at + HEADER_SIZE : end])
             at = end
             try:
                 if kind == HEADERS:
@@ -161,7 +162,7 @@ class Connection(Control):
             self._partial_since = None
         elif self._partial_since is None or (at > begin and self._block is None):
             self._partial_since = self.hub.now
-        self._pending = data[at:]
+        self._pending = bytes(data[at:])
 
     def _take_headers(self, flags: int, number: int, payload: bytes) -> None:
         if flags & frames.PADDED:
@@ -232,7 +233,7 @@ class Connection(Control):
         check_trailers(fields)
         self._ended(stream)
 
-    def _take_whole(self, stream: Stream, data: bytes, at: int, length: int) -> bool:
+    def _take_whole(self, stream: Stream, data: Received, at: int, length: int) -> bool:
         """Take the one DATA frame of a request, as most have it; False for what is not that simple."""
         if (
             stream.received
@@ -248,7 +249,7 @@ class Connection(Control):
         stream.whole(data, start, start + length)
         return True
 
-    def _begin_data(self, data: bytes, at: int, length: int, flags: int, number: int) -> int:
+    def _begin_data(self, data: Received, at: int, length: int, flags: int, number: int) -> int:
         """A DATA frame whose payload begins at ``data[at]``; returns what was consumed."""
         if length > self.hub.limits.max_frame:
             raise BadConnection(Code.FRAME_SIZE_ERROR, "a DATA frame over MAX_FRAME_SIZE")
@@ -285,7 +286,7 @@ class Connection(Control):
                 self._charge(self._frames, "empty DATA frames")
         return self._take_data(data, at)
 
-    def _take_data(self, data: bytes, at: int) -> int:
+    def _take_data(self, data: Received, at: int) -> int:
         """Take what ``data`` has from ``at`` on of the current DATA frame; returns where that ends."""
         stream = self._data
         end = min(len(data), at + self._left)

@@ -54,6 +54,8 @@ class Hub:
     """Bytes of answers that wait at streams."""
     held: int = 0
     """Bytes of requests that wait at streams whose earlier requests are not answered."""
+    copied: int = 0
+    """Bytes of messages that were not received where they are used, each time that they were copied."""
     calls: int = 0
     """Streams that are open."""
     draining: bool = False

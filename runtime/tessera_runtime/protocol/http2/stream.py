@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from tessera_runtime.protocol.http2.connection import Connection
 
 
+Received = bytes | memoryview
+"""Bytes that are there until the call returns: a view is of a buffer that all connections share."""
+
+
 class Stream:
     """Base of what ``open_stream`` makes. The connection calls the methods below; all of them may answer.
 
@@ -40,13 +44,13 @@ class Stream:
         self.window = connection.peer_window
         """Bytes that may be sent to the client."""
 
-    def whole(self, data: bytes, at: int, end: int) -> None:
+    def whole(self, data: Received, at: int, end: int) -> None:
         """All of the request's body is ``data[at:end]``."""
         self.receive(data, at, end)
         if not self.over:
             self.end()
 
-    def receive(self, data: bytes, at: int, end: int) -> None:
+    def receive(self, data: Received, at: int, end: int) -> None:
         """The next bytes of the request are ``data[at:end]``."""
         raise NotImplementedError
 
