@@ -3,7 +3,7 @@
 Each verb is a module with ``add_arguments(parser)`` and ``run(arguments) -> int``, imported when it is
 used: planning and simulating need none of the serving libraries.
 
-Exit codes: 0 done, 1 the thing asked about is not so or failed, 2 wrong usage, 78 a port is taken,
+Exit codes: 0 done, 1 the thing asked about is not so or failed, 2 wrong usage, 78 a port is taken or a certificate of no use,
 130 interrupted.
 """
 

@@ -37,6 +37,13 @@ READY_TIMEOUT_S = 300.0
 DEFAULT_STATE_DIR = Path(os.environ.get("XDG_STATE_HOME", Path.home() / ".local/state")) / "tessera"
 
 
+_TLS_FILES = {
+    "tls-cert": "serve HTTP and gRPC over TLS: certificate and its chain, PEM",
+    "tls-key": "its key, without a password",
+    "tls-client-ca": "clients have to show a certificate of one of these authorities",
+}
+
+
 class ServeFailed(Exception):
     """Serving did not start; the message is for the user."""
 
@@ -61,6 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ModelProfile JSON to use instead of measuring (repeatable)",
     )
     add_state_dir(parser)
+    for name, text in _TLS_FILES.items():
+        parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=text)
     parser.add_argument(
         "--objective",
         choices=("rate", "cost"),
@@ -146,6 +155,7 @@ def _prepare(arguments: argparse.Namespace) -> _Prepared:
         options=Options(
             state_dir=state_dir,
             host=arguments.host,
+            tls=arguments.tls_cert is not None,
             policy=Policy(objective=objective, reserved_cores=reserved),
             cpu_cores=core_counts("--cpu-cores", arguments.cpu_cores),
             allow_code=allow_code,
@@ -250,6 +260,10 @@ async def running_server(
             "log-level": arguments.log_level,
             "parent": os.getpid(),
         }
+        for name in _TLS_FILES:  # what only measures has none of them
+            file = getattr(arguments, name.replace("-", "_"), None)
+            if file is not None:
+                flags[name] = file.absolute()
         server = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -273,7 +287,9 @@ async def _answering(control: ControlClient, server: Process) -> None:
     for _ in range(600):
         if server.returncode is not None:
             if server.returncode == os.EX_CONFIG:
-                raise ServeFailed("a port is taken (see above)", os.EX_CONFIG)
+                raise ServeFailed(
+                    "the server cannot work with its settings (see above)", os.EX_CONFIG
+                )
             raise ServeFailed(f"the server did not start: status {server.returncode}")
         try:
             await control.report()

@@ -24,6 +24,7 @@ from tessera_operator.facts import Facts, Follower, Source
 from tessera_operator.health import Health
 from tessera_operator.heartbeats import renewals
 from tessera_operator.leader import Leader
+from tessera_operator.pod_tls import Tls
 from tessera_operator.pools import ACTIVATOR, NAME_LABEL, RUNTIME, Images, Installation
 from tessera_operator.routes import MANAGED_BY
 
@@ -165,12 +166,25 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--agent-service-account", default="tessera-agent")
     parser.add_argument("--runtime-priority-class", default="")
     parser.add_argument("--agent-arg", action="append", default=[], help="further agent option")
+    parser.add_argument("--tls-secret", default="", help="of runtime pods; empty: in clear")
+    parser.add_argument("--tls-client-ca-secret", default="", help="of those who may ask them")
+    parser.add_argument("--tls-peer-name", default="tessera-runtime", help="in the certificate")
     parser.add_argument("--port", type=int, default=8080, help="of health and metrics")
     parser.add_argument("--log-level", default="info")
     arguments = parser.parse_args()
     if not arguments.namespace:
         parser.error("--namespace: found nothing, expected the namespace of the runtime pods")
+    if arguments.tls_client_ca_secret and not arguments.tls_secret:
+        parser.error(
+            "--tls-client-ca-secret: clients are asked for certificates with --tls-secret only"
+        )
     return arguments
+
+
+def _tls(arguments: argparse.Namespace) -> Tls | None:
+    if not arguments.tls_secret:
+        return None
+    return Tls(arguments.tls_secret, arguments.tls_client_ca_secret, arguments.tls_peer_name)
 
 
 def main() -> int:
@@ -199,6 +213,7 @@ def main() -> int:
         arguments.agent_service_account,
         arguments.runtime_priority_class,
         tuple(arguments.agent_arg),
+        _tls(arguments),
     )
     stop = threading.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):

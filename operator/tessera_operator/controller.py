@@ -63,7 +63,8 @@ class Controller:
         self._afresh = False
         self.heartbeats = Heartbeats(config.lost_after_s)
         self.writer = Writer(cluster, self._documents)
-        self._reporter = Reporter(self.writer, self._documents)
+        self._tls = where.tls is not None
+        self._reporter = Reporter(self.writer, self._documents, tls=self._tls)
 
     def take(self, changed: Mapping[Key, Document | None]) -> None:
         """Take over objects that are new, changed, or, with None, gone."""
@@ -316,7 +317,7 @@ class Controller:
             if name not in taken or key_of(found) in self._documents:
                 documents.append(found)
             if self._config.gateway is not None and name not in taken:
-                documents += routes.gateway_documents(service, self._config.gateway)
+                documents += routes.gateway_documents(service, self._config.gateway, tls=self._tls)
         self.writer.put_all(documents)
 
     def _finish(self, nodes: Sequence[RuntimeNode], now: Now) -> None:

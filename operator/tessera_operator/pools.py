@@ -21,6 +21,7 @@ from tessera_core.gpu.tables import model_of
 from tessera_core.plan.decision import Plan, Why
 from tessera_core.plan.state import CPU
 from tessera_core.plan.state_in import POOL_LABEL
+from tessera_operator import pod_tls
 from tessera_operator.routes import GRPC_PORT, HTTP_PORT, MANAGED_BY
 
 NAME_LABEL = "app.kubernetes.io/name"
@@ -53,6 +54,8 @@ class Installation:
     priority_class: str = ""
     agent_args: tuple[str, ...] = ()
     """Further options of the agents."""
+    tls: pod_tls.Tls | None = None
+    """Of the servers; None: in clear."""
 
 
 def deployment(pool: RuntimePool, replicas: int, where: Installation) -> dict[str, Any]:
@@ -220,7 +223,7 @@ def _pod(pool: RuntimePool, where: Installation) -> dict[str, Any]:
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [_server(pool, image, where), _agent(pool, image, where)],
-        "volumes": _volumes(shape.shared_memory),
+        "volumes": [*_volumes(shape.shared_memory), *pod_tls.volumes(where.tls)],
     }
     if shape.runtime_class_name:
         spec["runtimeClassName"] = shape.runtime_class_name
@@ -248,6 +251,7 @@ def _server(pool: RuntimePool, image: str, where: Installation) -> dict[str, Any
             f"--preload={preload}",
             f"--shutdown-delay={SHUTDOWN_DELAY_S}",
             f"--drain-timeout={DRAIN_S}",
+            *pod_tls.options(where.tls),
         ],
         "ports": [
             {"name": "http", "containerPort": HTTP_PORT},
@@ -255,13 +259,13 @@ def _server(pool: RuntimePool, image: str, where: Installation) -> dict[str, Any
             {"name": "metrics", "containerPort": METRICS_PORT},
         ],
         "readinessProbe": {
-            "httpGet": {"path": "/v2/health/ready", "port": "http"},
+            **pod_tls.probe("/v2/health/ready", where.tls),
             "periodSeconds": 2,
             "timeoutSeconds": 2,
         },
         # It restarts what hangs inside itself; this is for when the front end does.
         "livenessProbe": {
-            "httpGet": {"path": "/v2/health/live", "port": "http"},
+            **pod_tls.probe("/v2/health/live", where.tls),
             "initialDelaySeconds": 20,
             "periodSeconds": 10,
             "timeoutSeconds": 5,
@@ -274,6 +278,7 @@ def _server(pool: RuntimePool, image: str, where: Installation) -> dict[str, Any
             {"name": "models", "mountPath": "/models", "readOnly": True},
             {"name": "shm", "mountPath": "/dev/shm"},
             {"name": "server-tmp", "mountPath": "/tmp"},
+            *pod_tls.mounts(where.tls),
         ],
     }
 

@@ -48,8 +48,11 @@ class Round:
 class Reporter:
     """Writes what users read. Not thread-safe."""
 
-    def __init__(self, writer: Writer, documents: Mapping[Key, Document]) -> None:
-        self._writer, self._documents = writer, documents
+    def __init__(
+        self, writer: Writer, documents: Mapping[Key, Document], *, tls: bool = False
+    ) -> None:
+        """``tls``: of the servers that clients reach."""
+        self._writer, self._documents, self._tls = writer, documents, tls
         self._numbers_s: dict[str, float] = {}
         self._taken: frozenset[str] = frozenset()
         """Services whose name somebody else's Service has."""
@@ -62,7 +65,9 @@ class Reporter:
             each.served_name: ("Service", each.metadata.namespace, each.metadata.name)
             for each in services
         }
-        documents = {each.served_name: routes.service_document(each) for each in services}
+        documents = {
+            each.served_name: routes.service_document(each, tls=self._tls) for each in services
+        }
         self._writer.put_all(
             documents[name] for name, key in keys.items() if key in self._documents
         )
@@ -188,7 +193,7 @@ class Reporter:
             if found.rollout is not None and name in index.moved
             else (before.name if before is not None else None),
             under_way=name in index.under_way,
-            url=routes.url_of(service),
+            url=routes.url_of(service, tls=self._tls),
         )
 
     def _report_pool(

@@ -25,6 +25,7 @@ told from growing with the square of their number."""
 MOST_ENDPOINTS = 1000
 """Of one EndpointSlice, by the API."""
 HTTP_PORT, GRPC_PORT = 8000, 8001
+
 DRAINING = "Draining"
 
 Member = tuple[str, str]
@@ -125,8 +126,13 @@ def served_status(node: RuntimeNode, service: str) -> ServedStatus | None:
     return next((each for each in node.status.services if each.name == service), None)
 
 
-def service_document(service: ModelService) -> dict[str, Any]:
-    """The Service that clients use. It goes with its ModelService."""
+def service_port(tls: bool) -> int:
+    """Of the Service, for HTTP: what clients take for granted."""
+    return 443 if tls else 80
+
+
+def service_document(service: ModelService, *, tls: bool = False) -> dict[str, Any]:
+    """The Service that clients use, with TLS or in clear. It goes with its ModelService."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -134,8 +140,8 @@ def service_document(service: ModelService) -> dict[str, Any]:
         "spec": {
             "type": "ClusterIP",
             "ports": [
-                _port("http", 80, HTTP_PORT, "http"),
-                _port("grpc", GRPC_PORT, GRPC_PORT, "kubernetes.io/h2c"),
+                _port("http", service_port(tls), HTTP_PORT, "https" if tls else "http"),
+                _port("grpc", GRPC_PORT, GRPC_PORT, "https" if tls else "kubernetes.io/h2c"),
             ],
         },
     }
@@ -163,7 +169,9 @@ def slice_document(service: ModelService, addresses: Sequence[str]) -> dict[str,
     }
 
 
-def gateway_documents(service: ModelService, gateway: Gateway) -> tuple[dict[str, Any], ...]:
+def gateway_documents(
+    service: ModelService, gateway: Gateway, *, tls: bool = False
+) -> tuple[dict[str, Any], ...]:
     """An HTTPRoute and a GRPCRoute that lead from ``gateway`` to the Service."""
     name = service.metadata.name
     host = f"{name}.{service.metadata.namespace}.{gateway.domain}"
@@ -178,13 +186,13 @@ def gateway_documents(service: ModelService, gateway: Gateway) -> tuple[dict[str
                 "rules": [{"backendRefs": [{"name": name, "port": port}]}],
             },
         }
-        for kind, port in (("HTTPRoute", 80), ("GRPCRoute", GRPC_PORT))
+        for kind, port in (("HTTPRoute", service_port(tls)), ("GRPCRoute", GRPC_PORT))
     )
 
 
-def url_of(service: ModelService) -> str:
+def url_of(service: ModelService, *, tls: bool = False) -> str:
     """Where clients find it."""
-    return f"http://{service.metadata.name}.{service.metadata.namespace}.svc"
+    return f"http{'s' * tls}://{service.metadata.name}.{service.metadata.namespace}.svc"
 
 
 def _owned(service: ModelService, name: str, labels: Mapping[str, str]) -> dict[str, Any]:

@@ -39,6 +39,9 @@ ZYGOTE_ENVIRONMENT = {
     "ORT_DISABLE_TELEMETRY": "1",
 }
 
+ACCEPT_WITHIN_S = 3.0
+"""A dispatcher that replaces another lets connections wait until it can serve them, at most so long."""
+
 STOP_GRACE_S = 10.0
 """Beyond the dispatcher's own drain time-out, before it is killed."""
 
@@ -51,6 +54,8 @@ class Child:
     command: Sequence[str]
     fds: tuple[int, ...]
     environment: dict[str, str]
+    again: tuple[str, ...] = ()
+    """Further options of every start but the first."""
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     start_at: float = 0.0
@@ -58,7 +63,8 @@ class Child:
     failures: int = 0
 
     def start(self, now: float) -> None:
-        self.process = subprocess.Popen(self.command, pass_fds=self.fds, env=self.environment)
+        command = [*self.command, *(self.again if self.started else ())]
+        self.process = subprocess.Popen(command, pass_fds=self.fds, env=self.environment)
         self.started = now
         log.info("started %s", self.name, extra={"pid": self.process.pid})
 
@@ -107,14 +113,15 @@ class Supervisor:
         self._stopping = False
 
     def prepare(self) -> None:
-        """Take the HTTP port and the local sockets. Raises PortTaken."""
+        """Take the ports of clients and the local sockets. Raises PortTaken."""
         options = self._options
         options.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         http = listen_on(options.host, options.http)
+        grpc = listen_on(options.host, options.grpc)
         zygote_path = options.run_dir / "zygote.sock"
         zygote = _listen_unix(zygote_path, socket.SOCK_SEQPACKET)
         control = _listen_unix(control_path(options.run_dir), socket.SOCK_STREAM)
-        self._sockets = [http, zygote, control]
+        self._sockets = [http, grpc, zygote, control]
         environment = os.environ | options.environment
         self._children = [
             Child(
@@ -136,10 +143,10 @@ class Supervisor:
                     "tessera_runtime.dispatch.main",
                     {
                         "http-fd": http.fileno(),
+                        "grpc-fd": grpc.fileno(),
                         "control-fd": control.fileno(),
                         "zygote": zygote_path,
                         "host": options.host,
-                        "grpc": options.grpc,
                         "metrics": options.metrics,
                         "drain-timeout": options.drain_timeout_s,
                         "shutdown-delay": options.shutdown_delay_s,
@@ -148,8 +155,9 @@ class Supervisor:
                     },
                     options.dispatcher,
                 ),
-                (http.fileno(), control.fileno()),
+                (http.fileno(), grpc.fileno(), control.fileno()),
                 environment,
+                (f"--accept-within={ACCEPT_WITHIN_S}",),
             ),
         ]
 

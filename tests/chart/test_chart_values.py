@@ -136,6 +136,9 @@ def test_unknown_keys_are_refused_on_every_level() -> None:
         ("pools", [{"name": "cpu"}]),
         ("pools", [{"name": "CPU", "spec": {}}]),
         ("runtime.agentArgs", ["allow-code"]),
+        ("runtime.tls", {"clientCASecretName": "clients"}),
+        ("runtime.tls.secretName", "Of the runtime"),
+        ("runtime.tls.peerName", ""),
     ],
 )
 def test_what_makes_no_sense_is_refused(path: str, value: object) -> None:

@@ -67,6 +67,8 @@ class Options:
     measure_again: bool = False
     """Measure also what a kept profile says already."""
     host: str = "127.0.0.1"
+    tls: bool = False
+    """Whether the server speaks TLS, as those are told who want to know where it is."""
     hang_s: float = 60.0
     """A batch that takes longer while it is measured is hung."""
 
@@ -257,7 +259,7 @@ class LocalAgent:
         return LocalStatus(
             updated=datetime.now(UTC).isoformat(timespec="milliseconds"),
             pid=os.getpid(),
-            http=f"http://{host}:{report.ports.http}",
+            http=f"http{'s' * self._options.tls}://{host}:{report.ports.http}",
             grpc=f"{host}:{report.ports.grpc}",
             metrics=f"http://{host}:{report.ports.metrics}/metrics",
             ready=report.ready,

@@ -67,6 +67,7 @@ class Dispatcher:
         timeouts: Timeouts,
         plain_names: bool,
         hold_s: float = 300.0,
+        channels: Channels | None = None,
     ) -> None:
         """``hold_s``: most that a request may wait for the first instance or peer of its service.
 
@@ -90,7 +91,7 @@ class Dispatcher:
         self.gates = Gates()
         self.unloaded: set[str] = set()
         """Models that a client has asked to unload."""
-        self._channels = Channels()
+        self._channels = channels or Channels()
         self._deadlines = Deadlines()
         self._timeouts = timeouts
         self._plain_names = plain_names
@@ -216,18 +217,39 @@ class Dispatcher:
             if key in leaving:
                 have[key] = leaving.pop(key)
             elif key not in have:
-                have[key] = Instance(
-                    service,
-                    key[0],
-                    device,
-                    self.workers,
-                    self._timeouts,
-                    self._learned,
-                    self._place_ready,
-                )
+                have[key] = self._start(service, key, device)
         for key in [key for key in have if key not in wanted]:
             leaving[key] = have.pop(key)
         self._end_replaced(service)
+
+    def _start(self, service: Service, key: InstanceKey, device: DeviceTarget) -> Instance:
+        return Instance(
+            service,
+            key[0],
+            device,
+            self.workers,
+            self._timeouts,
+            self._learned,
+            self._place_ready,
+        )
+
+    def watched(self) -> Iterator[Instance]:
+        """The wanted instances whose replacement would not be the second at a time."""
+        for service, have in self.instances.items():
+            leaving = self._leaving.get(service, {})
+            yield from (instance for key, instance in have.items() if key not in leaving)
+
+    def replace(self, instance: Instance) -> None:
+        """Start another in the place of ``instance``, which serves until that one is warm."""
+        for service, have in self.instances.items():
+            for key, each in have.items():
+                if each is instance:
+                    member = service.members[key[0]]
+                    member.statistics.restarts += 1
+                    log.warning("%s/%s: an instance leaks: replaced", service.name, member.name)
+                    self._leaving[service][key] = instance
+                    have[key] = self._start(service, key, instance.device)
+                    return
 
     def _end_replaced(self, service: Service) -> None:
         """End the instances whose members have all the wanted ones warm."""
@@ -393,6 +415,8 @@ class Dispatcher:
 
     def _service(self, model: str, version: str) -> Service:
         service = self.serving.get(model)
+        if service is None and not self._told:
+            raise Unavailable("the server has just started and does not know yet what it serves")
         if service is None:
             raise NotFound(f"no model {model!r}; served are {sorted(self.serving)}")
         if version and version != service.version:

@@ -20,6 +20,7 @@ from tessera_runtime.dispatch.member import Member
 from tessera_runtime.dispatch.service import Service
 from tessera_runtime.dispatch.signatures import Signature
 from tessera_runtime.dispatch.waiting import eventually
+from tessera_runtime.dispatch.worker_memory import Gauge
 from tessera_runtime.dispatch.workers import (
     LoadFailed,
     OpenedLane,
@@ -155,6 +156,8 @@ class Instance:
         self.lane: Lane | None = None
         self.problem = ""
         self.memory_mib = 0.0
+        self.gauge: Gauge | None = None
+        """Of the memory of its process; None while there is none, or others share it."""
         self._service = service
         self._index = index
         self._workers = workers
@@ -244,7 +247,7 @@ class Instance:
             self._member.statistics.restarts += 1
             log.warning("worker %d of %s ended", worker.incarnation, self._service.name)
         finally:
-            self.lane = None
+            self.lane = self.gauge = None
             if lane is not None:
                 lane.close()
                 self._member.detach(lane)
@@ -252,17 +255,32 @@ class Instance:
             if lane is not None and lane.batch:
                 # Its process may still be running: what it held is given out again only once it is gone.
                 await _uninterrupted(worker.lost)
+                # The process may have had other instances: all are to be known gone before any work is given out anew.
+                await _uninterrupted(_next_turn())
+                if worker.orphaned:
+                    # Several end of one cause, which is none of their requests: no suspicion falls on those.
+                    for work in lane.batch:
+                        work.kills -= 1
                 self._member.lane_lost(lane)
 
     def _attach(self, opened: OpenedLane, loaded: m.Loaded) -> Lane:
         self._on_loaded(self._service, self._index, loaded)
         lane = Lane(self._member, opened, loaded.outputs, self._timeouts.hang_s)
         self.lane = lane
+        self.gauge = Gauge(opened.worker.pid) if self.device.kind == "cpu" else None
         self.problem = ""
         if not self._stopping:
             self._member.attach(lane)
         self._on_ready(self._service)
         return lane
+
+
+def _next_turn() -> asyncio.Future[None]:
+    """Done when whoever waits for the same as the caller has gone on."""
+    loop = asyncio.get_running_loop()
+    turn: asyncio.Future[None] = loop.create_future()
+    loop.call_soon(turn.set_result, None)
+    return turn
 
 
 async def _uninterrupted(future: asyncio.Future[None]) -> None:

@@ -13,18 +13,23 @@ import sys
 import uvloop
 
 from tessera_runtime import control, logs
+from tessera_runtime.dispatch import certificates
 from tessera_runtime.dispatch.arena import InputArena
 from tessera_runtime.dispatch.dispatcher import Dispatcher
 from tessera_runtime.dispatch.instances import Timeouts
 from tessera_runtime.dispatch.metrics import start_metrics
+from tessera_runtime.dispatch.peers import Channels
 from tessera_runtime.dispatch.profiler import profile
+from tessera_runtime.dispatch.waiting import eventually
+from tessera_runtime.dispatch.worker_memory import watch
 from tessera_runtime.dispatch.workers import LoadFailed, WorkerLost, WorkerPool
 from tessera_runtime.errors import ServeError
 from tessera_runtime.parent import die_with
-from tessera_runtime.protocol.grpc_server import start_grpc
-from tessera_runtime.protocol.http_server import start_http
+from tessera_runtime.protocol.grpc_server import GrpcServer, start_grpc
+from tessera_runtime.protocol.http_server import HttpServer, start_http
 from tessera_runtime.protocol.limits import GrpcLimits, HttpLimits
 from tessera_runtime.protocol.listen import PortTaken
+from tessera_runtime.protocol.tls import TlsInvalid
 from tessera_runtime.target import Ports
 
 log = logging.getLogger(__name__)
@@ -41,15 +46,22 @@ def parser() -> argparse.ArgumentParser:
     """Options of the process; the supervisor fills them in."""
     arguments = argparse.ArgumentParser(prog="tessera-dispatcher")
     arguments.add_argument("--http-fd", type=int, required=True)
+    arguments.add_argument("--grpc-fd", type=int, required=True)
     arguments.add_argument("--control-fd", type=int, required=True)
     arguments.add_argument("--zygote", required=True, metavar="PATH")
     arguments.add_argument("--host", default="127.0.0.1")
-    arguments.add_argument("--grpc", type=int, default=8001)
     arguments.add_argument("--metrics", type=int, default=8002)
     arguments.add_argument("--arena-mib", type=int, default=256)
     arguments.add_argument("--max-request-mib", type=int, default=64)
     arguments.add_argument("--load-timeout", type=float, default=300.0, metavar="SECONDS")
     arguments.add_argument("--hang-timeout", type=float, default=10.0, metavar="SECONDS")
+    arguments.add_argument(
+        "--worker-growth-mib",
+        type=int,
+        default=1024,
+        metavar="MIB",
+        help="an instance on a CPU that has grown by so much since it was warm is replaced",
+    )
     arguments.add_argument("--drain-timeout", type=float, default=30.0, metavar="SECONDS")
     arguments.add_argument("--shutdown-delay", type=float, default=0.0, metavar="SECONDS")
     arguments.add_argument(
@@ -59,6 +71,14 @@ def parser() -> argparse.ArgumentParser:
         help="after which clients are sent to connect anew; half of --shutdown-delay if not given",
     )
     arguments.add_argument("--hold-timeout", type=float, default=300.0, metavar="SECONDS")
+    arguments.add_argument(
+        "--accept-within",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="most that connections wait for what is wanted to be served",
+    )
+    certificates.add_options(arguments)
     arguments.add_argument("--plain-names", action="store_true")
     arguments.add_argument("--log-level", default="info")
     arguments.add_argument(
@@ -74,22 +94,25 @@ def main() -> None:
     logs.configure("dispatcher", arguments.log_level)
     try:
         uvloop.run(serve(arguments))
-    except PortTaken as error:
+    except (PortTaken, TlsInvalid) as error:
         log.error("%s", error)
         sys.exit(os.EX_CONFIG)
 
 
 async def serve(arguments: argparse.Namespace) -> None:
-    """Serve until SIGTERM, then drain. Raises PortTaken."""
+    """Serve until SIGTERM, then drain. Raises PortTaken, TlsInvalid."""
     largest = arguments.max_request_mib * MIB
     arena = InputArena(arguments.arena_mib * MIB, largest + PEER_OVERHEAD)
     pool = WorkerPool(arguments.zygote, arena)
+    tls = certificates.read(arguments)
+    channels = Channels(certificates.security(tls, arguments.peer_name))
     dispatcher = Dispatcher(
         arena,
         pool,
         timeouts=Timeouts(load_s=arguments.load_timeout, hang_s=arguments.hang_timeout),
         plain_names=arguments.plain_names,
         hold_s=arguments.hold_timeout,
+        channels=channels,
     )
 
     async def answer(request: control.Request) -> control.Answer:
@@ -111,10 +134,26 @@ async def serve(arguments: argparse.Namespace) -> None:
                 except TimeoutError:
                     return control.Refused(f"measuring took over {PROFILE_TIMEOUT_S:.0f} s")
 
+    http_socket = socket.socket(fileno=arguments.http_fd)
+    grpc_socket = socket.socket(fileno=arguments.grpc_fd)
+    front_ends: list[HttpServer | GrpcServer] = []
+    metrics = start_metrics(
+        dispatcher,
+        lambda: sum(each.copied for each in front_ends),
+        arguments.host,
+        arguments.metrics,
+    )
+    dispatcher.ports = Ports(
+        http_socket.getsockname()[1], grpc_socket.getsockname()[1], metrics.port
+    )
+    controls = await control.serve_control(answer, arguments.control_fd)
+    # Connections queue in the sockets, which others opened: better late than refused.
+    await eventually(dispatcher.ready, arguments.accept_within)
     http = await start_http(
         dispatcher,
-        socket.socket(fileno=arguments.http_fd),
+        http_socket,
         limits=HttpLimits(max_body=largest),
+        context=tls.http,
     )
     grpc_limits = GrpcLimits(
         max_message=largest + PEER_OVERHEAD,
@@ -122,13 +161,21 @@ async def serve(arguments: argparse.Namespace) -> None:
         # What is held may take that long; a shorter grace would cut it off.
         max_connection_age_grace_s=max(30.0, arguments.hold_timeout),
     )
-    grpc = await start_grpc(dispatcher, arguments.host, arguments.grpc, grpc_limits)
-    metrics = start_metrics(
-        dispatcher, lambda: http.copied + grpc.copied, arguments.host, arguments.metrics
+    grpc = await start_grpc(
+        dispatcher,
+        grpc_socket,
+        limits=grpc_limits,
+        context=tls.grpc,
     )
-    dispatcher.ports = Ports(http.port, grpc.port, metrics.port)
-    controls = await control.serve_control(answer, arguments.control_fd)
+    front_ends += http, grpc
     log.info("serving", extra={"http": http.port, "grpc": grpc.port, "metrics": metrics.port})
+    watching = [
+        asyncio.create_task(work)
+        for work in (
+            watch(dispatcher.watched, dispatcher.replace, arguments.worker_growth_mib),
+            certificates.follow(tls, arguments.peer_name, http, grpc, channels),
+        )
+    ]
     stopping = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stopping.set)
@@ -143,6 +190,8 @@ async def serve(arguments: argparse.Namespace) -> None:
     controls.close()
     timeout_s = arguments.drain_timeout
     dispatcher.holds.refuse_after(timeout_s / 2)
+    for task in watching:
+        task.cancel()
     await asyncio.gather(http.drain(timeout_s), grpc.drain(timeout_s))
     await dispatcher.drain(timeout_s)
     await dispatcher.close()

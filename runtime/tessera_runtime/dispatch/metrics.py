@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app, start_http_server
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -32,7 +33,7 @@ EXPORTED = tuple(range(0, len(BOUNDS_S), 8))
 
 
 class MetricsServer:
-    """The exporter: its own thread and port."""
+    """The exporter: its own thread and port. Health is told there too, for probes that cannot show a certificate."""
 
     def __init__(
         self, dispatcher: Dispatcher, copied: Callable[[], int], host: str, port: int
@@ -41,6 +42,9 @@ class MetricsServer:
         registry.register(_Collector(dispatcher, copied, asyncio.get_running_loop()))
         try:
             self._server, self._thread = start_http_server(port, host, registry)
+            self._server.set_app(
+                _with_health(make_wsgi_app(registry), dispatcher, asyncio.get_running_loop())
+            )
         except OSError as error:
             raise PortTaken(
                 error.errno or 0, f"cannot listen on port {port} of {host}: {error.strerror}"
@@ -57,6 +61,29 @@ def start_metrics(
 ) -> MetricsServer:
     """Serve ``/metrics``; ``copied``: bytes of inputs that front ends copied. Raises PortTaken."""
     return MetricsServer(dispatcher, copied, host, port)
+
+
+def _with_health(
+    metrics: WSGIApplication, dispatcher: Dispatcher, loop: asyncio.AbstractEventLoop
+) -> WSGIApplication:
+    """``metrics``, and what Kubernetes asks for: answered by the loop that serves, so that its hanging shows."""
+    asked = {"/v2/health/live": dispatcher.live, "/v2/health/ready": dispatcher.ready}
+
+    async def ask(question: Callable[[], bool]) -> bool:
+        return question()
+
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        question = asked.get(environ["PATH_INFO"])
+        if question is None:
+            return metrics(environ, start_response)
+        try:
+            said = asyncio.run_coroutine_threadsafe(ask(question), loop).result(SNAPSHOT_TIMEOUT_S)
+        except TimeoutError:
+            said = False
+        start_response("200 OK" if said else "503 Service Unavailable", [("Content-Length", "0")])
+        return ()
+
+    return answer
 
 
 class _Collector(Collector):

@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Coroutine
 from typing import Any
 
-from tessera_runtime.protocol.peer_client import PeerClient
+from tessera_runtime.protocol.peer_client import PeerClient, PeerSecurity
 
 
 class Channels:
     """Who uses which channel, and the tasks that run on them."""
 
-    def __init__(self) -> None:
+    def __init__(self, security: PeerSecurity | None = None) -> None:
+        self._security = security
         self._clients: dict[str, PeerClient] = {}
         self._users: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -22,9 +23,15 @@ class Channels:
         """The channel to ``address``, which stays open until it was given back as often as taken."""
         client = self._clients.get(address)
         if client is None:
-            client = self._clients[address] = PeerClient(address)
+            client = self._clients[address] = PeerClient(address, self._security)
         self._users[address] += 1
         return client
+
+    def renew(self, security: PeerSecurity | None) -> None:
+        """All calls from now on are made with ``security``."""
+        self._security = security
+        for client in self._clients.values():
+            self.run(client.renew(security))
 
     def give_back(self, client: PeerClient) -> None:
         self._users[client.address] -= 1

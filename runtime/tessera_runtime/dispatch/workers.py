@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from tessera_runtime.dispatch.arena import InputArena
+from tessera_runtime.dispatch.worker_memory import bound
 from tessera_runtime.memory import UntrustedMemory, map_readonly
 from tessera_runtime.worker import messages as m
 
@@ -75,6 +76,8 @@ class Worker:
         self.alive = True
         self.killed = False
         """Whether it was ended on purpose."""
+        self.orphaned = False
+        """Whether the zygote has ended, which takes it along."""
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the process is known gone."""
         self._pidfd = pidfd
@@ -237,6 +240,7 @@ class WorkerPool:
             raise
         finally:
             self._forks.pop(incarnation, None)
+        bound(pid, place.memory_mib if place.kind == "cpu" else 0)
         worker = self._started[incarnation] = Worker(incarnation, pid, pidfd, ours, place)
         return worker
 
@@ -278,6 +282,8 @@ class WorkerPool:
         if not data:
             log.warning("the zygote is gone; its workers end with it")
             self.close()
+            for orphan in self._started.values():
+                orphan.orphaned = True
             self._started.clear()
             for future in self._forks.values():
                 if not future.done():

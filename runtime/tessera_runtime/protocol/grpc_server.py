@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+import ssl
 from functools import partial
 
 from tessera_runtime.dataplane import DataPlane
+from tessera_runtime.protocol.accepting import Accepting, accept_on
 from tessera_runtime.protocol.grpc_call import Service, open_call
 from tessera_runtime.protocol.grpc_head import head_reader
 from tessera_runtime.protocol.grpc_health import HEALTH_SERVICE, health_methods
@@ -18,7 +21,7 @@ from tessera_runtime.protocol.http2.connection import Connection
 from tessera_runtime.protocol.http2.hub import Hub
 from tessera_runtime.protocol.http2.lifetime import opening
 from tessera_runtime.protocol.limits import KIB, GrpcLimits
-from tessera_runtime.protocol.listen import BACKLOG, listen_on
+from tessera_runtime.protocol.listen import listen_on
 from tessera_runtime.protocol.messages import SERVICE
 
 _log = logging.getLogger(__name__)
@@ -31,13 +34,17 @@ class GrpcServer:
     """Made by :func:`start_grpc`."""
 
     def __init__(
-        self, hub: Hub, service: Service, server: asyncio.Server, sweeper: asyncio.Task[None]
+        self,
+        hub: Hub,
+        service: Service,
+        accepting: Accepting,
+        sweeper: asyncio.Task[None],
     ) -> None:
         self._hub = hub
         self._service = service
-        self._server = server
+        self._accepting = accepting
         self._sweeper = sweeper
-        self.port: int = server.sockets[0].getsockname()[1]
+        self.port: int = accepting.port
 
     @property
     def connections(self) -> int:
@@ -48,6 +55,10 @@ class GrpcServer:
         """Bytes of messages that were not received where they are used, each time that they were copied."""
         return self._hub.copied
 
+    async def renew(self, context: ssl.SSLContext | None) -> None:
+        """New connections are under ``context`` from now on."""
+        await self._accepting.use(context)
+
     async def drain(self, timeout_s: float) -> None:
         """Stop listening, have clients go away, answer all that they sent before, then cut what is left.
 
@@ -55,7 +66,7 @@ class GrpcServer:
         """
         hub = self._hub
         hub.draining = True
-        self._server.close()
+        self._accepting.refuse()
         for connection in list(hub.connections):
             connection.go_away()
         if hub.connections:
@@ -69,7 +80,7 @@ class GrpcServer:
         """Stop at once: calls in flight are cancelled. Idempotent."""
         hub = self._hub
         hub.draining = True
-        self._server.close()
+        self._accepting.close()
         self._sweeper.cancel()
         await asyncio.wait([self._sweeper])
         for connection in list(hub.connections):
@@ -82,18 +93,21 @@ class GrpcServer:
 
 async def start_grpc(
     plane: DataPlane,
+    sock: socket.socket | None = None,
     host: str = "127.0.0.1",
     port: int = 0,
     limits: GrpcLimits | None = None,
+    context: ssl.SSLContext | None = None,
 ) -> GrpcServer:
-    """Serve ``plane`` on ``host`` and ``port`` (0: any free one).
+    """Serve ``plane`` on ``sock``, or on a new socket of ``host`` and ``port`` (0: any free one), under TLS with
+    ``context``.
 
     Raises PortTaken, an OSError that names the port.
     """
     hub, service = make_hub(plane, limits or GrpcLimits())
-    sock = listen_on(host, port)
-    server = await service.loop.create_server(lambda: Connection(hub), sock=sock, backlog=BACKLOG)
-    return GrpcServer(hub, service, server, service.loop.create_task(_sweep(hub)))
+    sock = sock or listen_on(host, port)
+    accepting = await accept_on(sock, lambda: Connection(hub), context)
+    return GrpcServer(hub, service, accepting, service.loop.create_task(_sweep(hub)))
 
 
 def make_hub(plane: DataPlane, limits: GrpcLimits) -> tuple[Hub, Service]:

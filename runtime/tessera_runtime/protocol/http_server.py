@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 
 from tessera_runtime.dataplane import DataPlane
+from tessera_runtime.protocol.accepting import Accepting, accept_on
 from tessera_runtime.protocol.http1 import HttpConnection
 from tessera_runtime.protocol.hub import Hub
 from tessera_runtime.protocol.limits import HttpLimits
-from tessera_runtime.protocol.listen import BACKLOG, listen_on
+from tessera_runtime.protocol.listen import listen_on
 
 _log = logging.getLogger(__name__)
 
@@ -23,11 +25,11 @@ than heads usually have and a small body."""
 class HttpServer:
     """Made by :func:`start_http`."""
 
-    def __init__(self, hub: Hub, server: asyncio.Server, sweeper: asyncio.Task[None]) -> None:
+    def __init__(self, hub: Hub, accepting: Accepting, sweeper: asyncio.Task[None]) -> None:
         self._hub = hub
-        self._server = server
+        self._accepting = accepting
         self._sweeper = sweeper
-        self.port: int = server.sockets[0].getsockname()[1]
+        self.port: int = accepting.port
 
     @property
     def connections(self) -> int:
@@ -37,6 +39,10 @@ class HttpServer:
     def copied(self) -> int:
         """Bytes of bodies that were not received where they are used."""
         return self._hub.copied
+
+    async def renew(self, context: ssl.SSLContext | None) -> None:
+        """New connections are under ``context`` from now on."""
+        await self._accepting.use(context)
 
     def let_go(self) -> None:
         """Answer with ``Connection: close`` from now on, so that clients come back somewhere else."""
@@ -49,7 +55,7 @@ class HttpServer:
         """
         hub = self._hub
         hub.closing = hub.draining = True
-        self._server.close()
+        self._accepting.close()
         for connection in list(hub.connections):
             connection.drain()
         if hub.connections:
@@ -63,7 +69,7 @@ class HttpServer:
         """Stop at once: requests in flight are cancelled. Idempotent."""
         hub = self._hub
         hub.closing = hub.draining = True
-        self._server.close()
+        self._accepting.close()
         self._sweeper.cancel()
         await asyncio.wait([self._sweeper])
         for connection in list(hub.connections):
@@ -78,8 +84,10 @@ async def start_http(
     host: str = "127.0.0.1",
     port: int = 0,
     limits: HttpLimits | None = None,
+    context: ssl.SSLContext | None = None,
 ) -> HttpServer:
-    """Serve ``plane`` on ``sock``, or on a new socket of ``host`` and ``port`` (0: any free one).
+    """Serve ``plane`` on ``sock``, or on a new socket of ``host`` and ``port`` (0: any free one), under TLS with
+    ``context``.
 
     Raises PortTaken, an OSError that names the port.
     """
@@ -87,8 +95,8 @@ async def start_http(
     loop = asyncio.get_running_loop()
     hub = Hub(plane, limits, loop.time(), memoryview(bytearray(min(SCRATCH, limits.max_head))))
     sock = sock or listen_on(host, port)
-    server = await loop.create_server(lambda: HttpConnection(hub), sock=sock, backlog=BACKLOG)
-    return HttpServer(hub, server, loop.create_task(_sweep(hub)))
+    accepting = await accept_on(sock, lambda: HttpConnection(hub), context)
+    return HttpServer(hub, accepting, loop.create_task(_sweep(hub)))
 
 
 async def _sweep(hub: Hub) -> None:

@@ -46,6 +46,19 @@ _MetadataRequest = message("ModelMetadataRequest")
 _MetadataResponse = message("ModelMetadataResponse")
 
 
+_FORMER_S = 60.0
+"""Most that calls made with replaced certificates may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSecurity:
+    """How peers prove who they are, and this server to them."""
+
+    credentials: Any
+    name: str
+    """In the certificate of every peer: they are called by addresses, which no certificate can name in advance."""
+
+
 @dataclass(frozen=True, slots=True)
 class PeerAnswer:
     """How one call ended: with outputs or metadata, else with an error."""
@@ -61,9 +74,18 @@ class PeerAnswer:
 class PeerClient:
     """One peer's channel."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, security: PeerSecurity | None = None) -> None:
+        """In clear without ``security``."""
         self.address = address
-        self._channel = grpc.aio.insecure_channel(address, _OPTIONS)
+        self._connect(security)
+
+    def _connect(self, security: PeerSecurity | None) -> None:
+        if security is None:
+            self._channel = grpc.aio.insecure_channel(self.address, _OPTIONS)
+        else:
+            name = ("grpc.ssl_target_name_override", security.name)
+            options = [*_OPTIONS, name]
+            self._channel = grpc.aio.secure_channel(self.address, security.credentials, options)
         self._infer = self._channel.unary_unary(f"/{SERVICE}/ModelInfer")
         self._metadata = self._channel.unary_unary(f"/{SERVICE}/ModelMetadata")
 
@@ -108,6 +130,12 @@ class PeerClient:
             told.get(MAX_ROWS, 0),
         )
         return PeerAnswer(metadata=metadata, queued_rows=told.get(QUEUED_ROWS))
+
+    async def renew(self, security: PeerSecurity | None) -> None:
+        """New calls are made with ``security`` from now on; returns when the former ones have ended."""
+        former = self._channel
+        self._connect(security)
+        await former.close(_FORMER_S)
 
     async def close(self) -> None:
         """Calls in flight are cancelled."""

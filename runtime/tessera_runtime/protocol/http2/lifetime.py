@@ -129,8 +129,12 @@ class Lifetime(Outgoing):
         self.ending = True
         self._since = self.hub.now
         self.flush()
-        if not self._transport.is_closing():
+        if self._transport.is_closing():
+            return
+        if self._transport.can_write_eof():
             self._transport.write_eof()
+        else:
+            self._transport.close()  # TLS knows no half of an end: what was written is sent, then its goodbye
 
     def abort(self) -> None:
         self.ending = True
