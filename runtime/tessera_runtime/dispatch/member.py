@@ -164,13 +164,20 @@ class Member:
         """Give every free instance a batch, while there is work."""
         self._pump_due = False
         while self._free and self.queue.rows:
-            now = time.monotonic()
             # The instance that finished last has the warmest caches.
             lane = self._free[-1]
+            if lane.worker.suspect is not None:
+                other = self._free_beside_no_suspect()
+                if other is None:
+                    return
+                lane = other
+            now = time.monotonic()
             taken = self.queue.take(now, self.cap_of(lane), self.expected_s)
             if taken.batch:
                 self._alone = len(taken.batch) == 1 and not self.queue.rows
-                self._free.pop()
+                self._free.remove(lane)
+                if taken.batch[0].kills:
+                    lane.worker.suspect = lane
                 observe = self.statistics.queue.observe
                 for work in taken.batch:
                     work.request.retain()
@@ -182,6 +189,15 @@ class Member:
                 lane.send(taken.batch, descriptors, now, self.expected_s(taken.rows))
             for work in taken.dropped:
                 work.request.service.late(work)
+
+    def _free_beside_no_suspect(self) -> Lane | None:
+        """Of another process than those that run a request which may end them: its end would blame two."""
+        for lane in reversed(self._free):
+            if lane.worker.suspect is None:
+                return lane
+        for lane in self._free:
+            lane.worker.waiting.add(self)
+        return None
 
     def attach(self, lane: Lane) -> None:
         """A warm instance joins."""

@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -22,6 +22,10 @@ from tessera_runtime.dispatch.arena import InputArena
 from tessera_runtime.dispatch.worker_memory import bound
 from tessera_runtime.memory import UntrustedMemory, map_readonly
 from tessera_runtime.worker import messages as m
+
+if TYPE_CHECKING:
+    from tessera_runtime.dispatch.lane import Lane
+    from tessera_runtime.dispatch.member import Member
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +84,10 @@ class Worker:
         """Whether the zygote has ended, which takes it along."""
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the process is known gone."""
+        self.suspect: Lane | None = None
+        """Runs a request that another process has ended with; until it is done this one gets no other work."""
+        self.waiting: set[Member] = set()
+        """Members with work for it then."""
         self._pidfd = pidfd
         self._control = control
         self._inbox = m.Inbox()
@@ -129,6 +137,13 @@ class Worker:
         finally:
             self._lanes.pop(lane, None)
         return OpenedLane(self, ours, region, warm_ms)
+
+    def acquit(self) -> None:
+        """What was suspected is done."""
+        self.suspect = None
+        waiting, self.waiting = self.waiting, set()
+        for member in waiting:
+            member.pump_soon()
 
     def kill(self) -> None:
         """End the process now. Its exit is reported by :attr:`lost` like any other."""
