@@ -18,10 +18,11 @@ import signal
 import socket
 import sys
 
-from tessera_runtime.engines.preload import Threaded, preload
+from tessera_runtime.engines.preload import Threaded, check_single_threaded, preload
 from tessera_runtime.parent import die_with
 from tessera_runtime.worker import messages as m
 from tessera_runtime.worker.process import run_worker
+from tessera_runtime.worker.rehearsal import rehearse
 
 
 def main() -> None:
@@ -32,9 +33,12 @@ def main() -> None:
     parser.add_argument("--parent", type=int, required=True, help="process to end with")
     arguments = parser.parse_args()
     die_with(arguments.parent, signal.SIGKILL)
+    libraries = tuple(filter(None, arguments.preload.split(",")))
     try:
-        for library in filter(None, arguments.preload.split(",")):
+        for library in ("python", *libraries):
             preload(library)
+        rehearse(libraries)
+        check_single_threaded("a rehearsal")
     except Threaded as error:
         print(f"tessera-zygote: {error}", file=sys.stderr)
         sys.exit(os.EX_CONFIG)
