@@ -24,7 +24,7 @@ import numpy as np
 
 from tessera_runtime.datatypes import DATATYPES, decode_bytes, encode_bytes
 from tessera_runtime.engines.base import EngineLane, Signature
-from tessera_runtime.memory import create_region
+from tessera_runtime.memory import create_region, give_back_freed_memory
 from tessera_runtime.worker import messages as m
 
 WARM_RUNS = 3
@@ -96,6 +96,7 @@ class Lane:
         self._grow(needed)
         gc.collect()
         gc.freeze()  # what the model and its libraries built stays; later collections need not walk it
+        give_back_freed_memory()  # an instance that nobody asks holds no scratch memory of its warm-up
         return self._fd, self._region_size, tuple(fastest)
 
     def serve(self) -> None:
