@@ -34,6 +34,14 @@ class Branches(nn.Module):
         }
 
 
+class Picks(nn.Module):
+    """Sizes in between that depend on values."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        picked = x[x > 0]
+        return x + picked.sum() + picked.shape[0]
+
+
 class Shared(nn.Module):
     """A convolution's weight that is also read as numbers."""
 
@@ -66,6 +74,12 @@ def test_a_graph_of_everything_answers_as_its_module(sign, tmp_path):
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         np.testing.assert_array_equal(found[name], tensor.numpy())
+
+
+def test_sizes_that_depend_on_values_are_no_hindrance(tmp_path):
+    x = np.array([[1, -1, 2, 3], [-4, 5, -6, 7]], np.float32)
+    (found,) = answers(Picks(), tmp_path / "picks.pt2", x).values()
+    np.testing.assert_array_equal(found, x + 18 + 5)
 
 
 def test_convolutions_answer_alike_in_the_order_that_is_chosen(tmp_path):
