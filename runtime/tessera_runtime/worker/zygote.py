@@ -19,7 +19,7 @@ import socket
 import sys
 
 from tessera_runtime.engines.preload import Threaded, check_single_threaded, preload
-from tessera_runtime.parent import die_with
+from tessera_runtime.parent import die_with, gain_no_privileges
 from tessera_runtime.worker import messages as m
 from tessera_runtime.worker.process import run_worker
 from tessera_runtime.worker.rehearsal import rehearse
@@ -54,6 +54,7 @@ class _Zygote:
     def __init__(self, listener: socket.socket) -> None:
         self._listener = listener
         self._inbox = m.Inbox()
+        self._selector: selectors.BaseSelector | None = None
         self._children: dict[int, int] = {}
         """Incarnation of each living worker, by pid."""
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -71,6 +72,7 @@ class _Zygote:
 
     def _serve(self, dispatcher: socket.socket) -> None:
         with selectors.DefaultSelector() as selector:
+            self._selector = selector
             selector.register(dispatcher, selectors.EVENT_READ)
             selector.register(self._wake_read, selectors.EVENT_READ)
             while True:
@@ -116,8 +118,14 @@ class _Zygote:
             die_with(parent, signal.SIGKILL)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            # Of the zygote's own descriptors none is left to a model, which could wake it, or blind it.
+            if self._selector is not None:
+                self._selector.close()
+            for fd in (self._wake_read, self._wake_write):
+                os.close(fd)
             dispatcher.close()
             self._listener.close()
+            gain_no_privileges()
             run_worker(fork, socket.socket(fileno=control_fd), arena_fd)
         except BaseException as error:
             print(
