@@ -1,4 +1,4 @@
-"""Ending with the process that started us, also when it is killed."""
+"""What a process is to those above it: it ends with its parent, and gets no more rights than that has."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ import signal
 
 PR_SET_PDEATHSIG = 1
 """linux/prctl.h: the signal a process gets when its parent dies."""
+
+PR_SET_NO_NEW_PRIVS = 38
+"""linux/prctl.h: programs that this process or its descendants start gain nothing by their file's mode."""
+
+
+def gain_no_privileges() -> None:
+    """From now on, and for good, no setuid program raises the rights of this process."""
+    ctypes.CDLL(None).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
 def die_with(parent: int, signum: signal.Signals) -> None:

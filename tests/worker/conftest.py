@@ -15,6 +15,7 @@ from support.server import PATIENCE_S, wait_until
 from tessera_runtime.dispatch.arena import InputArena
 from tessera_runtime.dispatch.slabs import SLAB
 from tessera_runtime.dispatch.workers import WorkerPool
+from tessera_runtime.supervisor import ZYGOTE_ENVIRONMENT
 
 
 @dataclass
@@ -36,7 +37,7 @@ def zygote(tmp_path: Path) -> Iterator[Zygote]:
         fd = listener.fileno()
         flags = [f"--listen-fd={fd}", f"--parent={os.getpid()}"]
         command = [sys.executable, "-m", "tessera_runtime.worker.zygote", *flags]
-        process = subprocess.Popen(command, pass_fds=(fd,))
+        process = subprocess.Popen(command, pass_fds=(fd,), env=os.environ | ZYGOTE_ENVIRONMENT)
     zygote = Zygote(path, process)
     yield zygote
     zygote.kill()

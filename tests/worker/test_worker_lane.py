@@ -166,6 +166,31 @@ async def test_requests_of_several_rows_are_gathered_in_order(opened: Open, tmp_
     np.testing.assert_array_equal(found, np.concatenate([file(x) for x in requests]))
 
 
+async def test_every_batch_of_a_size_is_gathered_and_answered_anew(opened: Open, tmp_path: Path):
+    file = ModelFile(tmp_path / "model.py", scale=2.0)
+    lane = await opened(file.path)
+    for batch in range(4):
+        for count in (2, 3):
+            found = (await lane.outputs(rows(batch), rows(10 + batch, count - 1)))["y"]
+            np.testing.assert_array_equal(
+                found, np.concatenate([file(rows(batch)), file(rows(10 + batch, count - 1))])
+            )
+        failed = await lane.run(rows(1), told(WRONG_ROWS))
+        assert isinstance(failed, m.Failed)
+    assert lane.regions == 0
+
+
+async def test_rows_that_lack_bytes_fail_their_batch(opened: Open, tmp_path: Path):
+    file = ModelFile(tmp_path / "model.py")
+    lane = await opened(file.path)
+    lacking = rows(2)[:, :2]
+    for _ in range(2):  # the first batch of its size, and one of a size that is known
+        failed = await lane.run(rows(1), lacking)
+        assert isinstance(failed, m.Failed)
+        assert "24 bytes for a batch of 32" in failed.reason
+        await lane.outputs(rows(1), rows(2))
+
+
 async def test_several_lanes_of_a_worker_keep_their_answers_apart(opened: Open, tmp_path: Path):
     file = ModelFile(tmp_path / "model.py", scale=2.0)
     lanes = [await opened(file.path) for _ in range(3)]

@@ -12,7 +12,7 @@ import pytest
 
 from support.server import PATIENCE_S, children
 from tessera_runtime.dispatch.waiting import eventually
-from tessera_runtime.dispatch.workers import Place, WorkerLost, WorkerPool
+from tessera_runtime.dispatch.workers import LoadFailed, Place, WorkerLost, WorkerPool
 from tessera_runtime.worker import messages as m
 
 CPU = Place("cpu-0", "cpu")
@@ -20,6 +20,17 @@ CPU = Place("cpu-0", "cpu")
 
 def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def opened_by(pid: int) -> set[str]:
+    """What its descriptors beyond the standard ones are of; sockets without their number."""
+    directory = Path(f"/proc/{pid}/fd")
+    links = [os.readlink(fd) for fd in directory.iterdir() if int(fd.name) > 2]
+    return {"socket" if link.startswith("socket:") else link for link in links}
+
+
+def no_new_privileges(pid: int) -> bool:
+    return "NoNewPrivs:\t1" in Path(f"/proc/{pid}/status").read_text()
 
 
 async def test_a_worker_is_forked_reaped_and_its_end_noticed(pool: WorkerPool, zygote, gone):
@@ -40,6 +51,17 @@ async def test_place_is_where_the_worker_runs(pool: WorkerPool):
     with pytest.raises(Exception, match=r"nowhere|No such file"):
         await worker.load(m.Load("key", "/nowhere", "Python", True, (), ()))
     assert os.sched_getaffinity(worker.pid) == {core}
+    worker.kill()
+    await worker.lost
+
+
+async def test_a_worker_has_nothing_of_the_zygote_and_gains_no_rights(pool: WorkerPool):
+    await pool.start(CPU)  # the zygote's descriptors are all open when the next one is forked
+    worker = await pool.start(CPU)
+    with pytest.raises(LoadFailed):  # it has answered, so it has closed what it closes
+        await worker.load(m.Load("key", "/nowhere", "Python", True, (), ()))
+    assert opened_by(worker.pid) == {"/memfd:tessera-inputs (deleted)", "socket"}
+    assert no_new_privileges(worker.pid)
     worker.kill()
     await worker.lost
 

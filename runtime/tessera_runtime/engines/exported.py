@@ -27,7 +27,7 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from tessera_runtime.engines.archive import Archive, open_archive
@@ -226,7 +226,30 @@ def _checked_graph(program: Any) -> Any:
         _check(program, where)
     except RecursionError as error:
         raise LoadRefused(f"{where}: nested too deeply") from error
+    _forget_intermediate(_mapping(module.get("graph"), f"{where}: graph"), where)
     return program
+
+
+def _forget_intermediate(graph: dict[str, Any], where: str) -> None:
+    """Call every result between inputs and outputs a scalar. Reading their sizes back, one symbolic number after
+    the other, is a third of what a load takes, and nothing looks at them. Sizes that depend on values are left:
+    torch asks where each of those comes from.
+    """
+    values = _mapping(graph.get("tensor_values"), f"{where}: tensor_values")
+    if any(_mapping(graph.get(kind), f"{where}: {kind}") for kind in _SYMBOLS):
+        return
+    kept = {*_strings(graph.get("inputs")), *_strings(graph.get("outputs"))}
+    for name in values.keys() - kept:
+        values[name] = _mapping(values[name], where) | {"sizes": [], "strides": []}
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All of them anywhere in JSON, but for keys."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)
 
 
 def _check(value: Any, where: str) -> None:
@@ -348,6 +371,8 @@ def _mapping(value: Any, where: str) -> dict[str, Any]:
         raise LoadRefused(f"{where}: found {type(value).__name__}; expected an object")
     return value
 
+
+_SYMBOLS = ("sym_int_values", "sym_bool_values", "sym_float_values")
 
 _BY_NAME = frozenset(
     {

@@ -26,10 +26,9 @@ from tessera_runtime.engines.base import (
 )
 from tessera_runtime.engines.onnx_file import check_onnx
 from tessera_runtime.engines.staging import (
-    HostBuffer,
-    check_answer,
+    Staged,
+    Staging,
     check_max_batch,
-    check_staged,
     merge_declared,
 )
 from tessera_runtime.engines.version import library_version
@@ -149,42 +148,35 @@ class OnnxLane:
 
     def __init__(self, session: Any, signature: Signature, max_batch: int) -> None:
         self._session = session
-        self._signature = signature
-        self._max_batch = max_batch
-        rows = signature.max_rows or max_batch
-        self._buffers = {meta.name: HostBuffer(meta, rows) for meta in signature.inputs}
+        self._staging = Staging(signature, max_batch, lambda rows: signature.max_rows or rows)
         self._names = [meta.name for meta in signature.outputs]
-        self._full: dict[str, np.ndarray] = {}
-        self._rows = 0
+        self._staged: Staged | None = None
 
     def stage(self, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, np.ndarray]:
-        self._rows = rows = check_staged(self._signature, shapes, self._max_batch)
-        padded = self._signature.max_rows or rows
-        self._full = {
-            name: self._buffers[name].view((padded, *shape[1:])) for name, shape in shapes.items()
-        }
-        return {name: array[:rows] for name, array in self._full.items()}
+        self._staged = self._staging.stage(shapes)
+        return self._staged.given
 
     def run(self) -> Mapping[str, np.ndarray]:
+        staged = self._staged
+        assert staged is not None, "staged before it is run"
+        rows = staged.rows
         try:
             feeds = {
                 name: _decoded(array) if array.dtype.kind == "O" else array
-                for name, array in self._full.items()
+                for name, array in staged.full.items()
             }
             results = self._session.run(self._names, feeds)
             outputs = {
-                name: _encoded(result[: self._rows])
-                if result.dtype.kind == "O"
-                else result[: self._rows]
+                name: _encoded(result[:rows]) if result.dtype.kind == "O" else result[:rows]
                 for name, result in zip(self._names, results, strict=True)
             }
         except Exception as error:  # its exceptions have no common base
             raise RunFailed(f"ONNX Runtime: {str(error)[:500]}") from error
-        return check_answer(self._signature, outputs, self._rows)
+        return staged.checked(outputs)
 
     def close(self) -> None:
-        self._full = {}
-        self._buffers.clear()
+        self._staged = None
+        self._staging.close()
 
 
 def _decoded(array: np.ndarray) -> np.ndarray:

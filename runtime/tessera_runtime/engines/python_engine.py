@@ -50,10 +50,9 @@ from tessera_runtime.engines.base import (
     TensorMeta,
 )
 from tessera_runtime.engines.staging import (
-    HostBuffer,
-    check_answer,
+    Staged,
+    Staging,
     check_max_batch,
-    check_staged,
     merge_declared,
 )
 from tessera_runtime.engines.version import library_version
@@ -174,28 +173,26 @@ class PythonLane:
         max_batch: int,
     ) -> None:
         self._model = model
-        self._signature = signature
         self._one_at_a_time = one_at_a_time
-        self._max_batch = max_batch
-        self._buffers = {meta.name: HostBuffer(meta, max_batch) for meta in signature.inputs}
-        self._staged: dict[str, np.ndarray] = {}
-        self._rows = 0
+        self._staging = Staging(signature, max_batch)
+        self._staged: Staged | None = None
 
     def stage(self, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, np.ndarray]:
-        self._rows = check_staged(self._signature, shapes, self._max_batch)
-        self._staged = {name: self._buffers[name].view(shape) for name, shape in shapes.items()}
-        return self._staged
+        self._staged = self._staging.stage(shapes)
+        return self._staged.given
 
     def run(self) -> Mapping[str, np.ndarray]:
+        staged = self._staged
+        assert staged is not None, "staged before it is run"
         try:
             with self._one_at_a_time:
-                outputs = self._model(dict(self._staged))
+                outputs = self._model(dict(staged.given))
         except (Exception, SystemExit) as error:
             raise RunFailed(f"the model failed: {error!r}"[:500]) from error
         if not isinstance(outputs, Mapping):
             raise RunFailed(f"the model answered {type(outputs).__name__}; expected a mapping")
-        return check_answer(self._signature, outputs, self._rows)
+        return staged.checked(outputs)
 
     def close(self) -> None:
-        self._staged = {}
-        self._buffers.clear()
+        self._staged = None
+        self._staging.close()

@@ -2,14 +2,16 @@
 
 A lane gets the shapes of the next batch, hands out arrays for the worker to fill and runs them. The arrays
 are views of memory that is allocated once, for the largest batch: nothing is allocated per batch as long
-as row shapes are fixed, and memory grows to the largest batch seen where they vary.
+as row shapes are fixed, and memory grows to the largest batch seen where they vary. What follows from the
+shapes alone (that they fit, the views, what the answer has to look like) is found out once for each and kept.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +27,10 @@ def zeros(count: int, dtype: np.dtype) -> np.ndarray:
     return np.full(count, b"", dtype) if dtype.kind == "O" else np.zeros(count, dtype)
 
 
+MOST_STAGED = 256
+"""Shapes that are remembered; with fixed rows there is one for each size of batch."""
+
+
 class HostBuffer:
     """Grow-only memory of one tensor."""
 
@@ -33,6 +39,9 @@ class HostBuffer:
         self._allocate = allocate
         fixed = -1 not in meta.row_shape
         self._flat = allocate(rows * math.prod(meta.row_shape) if fixed else 0, self._dtype)
+
+    def too_small(self, shape: tuple[int, ...]) -> bool:
+        return math.prod(shape) > self._flat.size
 
     def view(self, shape: tuple[int, ...]) -> np.ndarray:
         """The memory as an array of ``shape``, with whatever it held before."""
@@ -66,6 +75,86 @@ def check_staged(
                 f"allowed {meta.row_shape} (-1 is any)"
             )
     return rows.pop()[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """What follows from the shapes of a batch."""
+
+    signature: Signature
+    rows: int
+    full: Mapping[str, np.ndarray]
+    """Of the rows that the model runs, padding included, in the signature's order."""
+    given: Mapping[str, np.ndarray]
+    """The rows of the batch: what is filled."""
+    prepared: Any
+    """``full`` as the engine takes it."""
+    expected: tuple[tuple[str, tuple[int, ...], np.dtype], ...]
+    """Name, shape and dtype of each output; empty where a shape is not known before."""
+
+    def checked(self, outputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """``outputs`` when they are what the signature promises, else RunFailed."""
+        if not self.expected:
+            return check_answer(self.signature, outputs, self.rows)
+        for name, shape, dtype in self.expected:
+            array = outputs.get(name)
+            if type(array) is not np.ndarray or array.shape != shape or array.dtype != dtype:
+                return check_answer(self.signature, outputs, self.rows)
+        return outputs
+
+
+class Staging:
+    """The host memory of one lane."""
+
+    def __init__(
+        self,
+        signature: Signature,
+        max_batch: int,
+        padded: Callable[[int], int] = lambda rows: rows,
+        prepare: Callable[[Mapping[str, np.ndarray]], Any] = lambda full: full,
+        allocate: Allocate = zeros,
+    ) -> None:
+        self._signature = signature
+        self._max_batch = max_batch
+        self._padded = padded
+        self._prepare = prepare
+        rows = padded(max_batch)
+        self._buffers = {meta.name: HostBuffer(meta, rows, allocate) for meta in signature.inputs}
+        self._known: dict[tuple[tuple[str, tuple[int, ...]], ...], Staged] = {}
+
+    def stage(self, shapes: Mapping[str, tuple[int, ...]]) -> Staged:
+        """The same object for the same shapes, until memory grows. Raises ValueError as check_staged."""
+        key = tuple(shapes.items())
+        staged = self._known.get(key)
+        if staged is None:
+            staged = self._new(shapes)
+            self._known[key] = staged
+        return staged
+
+    def _new(self, shapes: Mapping[str, tuple[int, ...]]) -> Staged:
+        rows = check_staged(self._signature, shapes, self._max_batch)
+        padded = self._padded(rows)
+        wanted = {meta.name: (padded, *shapes[meta.name][1:]) for meta in self._signature.inputs}
+        grows = any(self._buffers[name].too_small(shape) for name, shape in wanted.items())
+        if grows or len(self._known) >= MOST_STAGED:
+            self._known.clear()  # views would keep the memory that is replaced
+        full = {name: self._buffers[name].view(shape) for name, shape in wanted.items()}
+        outputs = self._signature.outputs
+        fixed = all(-1 not in meta.row_shape for meta in outputs)
+        return Staged(
+            self._signature,
+            rows,
+            full,
+            full if padded == rows else {name: array[:rows] for name, array in full.items()},
+            self._prepare(full),
+            tuple((t.name, (rows, *t.row_shape), DATATYPES[t.datatype]) for t in outputs)
+            if fixed
+            else (),
+        )
+
+    def close(self) -> None:
+        self._known.clear()
+        self._buffers.clear()
 
 
 def check_answer(

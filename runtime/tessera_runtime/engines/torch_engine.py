@@ -25,10 +25,9 @@ from tessera_runtime.engines.base import (
     Signature,
 )
 from tessera_runtime.engines.staging import (
-    HostBuffer,
-    check_answer,
+    Staged,
+    Staging,
     check_max_batch,
-    check_staged,
     discover_outputs,
     example_rows,
     merge_declared,
@@ -161,10 +160,10 @@ def _flat_outputs(result: Any) -> tuple[list[str] | None, list[Any]]:
 
 
 def as_numpy(tensor: Any) -> np.ndarray:
-    """A host tensor as an array, without a copy where it is contiguous; bfloat16 becomes float32."""
+    """A host tensor as an array that shares its memory; bfloat16 becomes float32."""
     if tensor.dtype is torch.bfloat16:
         tensor = tensor.float()
-    array: np.ndarray = tensor.detach().contiguous().numpy()
+    array: np.ndarray = (tensor.detach() if tensor.requires_grad else tensor).numpy()
     return array
 
 
@@ -213,42 +212,40 @@ class CpuLane:
 
     def __init__(self, model: TorchModel, max_batch: int) -> None:
         self._model = model
-        self._max_batch = max_batch
-        rows = model.padded(max_batch)
-        self._buffers = {meta.name: HostBuffer(meta, rows) for meta in model.signature.inputs}
-        self._rows = 0
-        self._tensors: Sequence[Any] = ()
+        self._names = [meta.name for meta in model.signature.outputs]
+        self._staging = Staging(model.signature, max_batch, model.padded, self._tensors)
+        self._staged: Staged | None = None
+
+    def _tensors(self, full: Mapping[str, np.ndarray]) -> Sequence[Any]:
+        return [torch.from_numpy(array) for array in full.values()]
 
     def stage(self, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, np.ndarray]:
-        self._rows = rows = check_staged(self._model.signature, shapes, self._max_batch)
-        padded = self._model.padded(rows)
-        full = {
-            meta.name: self._buffers[meta.name].view((padded, *shapes[meta.name][1:]))
-            for meta in self._model.signature.inputs
-        }
-        self._tensors = [torch.from_numpy(array) for array in full.values()]
-        return {name: array[:rows] for name, array in full.items()}
+        self._staged = self._staging.stage(shapes)
+        return self._staged.given
 
     def run(self) -> Mapping[str, np.ndarray]:
-        model, rows = self._model, self._rows
+        model, staged = self._model, self._staged
+        assert staged is not None, "staged before it is run"
+        rows = staged.rows
         try:
             with torch.inference_mode():
-                tensors = [
-                    tensor.to(dtype)  # the tensor itself unless the model takes bfloat16
-                    for tensor, dtype in zip(self._tensors, model.input_dtypes, strict=True)
-                ]
-                results = model.call(tensors)
+                tensors = staged.prepared
+                if model.converts:
+                    tensors = [
+                        tensor.to(dtype)
+                        for tensor, dtype in zip(tensors, model.input_dtypes, strict=True)
+                    ]
                 outputs = {
-                    meta.name: as_numpy(result[:rows])
-                    for meta, result in zip(model.signature.outputs, results, strict=True)
+                    name: as_numpy(result if len(result) == rows else result[:rows])
+                    for name, result in zip(self._names, model.call(tensors), strict=True)
                 }
         except (Exception, SystemExit) as error:
             raise RunFailed(f"the model failed: {_summary(error)}") from error
-        return check_answer(model.signature, outputs, rows)
+        return staged.checked(outputs)
 
     def close(self) -> None:
-        self._tensors = ()
-        self._buffers.clear()
+        self._staged = None
+        self._staging.close()
 
 
 def _summary(error: BaseException) -> str:

@@ -25,6 +25,7 @@ from tessera_runtime.engines.base import LoadRefused, ModelFile, Signature, Tens
 from tessera_runtime.engines.exported import clean_export
 from tessera_runtime.engines.staging import merge_declared
 from tessera_runtime.engines.torch_model import TorchModel, datatype_of_torch, tensor_bytes
+from tessera_runtime.engines.torch_program import Flat, fastest
 
 EXPORT_HINT = "export with dynamic_shapes={input: {0: torch.export.Dim('batch')}} for every input"
 
@@ -48,9 +49,11 @@ def load_export(file: ModelFile, device: str) -> TorchModel:
     if device != "cpu":
         program = move_to_device_pass(program, device)
     # Beyond the batch, which is checked when a batch is staged, only variable sizes can be out of range.
-    variable = any(-1 in meta.row_shape for meta in inputs)
-    caller = _checked_call if variable else _flat_call
-    call = caller(program.module(), fixed, positions)
+    if any(-1 in meta.row_shape for meta in inputs):
+        call = _checked_call(program.module(), fixed, positions)
+    else:
+        made_up = _examples(program, fixed, batch) if device == "cpu" else None
+        call = _flat_call(fastest(program, _lifted(program), made_up), fixed, positions)
     return TorchModel(
         call=call,
         signature=signature,
@@ -285,18 +288,49 @@ def _checked_call(
 
 
 def _flat_call(
-    module: Any, fixed: list[Any], positions: list[int]
+    forward: Flat, fixed: list[Any], positions: list[int]
 ) -> Callable[[Sequence[Any]], Sequence[Any]]:
-    """The module's graph over flat lists: no nesting and unnesting of arguments, no hooks."""
-    module.graph.set_codegen(torch.fx.graph.CodeGen())
-    module.recompile()
-    forward = module.forward
+    """The graph over flat lists: no nesting and unnesting of arguments, no hooks."""
+    plain = all(value is _HOLE for value in fixed)
 
     def call(tensors: Sequence[Any]) -> Sequence[Any]:
-        results = forward(*_filled(fixed, tensors))
+        results = forward(*(tensors if plain else _filled(fixed, tensors)))
         return [results[position] for position in positions]
 
     return call
+
+
+def _lifted(program: Any) -> dict[str, Any]:
+    """The program's own tensors by the placeholder that stands for each."""
+    found = {}
+    for spec in program.graph_signature.input_specs:
+        if spec.kind != InputKind.USER_INPUT:
+            stored = program.state_dict.get(spec.target)
+            value = program.constants[spec.target] if stored is None else stored
+            found[spec.arg.name] = value.detach() if _is_tensor(value) else value
+    return found
+
+
+def _examples(program: Any, fixed: list[Any], batch: _Batch) -> Callable[[int], list[Any]] | None:
+    """User inputs of random numbers, unless some input is not one of any numbers: an index, a mask."""
+    values = [node.meta["val"] for node, _ in _user_tensors(program)]
+    if not all(value.is_floating_point() for value in values):
+        return None
+
+    def examples(rows: int) -> list[Any]:
+        rows = max(batch.least, min(rows, batch.most or rows))
+        if batch.symbol is None:
+            rows = batch.most or rows
+        generator = torch.Generator().manual_seed(0)
+        return _filled(
+            fixed,
+            [
+                torch.randn((rows, *_row_shape(value)), generator=generator).to(value.dtype)
+                for value in values
+            ],
+        )
+
+    return examples
 
 
 def _filled(fixed: list[Any], tensors: Sequence[Any]) -> list[Any]:

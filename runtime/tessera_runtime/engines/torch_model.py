@@ -53,6 +53,11 @@ class TorchModel:
     min_rows: int = 1
     static: bool = False
 
+    @property
+    def converts(self) -> bool:
+        """Whether ``call`` takes other dtypes than arrive."""
+        return torch.bfloat16 in self.input_dtypes
+
     def padded(self, rows: int) -> int:
         """Rows that the model has to run for a batch of ``rows``."""
         if self.static:

@@ -17,7 +17,6 @@ import array
 import mmap
 import os
 import socket
-from typing import Any
 
 import msgspec
 
@@ -142,7 +141,7 @@ class Unload(Message, frozen=True):
 # dispatcher and lane
 
 
-class Input(msgspec.Struct, array_like=True, frozen=True):
+class Input(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Where one input of each request of a batch lies in the arena."""
 
     name: str
@@ -154,14 +153,14 @@ class Input(msgspec.Struct, array_like=True, frozen=True):
     """Row shape of each request, where any differs from the batch's."""
 
 
-class Run(Message, frozen=True):
+class Run(Message, frozen=True, gc=False):
     batch: int
     rows: tuple[int, ...]
     """Rows of each request."""
     inputs: tuple[Input, ...]
 
 
-class Output(msgspec.Struct, array_like=True, frozen=True):
+class Output(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One output of a batch in the lane's region."""
 
     name: str
@@ -171,7 +170,7 @@ class Output(msgspec.Struct, array_like=True, frozen=True):
     nbytes: int
 
 
-class Ran(Message, frozen=True):
+class Ran(Message, frozen=True, gc=False):
     incarnation: int
     batch: int
     outputs: tuple[Output, ...]
@@ -213,6 +212,11 @@ decode_from_lane = msgspec.msgpack.Decoder(FromLane).decode
 _FD_SIZE = array.array("i").itemsize
 _ANCILLARY = socket.CMSG_SPACE(4 * _FD_SIZE)
 
+# Plain numbers: an operation of an enumeration's flags takes longer than the call that they are for.
+_NOSIGNAL, _CLOEXEC, _TRUNC = map(
+    int, (socket.MSG_NOSIGNAL, socket.MSG_CMSG_CLOEXEC, socket.MSG_TRUNC)
+)
+
 
 def pair() -> tuple[socket.socket, socket.socket]:
     """Both ends of a new conversation."""
@@ -221,10 +225,11 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 def send(sock: socket.socket, message: Message, fds: tuple[int, ...] = ()) -> None:
     """Send one message. Raises OSError when the other side is gone."""
-    ancillary: list[Any] = []
     if fds:
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
-    sock.sendmsg([encode(message)], ancillary, socket.MSG_NOSIGNAL)
+        sock.sendmsg([encode(message)], ancillary, _NOSIGNAL)
+    else:
+        sock.send(encode(message), _NOSIGNAL)
 
 
 class Inbox:
@@ -237,19 +242,18 @@ class Inbox:
         # Private: whoever is forked must not write into it.
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         self._buffer = memoryview(mmap.mmap(-1, MAX_PACKET, flags))
+        self._buffers = [self._buffer]
 
     def receive(self, sock: socket.socket) -> tuple[memoryview, list[int]]:
         """One packet, valid until the next one, and the descriptors beside it; empty at the end of the
         conversation.
         """
-        size, ancillary, flags, _ = sock.recvmsg_into(
-            [self._buffer], _ANCILLARY, socket.MSG_CMSG_CLOEXEC
-        )
+        size, ancillary, flags, _ = sock.recvmsg_into(self._buffers, _ANCILLARY, _CLOEXEC)
         fds: list[int] = []
         for level, kind, payload in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 fds.extend(array.array("i", payload[: len(payload) - len(payload) % _FD_SIZE]))
-        if flags & socket.MSG_TRUNC:
+        if flags & _TRUNC:
             for fd in fds:
                 os.close(fd)
             raise msgspec.ValidationError(f"message of over {MAX_PACKET} bytes")

@@ -21,7 +21,7 @@ from tessera_runtime.engines.base import (
     TensorMeta,
 )
 from tessera_runtime.engines.loading import load_engine
-from tessera_runtime.memory import map_readonly
+from tessera_runtime.memory import keep_freed_memory, map_readonly
 from tessera_runtime.worker import messages as m
 from tessera_runtime.worker.lane import Lane
 
@@ -31,6 +31,8 @@ def run_worker(fork: m.Fork, control: socket.socket, arena_fd: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle: it drains
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ.update(fork.environment)
+    if fork.kind == "cpu":
+        keep_freed_memory()  # on a GPU lanes share the process, and the host's memory is not what they run in
     if fork.cores:
         os.sched_setaffinity(0, fork.cores)
     arena = map_readonly(arena_fd, fork.arena_size)

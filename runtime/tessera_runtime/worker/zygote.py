@@ -18,10 +18,11 @@ import signal
 import socket
 import sys
 
-from tessera_runtime.engines.preload import Threaded, preload
-from tessera_runtime.parent import die_with
+from tessera_runtime.engines.preload import Threaded, check_single_threaded, preload
+from tessera_runtime.parent import die_with, gain_no_privileges
 from tessera_runtime.worker import messages as m
 from tessera_runtime.worker.process import run_worker
+from tessera_runtime.worker.rehearsal import rehearse
 
 
 def main() -> None:
@@ -32,9 +33,12 @@ def main() -> None:
     parser.add_argument("--parent", type=int, required=True, help="process to end with")
     arguments = parser.parse_args()
     die_with(arguments.parent, signal.SIGKILL)
+    libraries = tuple(filter(None, arguments.preload.split(",")))
     try:
-        for library in filter(None, arguments.preload.split(",")):
+        for library in ("python", *libraries):
             preload(library)
+        rehearse(libraries)
+        check_single_threaded("a rehearsal")
     except Threaded as error:
         print(f"tessera-zygote: {error}", file=sys.stderr)
         sys.exit(os.EX_CONFIG)
@@ -50,6 +54,7 @@ class _Zygote:
     def __init__(self, listener: socket.socket) -> None:
         self._listener = listener
         self._inbox = m.Inbox()
+        self._selector: selectors.BaseSelector | None = None
         self._children: dict[int, int] = {}
         """Incarnation of each living worker, by pid."""
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -67,6 +72,7 @@ class _Zygote:
 
     def _serve(self, dispatcher: socket.socket) -> None:
         with selectors.DefaultSelector() as selector:
+            self._selector = selector
             selector.register(dispatcher, selectors.EVENT_READ)
             selector.register(self._wake_read, selectors.EVENT_READ)
             while True:
@@ -112,8 +118,14 @@ class _Zygote:
             die_with(parent, signal.SIGKILL)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            # Of the zygote's own descriptors none is left to a model, which could wake it, or blind it.
+            if self._selector is not None:
+                self._selector.close()
+            for fd in (self._wake_read, self._wake_write):
+                os.close(fd)
             dispatcher.close()
             self._listener.close()
+            gain_no_privileges()
             run_worker(fork, socket.socket(fileno=control_fd), arena_fd)
         except BaseException as error:
             print(
