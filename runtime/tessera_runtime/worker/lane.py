@@ -283,9 +283,8 @@ class Lane:
 
     def _grow(self, needed: int) -> None:
         self._plans.clear()  # their places are in the region that is replaced
-        self._region = (
-            None  # unmapped when the last view of it goes, which may be in use further up
-        )
+        # Unmapped when the last view of it goes, which may be in use further up.
+        self._region = None
         if self._fd >= 0:
             os.close(self._fd)
         self._region_size = -(-needed // mmap.PAGESIZE) * mmap.PAGESIZE
