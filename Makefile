@@ -27,7 +27,7 @@ compiled: env-demo  ## compile what every request passes through into build/comp
 # The suites that ask a whole server, and real clients; a compiled class takes no test double for its neighbours.
 .PHONY: test-compiled
 test-compiled: env-test compiled  ## the tests of front ends, serving and faults on the compiled modules
-	PYTHONPATH=build/compiled $(RUN)/pytest tests/protocol tests/serving tests/faults
+	PYTHONPATH=$(CURDIR)/build/compiled $(RUN)/pytest tests/protocol tests/serving tests/faults
 
 .PHONY: check
 check: env-check  ## format, lint, types, layers
@@ -44,11 +44,11 @@ bench-peers: env-demo  ## install the servers and load generators that bench-dat
 # BENCH_ARGS are further options, such as `--only identity,cnn` or `--peers triton,mosec`.
 .PHONY: bench-dataplane
 bench-dataplane: compiled  ## the server beside its peers and an in-process loop; QUICK=1 for a smoke run
-	PYTHONPATH=build/compiled $(RUN)/python bench/dataplane/main.py $(if $(QUICK),--quick) $(BENCH_ARGS)
+	PYTHONPATH=$(CURDIR)/build/compiled $(RUN)/python bench/dataplane/main.py $(if $(QUICK),--quick) $(BENCH_ARGS)
 
 .PHONY: bench-soak
 bench-soak: compiled  ## steady load for MINUTES (20); fails if memory grows or anything leaks; QUICK=1
-	PYTHONPATH=build/compiled $(RUN)/python bench/soak.py $(if $(QUICK),--quick) $(if $(MINUTES),--minutes $(MINUTES)) $(BENCH_ARGS)
+	PYTHONPATH=$(CURDIR)/build/compiled $(RUN)/python bench/soak.py $(if $(QUICK),--quick) $(if $(MINUTES),--minutes $(MINUTES)) $(BENCH_ARGS)
 
 # PARVAGPU_DATA names the folder with the ParvaGPU profiles; without it the cases that need them are left out.
 .PHONY: bench-planner
