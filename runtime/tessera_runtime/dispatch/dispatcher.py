@@ -26,6 +26,7 @@ from tessera_runtime.dataplane import (
 from tessera_runtime.dispatch.access import Gates
 from tessera_runtime.dispatch.arena import ArenaSlot, InputArena
 from tessera_runtime.dispatch.deadlines import Deadlines
+from tessera_runtime.dispatch.gang_instance import join_members
 from tessera_runtime.dispatch.hold import Holds
 from tessera_runtime.dispatch.instances import DRAIN_TIMEOUT_S, Instance, Timeouts, Workers
 from tessera_runtime.dispatch.member_calls import MemberCalls
@@ -42,7 +43,7 @@ from tessera_runtime.dispatch.routes import Routes
 from tessera_runtime.dispatch.service import Service
 from tessera_runtime.dispatch.signatures import Incompatible, Signature, largest_batch, publish
 from tessera_runtime.dispatch.waiting import eventually
-from tessera_runtime.dispatch.wanted import check_devices, has_place, same_models
+from tessera_runtime.dispatch.wanted import check_devices, has_place, placed_alike, same_models
 from tessera_runtime.dispatch.workers import WorkerPool
 from tessera_runtime.errors import NotFound, ServeError, Unavailable
 from tessera_runtime.target import DeviceTarget, Ports, ServerReport, ServerTarget, ServiceTarget
@@ -204,7 +205,7 @@ class Dispatcher:
         """Start and stop instances until they are the wanted ones: first start, then stop, so that a
         member that moves is served all the way.
         """
-        devices = {device.id: device for device in self.target.devices}
+        devices = self._devices
         wanted: dict[InstanceKey, DeviceTarget] = {}
         if service.name not in self.unloaded:
             for index, member in enumerate(service.target.members):
@@ -220,18 +221,35 @@ class Dispatcher:
                 have[key] = self._start(service, key, device)
         for key in [key for key in have if key not in wanted]:
             leaving[key] = have.pop(key)
+        if not placed_alike(service.target, self._devices):
+            for instance in have.values():
+                if instance.gang is not None:
+                    self._run(instance.gang.leave())
+        self._join(service)
         self._end_replaced(service)
 
     def _start(self, service: Service, key: InstanceKey, device: DeviceTarget) -> Instance:
+        alike = placed_alike(service.target, self._devices)
         return Instance(
             service,
             key[0],
             device,
+            f"{service.name} {id(service)} {key[2]}" if alike else None,
             self.workers,
             self._timeouts,
             self._learned,
             self._place_ready,
         )
+
+    def _join(self, service: Service) -> None:
+        """Let the members run as one where they can."""
+        if placed_alike(service.target, self._devices):
+            have = list(self.instances.get(service, {}).values())
+            join_members(service, have, self._timeouts)
+
+    @property
+    def _devices(self) -> dict[str, DeviceTarget]:
+        return {device.id: device for device in self.target.devices}
 
     def watched(self) -> Iterator[Instance]:
         """The wanted instances whose replacement would not be the second at a time."""
@@ -261,6 +279,7 @@ class Dispatcher:
     def _place_ready(self, service: Service) -> None:
         """An instance or a peer of ``service`` takes work from now on."""
         self._promote(service)
+        self._join(service)
         self._end_replaced(service)
         self.holds.release_soon(service.name)
 

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tessera_runtime.dispatch.lane import Lane
 from tessera_runtime.dispatch.member import Member
@@ -31,6 +32,9 @@ from tessera_runtime.dispatch.workers import (
 )
 from tessera_runtime.target import DeviceTarget, MemberTarget, ServiceTarget
 from tessera_runtime.worker import messages as m
+
+if TYPE_CHECKING:
+    from tessera_runtime.dispatch.gang_instance import GangInstance
 
 log = logging.getLogger(__name__)
 
@@ -106,17 +110,23 @@ class Workers:
         """Instances by (incarnation, model)."""
         self._starting = asyncio.Lock()
 
-    async def acquire(self, device: DeviceTarget, namespace: str, model: str) -> Worker:
-        """A worker on ``device`` for one instance of ``model``. Raises WorkerLost."""
-        if device.kind == "cpu":
+    async def acquire(
+        self, device: DeviceTarget, namespace: str, model: str, company: str | None = None
+    ) -> Worker:
+        """A worker on ``device`` for one instance of ``model``. Raises WorkerLost.
+
+        ``company``: instances of the same one share a process.
+        """
+        if device.kind == "cpu" and company is None:
             worker = await self._start(device)
         else:
             async with self._starting:
-                shared = self._shared.get((device.id, namespace))
+                key = device.id, company or namespace
+                shared = self._shared.get(key)
                 worker = (
                     shared if shared is not None and shared.alive else await self._start(device)
                 )
-                self._shared[device.id, namespace] = worker
+                self._shared[key] = worker
         self._models[worker.incarnation, model] += 1
         return worker
 
@@ -147,19 +157,27 @@ class Instance:
         service: Service,
         index: int,
         device: DeviceTarget,
+        company: str | None,
         workers: Workers,
         timeouts: Timeouts,
         on_loaded: Callable[[Service, int, Signature], None],
         on_ready: Callable[[Service], None],
     ) -> None:
+        """``company``: instances of the same one share a process on a device."""
+        self.index = index
+        """Of the member."""
         self.device = device
+        self.model = ""
+        """Its key in the worker process."""
+        self.gang: GangInstance | None = None
+        """What runs all members of the service in this instance's process."""
         self.lane: Lane | None = None
         self.problem = ""
         self.memory_mib = 0.0
         self.gauge: Gauge | None = None
         """Of the memory of its process; None while there is none, or others share it."""
         self._service = service
-        self._index = index
+        self._company = company
         self._workers = workers
         self._timeouts = timeouts
         self._on_loaded = on_loaded
@@ -180,9 +198,11 @@ class Instance:
         if lane is not None and drain:
             member = self._member
             lane.leaving = True
+            if self.gang is not None:
+                await self.gang.leave()
             # Where nobody else could serve what waits, it goes first. Peers are somebody else once they
             # answer; and those that call for this instance are given the time to notice.
-            calls = self._service.calls[self._index]
+            calls = self._service.calls[self.index]
             await eventually(
                 lambda: (
                     bool(member.staying)
@@ -197,6 +217,8 @@ class Instance:
             member.detach(lane)
             if not await eventually(lambda: not lane.batch, DRAIN_TIMEOUT_S):
                 log.warning("%s: a batch outlasted the drain", self._service.name)
+        if self.gang is not None:
+            self.gang.end()
         self._task.cancel()
         try:
             await self._task
@@ -205,7 +227,7 @@ class Instance:
 
     @property
     def _member(self) -> Member:
-        return self._service.members[self._index]
+        return self._service.members[self.index]
 
     async def _keep_running(self) -> None:
         failures = 0
@@ -226,9 +248,11 @@ class Instance:
     async def _run_once(self) -> None:
         """From the fork to the end of the process, or to the cancellation of this task."""
         target = self._service.target
-        wanted = target.members[self._index]
+        wanted = target.members[self.index]
         load = load_message(wanted, target)
-        worker = await self._workers.acquire(self.device, target.name.partition(".")[0], load.model)
+        self.model = load.model
+        namespace = target.name.partition(".")[0]
+        worker = await self._workers.acquire(self.device, namespace, load.model, self._company)
         lane: Lane | None = None
         try:
             try:
@@ -236,7 +260,7 @@ class Instance:
                     loaded = await worker.load(load)
                     largest = min(wanted.max_batch, loaded.max_rows or wanted.max_batch)
                     opened = await worker.open_lane(
-                        loaded.model, largest, warm_batches(largest), warm_shapes(target)
+                        (loaded.model,), largest, warm_batches(largest), warm_shapes(target)
                     )
             except TimeoutError as error:
                 limit = self._timeouts.load_s
@@ -252,20 +276,12 @@ class Instance:
                 lane.close()
                 self._member.detach(lane)
             self._workers.release(worker, load.model)
-            if lane is not None and lane.batch:
-                # Its process may still be running: what it held is given out again only once it is gone.
-                await _uninterrupted(worker.lost)
-                # The process may have had other instances: all are to be known gone before any work is given out anew.
-                await _uninterrupted(_next_turn())
-                if worker.orphaned:
-                    # Several end of one cause, which is none of their requests: no suspicion falls on those.
-                    for work in lane.batch:
-                        work.kills -= 1
-                self._member.lane_lost(lane)
+            if lane is not None:
+                await decide_lost(self._member, lane)
 
     def _attach(self, opened: OpenedLane, loaded: m.Loaded) -> Lane:
-        self._on_loaded(self._service, self._index, loaded)
-        lane = Lane(self._member, opened, loaded.outputs, self._timeouts.hang_s)
+        self._on_loaded(self._service, self.index, loaded)
+        lane = Lane(self._member, opened, (loaded.outputs,), self._timeouts.hang_s)
         self.lane = lane
         self.gauge = Gauge(opened.worker.pid) if self.device.kind == "cpu" else None
         self.problem = ""
@@ -273,6 +289,22 @@ class Instance:
             self._member.attach(lane)
         self._on_ready(self._service)
         return lane
+
+
+async def decide_lost(member: Member, lane: Lane) -> None:
+    """What becomes of the batch of a lane that is closed."""
+    if not lane.batch:
+        return
+    worker = lane.worker
+    # Its process may still be running: what it held is given out again only once it is gone.
+    await _uninterrupted(worker.lost)
+    # The process may have had other instances: all are to be known gone before any work is given out anew.
+    await _uninterrupted(_next_turn())
+    if worker.orphaned:
+        # Several end of one cause, which is none of their requests: no suspicion falls on those.
+        for work in lane.batch:
+            work.kills -= 1
+    member.lane_lost(lane)
 
 
 def _next_turn() -> asyncio.Future[None]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tessera_core.batching.policy import EdfQueue
+from tessera_core.perf.histogram import Histogram
 from tessera_runtime.dispatch.lane import Lane
 from tessera_runtime.dispatch.request import InputNames, Work
 from tessera_runtime.dispatch.signatures import Signature
@@ -69,6 +70,8 @@ class Member:
         """Of the service's inputs."""
         self.largest = max_batch
         """Most rows of a batch, whatever the cap: the model's own limit, known once it is loaded."""
+        self.gang: Member | None = None
+        """Its service's members as one, where they are placed alike: what waits there waits for this one too."""
         self.pace = 1.0
         """How long batches take, by the clock here, over what the profile says: a mean that forgets."""
         self._pump_due = False
@@ -85,6 +88,21 @@ class Member:
     def staying(self) -> list[Lane]:
         """The instances that work may be given to from now on."""
         return [lane for lane in self.lanes if not lane.leaving]
+
+    @property
+    def queued_rows(self) -> int:
+        """Rows that wait for it."""
+        return self.queue.rows + (self.gang.queue.rows if self.gang is not None else 0)
+
+    @property
+    def running_rows(self) -> int:
+        """Rows in the batches of the instances that stay."""
+        return sum([lane.rows for lane in self.staying if lane.batch])
+
+    def queue_times(self) -> Histogram:
+        """Per request, from arrival in the queue to the start of its batch."""
+        own = self.statistics.queue
+        return own if self.gang is None else own.plus(self.gang.statistics.queue)
 
     def cap_of(self, lane: Lane) -> int:
         """Most rows of this instance's batches."""
@@ -184,11 +202,14 @@ class Member:
                     observe(now - work.queued)
                 names = taken.batch[0].request.names or self.input_names
                 descriptors = _descriptors(taken.batch, names)
-                self.statistics.gathered_bytes += sum([sum(each.nbytes) for each in descriptors])
+                self.count_gathered(sum([sum(each.nbytes) for each in descriptors]))
                 lane.rows = taken.rows
                 lane.send(taken.batch, descriptors, now, self.expected_s(taken.rows))
             for work in taken.dropped:
                 work.request.service.late(work)
+
+    def count_gathered(self, nbytes: int) -> None:
+        self.statistics.gathered_bytes += nbytes
 
     def _free_beside_no_suspect(self) -> Lane | None:
         """Of another process than those that run a request which may end them: its end would blame two."""
@@ -234,29 +255,30 @@ class Member:
                 work.request.service.failed(work, ModelFailed(refusal))
         self.pump()
 
-    def ran(self, lane: Lane, ran: m.Ran, outputs: dict[str, np.ndarray]) -> None:
-        """A batch came back. Called by the lane, with the answers already out of its region."""
-        expected_s = self.expected_s(lane.rows)
-        if expected_s > 0.0:
-            pace = min((time.monotonic() - lane.began) / expected_s, MOST_PACE)
-            self.pace += PACE_WEIGHT * (pace - self.pace)
-        batch = self._next(lane)
-        self.statistics.batch(
-            sum(work.request.rows for work in batch), ran.gather_ns, ran.infer_ns, ran.output_ns
-        )
+    def ran(self, lane: Lane, ran: m.Ran, outputs: Sequence[np.ndarray]) -> None:
+        """A batch came back. Called by the lane, with the answers already out of its region.
+
+        ``outputs``: as the model announced them.
+        """
+        batch = self._over(lane)
+        self.statistics.batch(rows_of(batch), ran.gather_ns, ran.infer_ns[0], ran.output_ns)
         first = 0
         for work in batch:
             last = first + work.request.rows
-            answer = {name: array[first:last] for name, array in outputs.items()}
+            answer = {
+                name: array[first:last]
+                for name, array in zip(lane.output_names[0], outputs, strict=True)
+            }
             work.request.release()
             work.request.service.answered(work, answer)
             first = last
 
-    def batch_failed(self, lane: Lane, reason: str) -> None:
-        """The model raised: the instance is fine, the batch is not."""
+    def batch_failed(self, lane: Lane, reason: str, model: int) -> None:
+        """The model raised: the instance is fine, the batch is not. ``model``: which one, where there are several."""
         batch = self._next(lane)
-        self.statistics.failed_batches += 1
-        error = ModelFailed(f"member {self.name}: {reason}")
+        blamed = self.blamed(model)
+        blamed.statistics.failed_batches += 1
+        error = ModelFailed(f"member {blamed.name}: {reason}")
         for work in batch:
             work.request.release()
             if len(batch) == 1:
@@ -265,6 +287,10 @@ class Member:
                 # One request may be to blame: its batch mates must not fail with it.
                 self._retry_alone(work, error)
         self.pump()
+
+    def blamed(self, model: int) -> Member:
+        """Whose model it is that raised."""
+        return self
 
     def _retry_alone(self, work: Work, error: ServeError) -> None:
         work.alone = True
@@ -276,12 +302,24 @@ class Member:
         elif not self.push(work):
             work.request.service.failed(work, error)
 
+    def _over(self, lane: Lane) -> tuple[Work, ...]:
+        """The batch that came back, with the next one sent. What it took is what later ones are expected to."""
+        expected_s = self.expected_s(lane.rows)
+        if expected_s > 0.0:
+            pace = min((time.monotonic() - lane.began) / expected_s, MOST_PACE)
+            self.pace += PACE_WEIGHT * (pace - self.pace)
+        return self._next(lane)
+
     def _next(self, lane: Lane) -> tuple[Work, ...]:
         batch = lane.settle()
         if lane in self.lanes:
             self._free.append(lane)
             self.pump()
         return batch
+
+
+def rows_of(batch: Sequence[Work]) -> int:
+    return sum([work.request.rows for work in batch])
 
 
 def _descriptors(batch: Sequence[Work], names: InputNames) -> tuple[m.Input, ...]:

@@ -119,7 +119,7 @@ class _Session:
         shapes = {t.name: _concrete(t, self._request) for t in signature.inputs}
         # Only the smallest batch is warmed here: larger ones may be too slow to be measured at all.
         async with _limit(LOAD_TIMEOUT_S, "the first batch"):
-            lane = await worker.open_lane(signature.model, largest, (1,), shapes)
+            lane = await worker.open_lane((signature.model,), largest, (1,), shapes)
         lane.sock.setblocking(False)
         self._lanes.append(lane)
 

@@ -113,14 +113,16 @@ class Worker:
 
     async def open_lane(
         self,
-        model: str,
+        models: tuple[str, ...],
         largest: int,
         batches: tuple[int, ...],
         row_shapes: dict[str, tuple[int, ...]],
+        names: tuple[tuple[str, ...], ...] = (),
     ) -> OpenedLane:
         """Open an instance for batches of up to ``largest`` rows, and run each of ``batches`` on zeros.
 
-        Raises LoadFailed, WorkerLost.
+        ``models``: loaded ones; several run each batch in turn. ``names``: of several, the inputs of each, in
+        the order in which batches give theirs. Raises LoadFailed, WorkerLost.
         """
         lane, self._next_lane = self._next_lane, self._next_lane + 1
         ours, theirs = m.pair()
@@ -128,7 +130,8 @@ class Worker:
         try:
             with theirs:
                 self._send(
-                    m.OpenLane(lane, model, largest, batches, row_shapes), (theirs.fileno(),)
+                    m.OpenLane(lane, models, names, largest, batches, row_shapes),
+                    (theirs.fileno(),),
                 )
             region, warm_ms = await opened
         except BaseException:

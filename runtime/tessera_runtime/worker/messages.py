@@ -106,10 +106,13 @@ class LoadFailed(Message, frozen=True):
 
 
 class OpenLane(Message, frozen=True):
-    """Open an instance of a loaded model and warm it. Comes with the lane's socket. Answered by LaneOpen."""
+    """Open an instance of loaded models and warm it. Comes with the lane's socket. Answered by LaneOpen."""
 
     lane: int
-    model: str
+    models: tuple[str, ...]
+    """One; or several that run every batch one after the other."""
+    names: tuple[tuple[str, ...], ...]
+    """Of several: the inputs of each, in the order in which batches give theirs."""
     largest: int
     """Rows of the largest batch the lane will get."""
     batches: tuple[int, ...]
@@ -174,8 +177,10 @@ class Ran(Message, frozen=True, gc=False):
     incarnation: int
     batch: int
     outputs: tuple[Output, ...]
+    """Of each model in turn."""
     gather_ns: int
-    infer_ns: int
+    infer_ns: tuple[int, ...]
+    """Of each model."""
     output_ns: int
 
 
@@ -185,6 +190,8 @@ class Failed(Message, frozen=True):
     incarnation: int
     batch: int
     reason: str
+    model: int = 0
+    """Position of the one that raised."""
 
 
 class Region(Message, frozen=True):

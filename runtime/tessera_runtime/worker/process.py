@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Sequence
 
 from tessera_runtime.engines.base import (
     Engine,
@@ -24,6 +25,7 @@ from tessera_runtime.engines.loading import load_engine
 from tessera_runtime.memory import keep_freed_memory, map_readonly
 from tessera_runtime.worker import messages as m
 from tessera_runtime.worker.lane import Lane
+from tessera_runtime.worker.part import Part
 
 
 def run_worker(fork: m.Fork, control: socket.socket, arena_fd: int) -> None:
@@ -98,19 +100,25 @@ class _Worker:
         )
 
     def _open(self, opening: m.OpenLane, sock: socket.socket) -> None:
-        engine = self._models[opening.model]
+        engines = [self._models[model] for model in opening.models]
         # Warming runs on the lane's own thread: the lanes that serve already must not wait for it.
         threading.Thread(
             target=self._run_lane,
-            args=(opening, engine, sock),
+            args=(opening, engines, sock),
             name=f"lane-{opening.lane}",
             daemon=True,
         ).start()
 
-    def _run_lane(self, opening: m.OpenLane, engine: Engine, sock: socket.socket) -> None:
+    def _run_lane(
+        self, opening: m.OpenLane, engines: Sequence[Engine], sock: socket.socket
+    ) -> None:
+        names = opening.names or ((),) * len(engines)
         try:
-            engine_lane = engine.lane(opening.largest)
-            lane = Lane(sock, self._fork.incarnation, self._arena, engine.signature, engine_lane)
+            parts = [
+                Part(self._arena, engine.signature, engine.lane(opening.largest), inputs)
+                for engine, inputs in zip(engines, names, strict=True)
+            ]
+            lane = Lane(sock, self._fork.incarnation, parts)
             fd, size, warm = lane.warm(opening.batches, opening.row_shapes)
         except Exception as error:
             reason = f"warming failed: {type(error).__name__}: {error}"[:2000]
