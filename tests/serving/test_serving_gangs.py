@@ -12,6 +12,7 @@ from tritonclient.utils import InferenceServerException
 
 from support.clients import Crowd, Load, infer_http
 from support.model_files import DIE, RAISE, ModelFile, rows, told
+from support.peers import counted
 from support.server import Server
 from support.targets import member, service
 from support.targets import server as target
@@ -100,6 +101,8 @@ def test_they_share_a_process_and_batches(
     assert [(m.batches, m.rows) for m in served.members] == [(2, 5), (2, 5)]
     assert [m.ready for m in served.members] == [1, 1]
     assert len(report.workers) == 1
+    assert counted(server, "tessera_joined_instances", service=MODEL) == 1
+    assert counted(server, "tessera_queued_rows", service=MODEL) == 0
     statistics = server.http().get_inference_statistics(MODEL)["model_stats"][0]
     assert statistics["inference_stats"]["queue"]["count"] == 4
 

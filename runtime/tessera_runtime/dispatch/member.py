@@ -17,6 +17,7 @@ import numpy as np
 from tessera_core.batching.policy import EdfQueue
 from tessera_core.perf.histogram import Histogram
 from tessera_runtime.dispatch.lane import Lane
+from tessera_runtime.dispatch.pace import Pace
 from tessera_runtime.dispatch.request import InputNames, Work
 from tessera_runtime.dispatch.signatures import Signature
 from tessera_runtime.dispatch.statistics import MemberStatistics
@@ -39,9 +40,6 @@ MOST_KILLS = 2
 ADMITTED = 0.9
 """Of the time that is left: work that is expected to take more is refused at once. The rest is for what no profile
 tells, the way of the answer and batches that take longer than the mean."""
-
-PACE_WEIGHT = 1 / 16
-MOST_PACE = 16.0
 
 
 class Member:
@@ -72,8 +70,7 @@ class Member:
         """Most rows of a batch, whatever the cap: the model's own limit, known once it is loaded."""
         self.gang: Member | None = None
         """Its service's members as one, where they are placed alike: what waits there waits for this one too."""
-        self.pace = 1.0
-        """How long batches take, by the clock here, over what the profile says: a mean that forgets."""
+        self.pace = Pace()
         self._pump_due = False
         self._alone = False
         """Whether the last batch was one request and nothing else waited."""
@@ -127,6 +124,10 @@ class Member:
         """How long a batch of ``rows`` should take; 0 when nothing is known."""
         return self.service_time.seconds(rows) if self.service_time is not None else 0.0
 
+    def likely_s(self, rows: int) -> float:
+        """How long a batch of ``rows`` would take now; 0 when nothing is known."""
+        return self.pace.ratio * self.expected_s(rows)
+
     def burst(self, slo_s: float) -> int:
         """Rows that may be given to it at once and be answered within ``slo_s``: a batch for each instance,
         and what its peers carry in half of that time; one at least.
@@ -162,7 +163,7 @@ class Member:
             return 0.0
         batch = min(self.queue.rows + rows, self.cap, self.largest)
         running_s = self.batch_s() / 2
-        return self.pace * (running_s + self.queue.rows / rate + self.expected_s(batch))
+        return self.pace.ratio * (running_s + self.queue.rows / rate + self.expected_s(batch))
 
     def withdraw(self, work: Work) -> bool:
         """Take work back out of the queue; False when it is running or done."""
@@ -190,7 +191,9 @@ class Member:
                     return
                 lane = other
             now = time.monotonic()
-            taken = self.queue.take(now, self.cap_of(lane), self.expected_s)
+            taken = self.queue.take(now, self.cap_of(lane), self.likely_s)
+            if not taken.batch:
+                self.pace.doubt()
             if taken.batch:
                 self._alone = len(taken.batch) == 1 and not self.queue.rows
                 self._free.remove(lane)
@@ -304,10 +307,7 @@ class Member:
 
     def _over(self, lane: Lane) -> tuple[Work, ...]:
         """The batch that came back, with the next one sent. What it took is what later ones are expected to."""
-        expected_s = self.expected_s(lane.rows)
-        if expected_s > 0.0:
-            pace = min((time.monotonic() - lane.began) / expected_s, MOST_PACE)
-            self.pace += PACE_WEIGHT * (pace - self.pace)
+        self.pace.saw(time.monotonic() - lane.began, self.expected_s(lane.rows))
         return self._next(lane)
 
     def _next(self, lane: Lane) -> tuple[Work, ...]:

@@ -222,14 +222,21 @@ def _instances(services: Sequence[Service]) -> Iterator[Metric]:
     restarts = CounterMetricFamily(
         "tessera_instance_restarts", "Instances whose process ended.", labels=labels
     )
+    joined = GaugeMetricFamily(
+        "tessera_joined_instances",
+        "Processes in which all members of an ensemble run as one.",
+        labels=labels[:2],
+    )
     for service in services:
+        if service.gang is not None:
+            joined.add_metric([service.name, service.version], len(service.gang.lanes))
         for member in service.members:
             own = [service.name, service.version, member.name]
             queued.add_metric(own, member.queued_rows)
             ready.add_metric(own, len(member.lanes))
             cap.add_metric(own, member.cap)
             restarts.add_metric(own, member.statistics.restarts)
-    yield from (queued, ready, cap, restarts)
+    yield from (queued, ready, joined, cap, restarts)
 
 
 def _peers(services: Sequence[Service]) -> Iterator[Metric]:
