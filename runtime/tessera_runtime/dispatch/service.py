@@ -5,12 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
-import numpy as np
-
-from tessera_core.api.modelservice import Combine
-from tessera_core.ensemble.combine import combine
 from tessera_core.ensemble.metadata import CombinedOutput, CombineError
 from tessera_core.ensemble.quorum import Answer, Fail, MemberState, Wait, decide
 from tessera_runtime.dataplane import (
@@ -22,6 +17,7 @@ from tessera_runtime.dataplane import (
     OutputTensor,
     Parameter,
 )
+from tessera_runtime.dispatch.answer import AnswerMaker
 from tessera_runtime.dispatch.deadlines import Deadlines
 from tessera_runtime.dispatch.gang import Gang
 from tessera_runtime.dispatch.member import Member
@@ -44,14 +40,6 @@ MOST_SHAPES = 256
 
 TOGETHER = -1
 """Index of work that is done by all members as one."""
-
-
-class Published(NamedTuple):
-    """One output of the answer: its name, datatype, and the outputs of members, by index, that it is made of."""
-
-    name: str
-    datatype: str
-    sources: tuple[tuple[int, str], ...]
 
 
 class Service:
@@ -81,7 +69,7 @@ class Service:
         self._buckets: Buckets = ()
         self._shapes: dict[Alike, Shape] = {}
         """Of valid calls that were alike; bounded, for clients choose what they send."""
-        self._published: tuple[Published, ...] = ()
+        self._answers = AnswerMaker(target, self.statistics.combine)
         self._everybody = tuple(range(len(self.members)))
         self._slo_s = target.slo_ms / 1e3
         self._required = frozenset(member.name for member in target.members if member.required)
@@ -118,15 +106,7 @@ class Service:
         self.metadata = metadata
         self._buckets = buckets
         self._shapes.clear()
-        indexes = {member.name: index for index, member in enumerate(self.members)}
-        self._published = tuple(
-            Published(
-                output.tensor.name,
-                output.tensor.datatype.value,
-                tuple((indexes[member], name) for member, name in output.sources),
-            )
-            for output in outputs
-        )
+        self._answers.publish(outputs)
 
     def retarget(self, target: ServiceTarget) -> None:
         """Take over settings that need no other models: caps, service times, the SLO."""
@@ -232,13 +212,13 @@ class Service:
         """A batch of all members came back. ``answers``: of each member, for the rows of all ``requests``."""
         by_member = dict(enumerate(answers))
         try:
-            outputs = self._outputs(by_member, self._everybody, ())
+            outputs = self._answers.make(by_member, self._everybody)
         except CombineError as error:
             for request in requests:
                 if not request.answered:
                     self._fail(request, _misfit(error))
             return
-        parameters = self._parameters(self._everybody)
+        parameters = self._answers.parameters(self._everybody)
         first = 0
         for request in requests:
             last = first + request.rows
@@ -354,13 +334,13 @@ class Service:
         """``answered``: the members, by index, whose answers count."""
         answers: dict[int, Outputs] = request.answers  # type: ignore[assignment]  # no errors among these
         try:
-            outputs = self._outputs(answers, answered, request.call.outputs)
+            outputs = self._answers.make(answers, answered, request.call.outputs)
         except CombineError as error:
             self._fail(request, _misfit(error))
             return
         if len(answered) < len(self.members):
             self.statistics.partial += 1
-        self._tell(request, tuple(outputs), self._parameters(answered))
+        self._tell(request, tuple(outputs), self._answers.parameters(answered))
 
     def _tell(
         self,
@@ -394,51 +374,6 @@ class Service:
         request.works.clear()  # breaks the cycle, so that the collector has nothing to find
         request.answers.clear()
         request.release()
-
-    def _outputs(
-        self, answers: Mapping[int, Outputs], answered: Sequence[int], wanted: Sequence[str]
-    ) -> list[OutputTensor]:
-        """The ``wanted`` outputs, all where none is named, of the members that answered. Raises CombineError."""
-        started = time.perf_counter()
-        outputs: list[OutputTensor] = []
-        for published in self._published:
-            if wanted and published.name not in wanted:
-                continue
-            found = [
-                (index, answers[index][name])
-                for index, name in published.sources
-                if index in answered
-            ]
-            if len(published.sources) > 1:
-                array = self._combined(found)
-            elif found:
-                array = found[0][1]
-            else:
-                continue  # the answer of a member that is missing from a partial answer
-            outputs.append(OutputTensor(published.name, published.datatype, array))
-        if len(self.members) > 1:
-            self.statistics.combine.observe(time.perf_counter() - started)
-        return outputs
-
-    def _parameters(self, answered: Sequence[int]) -> Mapping[str, Parameter]:
-        if len(self.members) == 1:
-            return {}
-        return {
-            "members_answered": ",".join([self.members[index].name for index in answered]),
-            "partial": len(answered) < len(self.members),
-        }
-
-    def _combined(self, found: Sequence[tuple[int, np.ndarray]]) -> np.ndarray:
-        """Raises CombineError."""
-        names = [self.members[index].name for index, _ in found]
-        arrays = [array for _, array in found]
-        return combine(self.target.combine, arrays, self._weights(names), members=names)
-
-    def _weights(self, names: Sequence[str]) -> list[float] | None:
-        if self.target.combine not in (Combine.WEIGHTED_MEAN, Combine.WEIGHTED_VOTE):
-            return None
-        weights = {member.name: member.weight for member in self.target.members}
-        return [weights[name] for name in names]
 
 
 def _place(work: Work) -> bool:
