@@ -140,6 +140,9 @@ class Lane:
                     raise msgspec.ValidationError(f"batch {message.batch}")
         except BlockingIOError:
             return
+        except ConnectionResetError:  # it ended before it had read all that it was told
+            self._loop.remove_reader(self._sock.fileno())
+            self.worker.kill()
         except (OSError, ValueError, IndexError, KeyError, UntrustedMemory) as error:
             # msgspec's errors are ValueErrors. A worker that breaks the protocol is not listened to again.
             log.error("worker %d broke the protocol: %s", self.worker.incarnation, error)

@@ -172,6 +172,8 @@ class Worker:
                 return
         except BlockingIOError:
             return
+        except ConnectionResetError:
+            pass  # it ended before it had read all that it was told
         except (OSError, msgspec.MsgspecError, UntrustedMemory, IndexError) as error:
             log.error("worker %d sent something unusable: %s", self.incarnation, error)
         finally:
