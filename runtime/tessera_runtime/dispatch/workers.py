@@ -13,13 +13,15 @@ import logging
 import os
 import signal
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from tessera_runtime.dispatch.arena import InputArena
-from tessera_runtime.dispatch.worker_memory import bound
+from tessera_runtime.dispatch.worker_memory import Gauge, bound
 from tessera_runtime.memory import UntrustedMemory, map_readonly
 from tessera_runtime.worker import messages as m
 
@@ -82,6 +84,10 @@ class Worker:
         """Whether it was ended on purpose."""
         self.orphaned = False
         """Whether the zygote has ended, which takes it along."""
+        self.retired = False
+        """Whether its instances are to leave it, and no more to come."""
+        self.gauge = Gauge(pid) if place.kind == "cpu" else None
+        """Of its memory; None on a GPU, where the host's is not what models run in."""
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the process is known gone."""
         self.suspect: Lane | None = None
@@ -94,10 +100,22 @@ class Worker:
         self._loads: dict[str, asyncio.Future[m.Loaded]] = {}
         self._lanes: dict[int, asyncio.Future[tuple[memoryview, tuple[float, ...]]]] = {}
         self._next_lane = 0
+        self._turn = asyncio.Lock()
         control.setblocking(False)
         loop = asyncio.get_running_loop()
         loop.add_reader(control.fileno(), self._on_message)
         loop.add_reader(pidfd, self._on_exit)
+
+    @asynccontextmanager
+    async def turn(self, model: str) -> AsyncIterator[None]:
+        """Within it an instance of ``model`` is loaded and warmed, one after another: what serves in the process shares
+        an interpreter with no more than one, and what never ends is known by its name. Raises WorkerLost.
+        """
+        async with self._turn:
+            if self.retired or not self.alive:
+                raise WorkerLost(f"worker {self.incarnation} (pid {self.pid}) takes nobody in")
+            with nullcontext() if self.gauge is None else self.gauge.loading(model):
+                yield
 
     async def load(self, request: m.Load) -> m.Loaded:
         """Load a model, once however often it is asked for. Raises LoadFailed, WorkerLost."""
@@ -110,6 +128,8 @@ class Worker:
         """Forget a model whose lanes are closed."""
         if self.alive and self._loads.pop(model, None) is not None:
             self._send(m.Unload(model))
+            if self.gauge is not None:
+                self.gauge.unloaded(model)
 
     async def open_lane(
         self,

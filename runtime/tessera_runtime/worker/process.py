@@ -21,7 +21,7 @@ from tessera_runtime.engines.base import (
     TensorMeta,
 )
 from tessera_runtime.engines.loading import load_engine
-from tessera_runtime.memory import keep_freed_memory, map_readonly
+from tessera_runtime.memory import give_back_freed_memory, keep_freed_memory, map_readonly
 from tessera_runtime.worker import messages as m
 from tessera_runtime.worker.lane import Lane
 
@@ -59,7 +59,7 @@ class _Worker:
                 case m.Load() as load:
                     self._load(load)
                 case m.Unload(model):
-                    self._models.pop(model).close()
+                    self._unload(model)
                 case m.OpenLane() as opening:
                     self._open(opening, socket.socket(fileno=fds[0]))
 
@@ -96,6 +96,13 @@ class _Worker:
                 engine.memory_mib(),
             )
         )
+
+    def _unload(self, model: str) -> None:
+        engine = self._models.pop(model, None)  # None: it was given up before it failed to load
+        if engine is not None:
+            engine.close()
+            del engine
+        give_back_freed_memory()  # for what else is in this process
 
     def _open(self, opening: m.OpenLane, sock: socket.socket) -> None:
         engine = self._models[opening.model]
