@@ -107,12 +107,17 @@ class _Worker:
     def _open(self, opening: m.OpenLane, sock: socket.socket) -> None:
         engine = self._models[opening.model]
         # Warming runs on the lane's own thread: the lanes that serve already must not wait for it.
-        threading.Thread(
+        lane = threading.Thread(
             target=self._run_lane,
             args=(opening, engine, sock),
             name=f"lane-{opening.lane}",
             daemon=True,
-        ).start()
+        )
+        try:
+            lane.start()
+        except RuntimeError as error:  # no memory for its stack: what the others need is theirs
+            self._tell(m.LaneFailed(opening.lane, f"{error}"))
+            sock.close()
 
     def _run_lane(self, opening: m.OpenLane, engine: Engine, sock: socket.socket) -> None:
         try:
