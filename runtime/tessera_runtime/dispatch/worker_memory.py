@@ -72,7 +72,7 @@ class Gauge:
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
-        self._base = size(pid)
+        self._base = self._before = size(pid)
         self._loading = False
         self._taken: Counter[str] = Counter()
         """KiB used by each model that is loaded."""
@@ -80,15 +80,19 @@ class Gauge:
     @contextmanager
     def loading(self, model: str) -> Iterator[None]:
         """What the process grows by meanwhile belongs to ``model``, unless that fails; one at a time."""
-        before = size(self._pid)
+        self.begins()
         self._loading = True
         try:
             yield
-            now = size(self._pid)
+            before, now = self._before, size(self._pid)
             self._taken[model] += round((now.used - before.used) * 1024)
             self._shift(now.used - before.used, now.allocated - before.allocated)
         finally:
             self._loading = False
+
+    def begins(self) -> None:
+        """From here on, rather: what is unloaded had to be waited for."""
+        self._before = size(self._pid)
 
     def unloaded(self, model: str) -> None:
         """What ``model`` took should be free: if it is not, the process has grown."""

@@ -99,6 +99,7 @@ class Worker:
         self._inbox = m.Inbox()
         self._loads: dict[str, asyncio.Future[m.Loaded]] = {}
         self._lanes: dict[int, asyncio.Future[tuple[memoryview, tuple[float, ...]]]] = {}
+        self._unloading: dict[str, asyncio.Future[None]] = {}
         self._next_lane = 0
         self._turn = asyncio.Lock()
         control.setblocking(False)
@@ -119,6 +120,10 @@ class Worker:
 
     async def load(self, request: m.Load) -> m.Loaded:
         """Load a model, once however often it is asked for. Raises LoadFailed, WorkerLost."""
+        for unloading in list(self._unloading.values()):
+            await asyncio.shield(unloading)  # its memory is not to be taken for that of this one
+        if self.gauge is not None:
+            self.gauge.begins()
         if request.model not in self._loads:
             self._loads[request.model] = asyncio.get_running_loop().create_future()
             self._send(request)
@@ -127,9 +132,8 @@ class Worker:
     def unload(self, model: str) -> None:
         """Forget a model whose lanes are closed."""
         if self.alive and self._loads.pop(model, None) is not None:
+            self._unloading[model] = asyncio.get_running_loop().create_future()
             self._send(m.Unload(model))
-            if self.gauge is not None:
-                self.gauge.unloaded(model)
 
     async def open_lane(
         self,
@@ -206,6 +210,10 @@ class Worker:
                 future = self._loads.pop(model, None)
                 if future is not None and not future.done():
                     future.set_exception(LoadFailed(reason))
+            case m.Unloaded(model):
+                _settle(self._unloading.pop(model, None), None)
+                if self.gauge is not None:
+                    self.gauge.unloaded(model)
             case m.LaneOpen(lane, size, warm_ms):
                 region = memoryview(map_readonly(fds.pop(), size))
                 _settle(self._lanes.get(lane), (region, warm_ms))
@@ -222,7 +230,11 @@ class Worker:
         self._control.close()
         self.alive = False
         gone = WorkerLost(f"worker {self.incarnation} (pid {self.pid}) ended")
-        waiting: list[asyncio.Future[Any]] = [*self._loads.values(), *self._lanes.values()]
+        waiting: list[asyncio.Future[Any]] = [
+            *self._loads.values(),
+            *self._unloading.values(),
+            *self._lanes.values(),
+        ]
         for future in waiting:
             if not future.done():
                 future.set_exception(gone)

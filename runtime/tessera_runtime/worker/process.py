@@ -11,6 +11,7 @@ import mmap
 import os
 import signal
 import socket
+import sys
 import threading
 
 from tessera_runtime.engines.base import (
@@ -78,17 +79,22 @@ class _Worker:
         try:
             engine = load_engine(file, self._device)
         except LoadRefused as error:
-            self._tell(m.LoadFailed(load.model, str(error)[:2000]))
-            return
+            reason = str(error)
         except Exception as error:
             # A library's own error: the file is at fault, or the memory; either way this worker stays.
-            self._tell(m.LoadFailed(load.model, f"{type(error).__name__}: {error}"[:2000]))
+            reason = f"{type(error).__name__}: {error}"
+        else:
+            self._loaded(load.model, engine)
             return
-        self._models[load.model] = engine
+        give_back_freed_memory()
+        self._tell(m.LoadFailed(load.model, reason[:2000]))
+
+    def _loaded(self, model: str, engine: Engine) -> None:
+        self._models[model] = engine
         signature = engine.signature
         self._tell(
             m.Loaded(
-                load.model,
+                model,
                 tuple(m.Tensor(t.name, t.datatype, t.row_shape) for t in signature.inputs),
                 tuple(m.Tensor(t.name, t.datatype, t.row_shape) for t in signature.outputs),
                 signature.max_rows or 0,
@@ -99,10 +105,14 @@ class _Worker:
 
     def _unload(self, model: str) -> None:
         engine = self._models.pop(model, None)  # None: it was given up before it failed to load
-        if engine is not None:
-            engine.close()
-            del engine
-        give_back_freed_memory()  # for what else is in this process
+        try:
+            if engine is not None:
+                engine.close()
+        except (Exception, SystemExit) as error:  # the model's own code: the others stay
+            print(f"{model}: closing failed: {error!r}", file=sys.stderr)
+        del engine
+        give_back_freed_memory()
+        self._tell(m.Unloaded(model))
 
     def _open(self, opening: m.OpenLane, sock: socket.socket) -> None:
         engine = self._models[opening.model]
