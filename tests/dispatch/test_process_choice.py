@@ -27,7 +27,7 @@ def tenants(*models: str, company: str | None = None, alone: bool = False) -> Te
 
 
 @pytest.mark.parametrize(
-    "processes, newcomer, most, chosen",
+    ("processes", "newcomer", "most", "chosen"),
     [
         pytest.param([], Newcomer("m"), 2, None, id="the first gets a process"),
         pytest.param(

@@ -65,7 +65,7 @@ def gauge(worker: Worker) -> Gauge:
 
 
 @pytest.mark.parametrize(
-    "used, allocated, limit, expected",
+    ("used", "allocated", "limit", "expected"),
     [
         pytest.param(149.0, 0.0, None, False, id="less than it may"),
         pytest.param(151.0, 0.0, None, True, id="more than it may"),
@@ -123,7 +123,8 @@ async def test_a_model_that_was_given_up_may_fail_to_load_afterwards(
     worker._send(failing)
     worker.unload(failing.model)  # on its way before the answer is
     await loaded(worker, other)
-    assert not given_up.done() and worker.alive
+    assert not given_up.done()
+    assert worker.alive
 
 
 async def test_a_model_that_fails_to_close_ends_nobody(worker: Worker, tmp_path: Path):

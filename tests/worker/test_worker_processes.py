@@ -45,6 +45,10 @@ async def open_one(worker: Worker, file: ModelFile) -> OpenedLane:
         return await worker.open_lane(key, 1, (1,), {})
 
 
+def threads(worker: Worker) -> list[Path]:
+    return list(Path(f"/proc/{worker.pid}/task").iterdir())
+
+
 async def test_the_first_instances_have_a_process_each_and_the_next_share_them(
     workers: Workers, zygote
 ):
@@ -98,7 +102,8 @@ async def test_the_last_instance_ends_its_process(workers: Workers, gone):
     [worker] = await acquire(workers, "a", company="c")
     await acquire(workers, "b", company="c")
     workers.release(worker, "a", "c")
-    assert worker.alive and not worker.killed
+    assert worker.alive
+    assert not worker.killed
     workers.release(worker, "b", "c")
     await worker.lost
     gone(worker.pid)
@@ -160,12 +165,12 @@ async def test_models_of_a_process_are_loaded_in_turns(workers: Workers, tmp_pat
     loading = asyncio.create_task(open_one(worker, slow))
     waiting = asyncio.create_task(open_one(worker, quick))
     await asyncio.wait({loading, waiting}, timeout=0)
-    assert worker.gauge is not None and not worker.gauge.outgrown(-1e9), "not while one loads"
+    assert worker.gauge is not None
+    assert not worker.gauge.outgrown(-1e9), "not while one loads"
     worker.retired = True
     slow.let_load()
-    with (await loading).sock:
-        with pytest.raises(WorkerLost, match="takes nobody in"):
-            await waiting
+    with (await loading).sock, pytest.raises(WorkerLost, match="takes nobody in"):
+        await waiting
     assert worker.gauge.outgrown(-1e9)
 
 
@@ -176,22 +181,19 @@ async def test_a_lane_that_finds_no_memory_leaves_the_others_alone(
     small = DeviceTarget("cpu-0", "cpu", cores=(0,), memory_mib=64)
     worker = await workers.acquire(small, "test", "a")
     file = ModelFile(tmp_path / "model.py")
-    lanes = []
-    with pytest.raises(LoadFailed, match=r"MemoryError|thread|memory"):
+    lanes: list[OpenedLane] = []
+
+    async def fill() -> None:
         while True:
             lanes.append(await open_one(worker, file))
-    assert lanes and worker.alive
-    [freed, *rest] = lanes
-    freed.sock.close()
 
-    async def again() -> bool:
-        try:
-            rest.append(await open_one(worker, file))
-        except LoadFailed:
-            return False
-        return True
-
-    while not await again():
-        await asyncio.sleep(0)
-    for lane in rest:
+    with pytest.raises(LoadFailed, match=r"MemoryError|thread|memory"):
+        await fill()
+    assert lanes
+    assert worker.alive
+    for lane in lanes:
         lane.sock.close()
+    lanes.clear()
+    await eventually(lambda: len(threads(worker)) == 1, PATIENCE_S)
+    lanes.append(await open_one(worker, file))
+    lanes[0].sock.close()
