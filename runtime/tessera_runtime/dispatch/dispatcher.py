@@ -239,14 +239,15 @@ class Dispatcher:
 
         One whose replacement would be the second at a time is left out: the process is to be named again.
         """
-        if not worker.retired:
-            log.warning("worker %d grows: its instances are replaced", worker.incarnation)
-            worker.retired = True
+        worker.retired = True
         for service, have in self.instances.items():
             leaving = self._leaving[service]
             for key, instance in list(have.items()):
                 if instance.worker is worker and key not in leaving:
-                    service.members[key[0]].statistics.restarts += 1
+                    member = service.members[key[0]]
+                    member.statistics.restarts += 1
+                    number = worker.incarnation
+                    log.warning("%s/%s: leaves worker %d", service.name, member.name, number)
                     leaving[key] = instance
                     have[key] = self._start(service, key, instance.device)
 

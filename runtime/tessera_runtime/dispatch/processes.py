@@ -24,7 +24,7 @@ FEWEST_PROCESSES = 16
 """Of a namespace on a CPU, before any is shared: 50 MiB at most, and a process that ends takes one in 16 along."""
 
 PROCESSES_PER_CORE = 2
-"""On devices of many cores: while half of the instances that run lie in processes of their own, no core waits."""
+"""On a device of many cores: so that those that are busy at once, one a core, seldom lie in the same process."""
 
 
 @dataclass(frozen=True, slots=True)

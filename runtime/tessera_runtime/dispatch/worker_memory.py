@@ -117,6 +117,9 @@ class Watched(Protocol):
     """A worker process as it is watched."""
 
     @property
+    def incarnation(self) -> int: ...
+
+    @property
     def retired(self) -> bool: ...
 
     @property
@@ -137,7 +140,10 @@ async def watch(
     while True:
         await asyncio.sleep(LOOK_S)
         for worker in list(workers()):
-            if worker.retired or (worker.gauge is not None and worker.gauge.outgrown(growth_mib)):
+            grown = worker.gauge is not None and worker.gauge.outgrown(growth_mib)
+            if grown and not worker.retired:
+                log.warning("worker %d has grown: it is replaced", worker.incarnation)
+            if grown or worker.retired:
                 replace(worker)
 
 
