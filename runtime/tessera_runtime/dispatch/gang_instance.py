@@ -55,8 +55,9 @@ class GangInstance:
         for part in parts:
             part.gang = self
         self._gang = service.join()
-        name = f"gang {service.name}"
-        self._task = asyncio.create_task(self._run(self._gang, self._worker), name=name)
+        self._task = asyncio.create_task(
+            self._run(self._gang, self._worker), name=f"gang {service.name}"
+        )
 
     async def leave(self) -> None:
         """End it: after the work it holds. Whoever of the members ends first says so."""
@@ -81,9 +82,10 @@ class GangInstance:
         self._task.cancel()
 
     async def _run(self, gang: Gang, worker: Worker) -> None:
+        name = f"{self._service.name}: {gang.name}"
         try:
             try:
-                async with asyncio.timeout(self._timeouts.load_s):
+                async with worker.turn(name), asyncio.timeout(self._timeouts.load_s):
                     self._lane = await self._open(gang, worker)
                 gang.attach(self._lane)
             except (LoadFailed, TimeoutError) as error:
@@ -97,6 +99,9 @@ class GangInstance:
             for part in self._parts:
                 part.gang = None
             if lane is not None:
+                if lane.batch and not worker.orphaned:
+                    for part in self._parts:
+                        part.suspect()
                 lane.close()
                 gang.detach(lane)
                 await decide_lost(gang, lane)

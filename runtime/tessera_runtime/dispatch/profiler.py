@@ -20,7 +20,8 @@ import numpy as np
 from tessera_core.api.modelservice import Combine, OnTimeout
 from tessera_runtime.datatypes import DATATYPES, encode_bytes
 from tessera_runtime.dispatch.arena import ArenaSlot, InputArena
-from tessera_runtime.dispatch.instances import load_message, place_of
+from tessera_runtime.dispatch.instances import load_message
+from tessera_runtime.dispatch.processes import place_of
 from tessera_runtime.dispatch.workers import LoadFailed, OpenedLane, Worker, WorkerLost, WorkerPool
 from tessera_runtime.target import ProfileCell, ProfileReport, ProfileRequest, ServiceTarget
 from tessera_runtime.worker import messages as m

@@ -7,7 +7,7 @@ decoded into these types, never pickles. File descriptors travel beside the mess
 ::
 
     dispatcher ── Fork (+ control, input arena) ──▶ zygote      ── Forked (+ pidfd) | NotForked | Exited ──▶
-    dispatcher ── Load | Unload | OpenLane (+ lane) ──▶ worker ── Loaded | LoadFailed | LaneOpen (+ outputs) ──▶
+    dispatcher ── Load | Unload | OpenLane (+ lane) ──▶ worker ── Loaded | LoadFailed | Unloaded | LaneOpen (+ outputs) ──▶
     dispatcher ── Run ──▶ lane                                   ── Ran | Failed | Region (+ outputs) ──▶
 """
 
@@ -136,7 +136,13 @@ class LaneFailed(Message, frozen=True):
 
 
 class Unload(Message, frozen=True):
-    """Forget a model whose lanes are closed. A lane is closed by closing its socket."""
+    """Forget a model whose lanes are closed. A lane is closed by closing its socket. Answered by Unloaded."""
+
+    model: str
+
+
+class Unloaded(Message, frozen=True):
+    """What the model had is given back."""
 
     model: str
 
@@ -204,7 +210,7 @@ class Region(Message, frozen=True):
 ToZygote = Fork
 FromZygote = Forked | NotForked | Exited
 ToWorker = Load | Unload | OpenLane
-FromWorker = Loaded | LoadFailed | LaneOpen | LaneFailed
+FromWorker = Loaded | LoadFailed | LaneOpen | LaneFailed | Unloaded
 ToLane = Run
 FromLane = Ran | Failed | Region
 

@@ -11,6 +11,7 @@ import mmap
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Sequence
 
@@ -22,7 +23,7 @@ from tessera_runtime.engines.base import (
     TensorMeta,
 )
 from tessera_runtime.engines.loading import load_engine
-from tessera_runtime.memory import keep_freed_memory, map_readonly
+from tessera_runtime.memory import give_back_freed_memory, keep_freed_memory, map_readonly
 from tessera_runtime.worker import messages as m
 from tessera_runtime.worker.lane import Lane
 from tessera_runtime.worker.part import Part
@@ -61,7 +62,7 @@ class _Worker:
                 case m.Load() as load:
                     self._load(load)
                 case m.Unload(model):
-                    self._models.pop(model).close()
+                    self._unload(model)
                 case m.OpenLane() as opening:
                     self._open(opening, socket.socket(fileno=fds[0]))
 
@@ -80,17 +81,22 @@ class _Worker:
         try:
             engine = load_engine(file, self._device)
         except LoadRefused as error:
-            self._tell(m.LoadFailed(load.model, str(error)[:2000]))
-            return
+            reason = str(error)
         except Exception as error:
             # A library's own error: the file is at fault, or the memory; either way this worker stays.
-            self._tell(m.LoadFailed(load.model, f"{type(error).__name__}: {error}"[:2000]))
+            reason = f"{type(error).__name__}: {error}"
+        else:
+            self._loaded(load.model, engine)
             return
-        self._models[load.model] = engine
+        give_back_freed_memory()
+        self._tell(m.LoadFailed(load.model, reason[:2000]))
+
+    def _loaded(self, model: str, engine: Engine) -> None:
+        self._models[model] = engine
         signature = engine.signature
         self._tell(
             m.Loaded(
-                load.model,
+                model,
                 tuple(m.Tensor(t.name, t.datatype, t.row_shape) for t in signature.inputs),
                 tuple(m.Tensor(t.name, t.datatype, t.row_shape) for t in signature.outputs),
                 signature.max_rows or 0,
@@ -99,15 +105,31 @@ class _Worker:
             )
         )
 
+    def _unload(self, model: str) -> None:
+        engine = self._models.pop(model, None)  # None: it was given up before it failed to load
+        try:
+            if engine is not None:
+                engine.close()
+        except (Exception, SystemExit) as error:  # the model's own code: the others stay
+            print(f"{model}: closing failed: {error!r}", file=sys.stderr)
+        del engine
+        give_back_freed_memory()
+        self._tell(m.Unloaded(model))
+
     def _open(self, opening: m.OpenLane, sock: socket.socket) -> None:
         engines = [self._models[model] for model in opening.models]
         # Warming runs on the lane's own thread: the lanes that serve already must not wait for it.
-        threading.Thread(
+        lane = threading.Thread(
             target=self._run_lane,
             args=(opening, engines, sock),
             name=f"lane-{opening.lane}",
             daemon=True,
-        ).start()
+        )
+        try:
+            lane.start()
+        except RuntimeError as error:  # no memory for its stack: what the others need is theirs
+            self._tell(m.LaneFailed(opening.lane, f"{error}"))
+            sock.close()
 
     def _run_lane(
         self, opening: m.OpenLane, engines: Sequence[Engine], sock: socket.socket
