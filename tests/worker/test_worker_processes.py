@@ -42,7 +42,7 @@ async def open_one(worker: Worker, file: ModelFile) -> OpenedLane:
     key = str(file.path)
     async with worker.turn(key):
         await worker.load(m.Load(key, key, "Python", True, (), ()))
-        return await worker.open_lane(key, 1, (1,), {})
+        return await worker.open_lane((key,), 1, (1,), {})
 
 
 def threads(worker: Worker) -> list[Path]:
