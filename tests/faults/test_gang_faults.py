@@ -82,3 +82,32 @@ def test_a_stopped_process_of_joined_members_is_taken_for_hung(
         load.wait_right(60)
         server.wait_joined(MODEL, 2)
     assert counted(load).nothing_but_right
+
+
+LEAKS = """
+import numpy as np
+kept = []
+class Model:
+    inputs = {"x": ("FP32", (4,))}
+    outputs = {"y": ("FP32", (4,))}
+    def __call__(self, batch):
+        kept.append(np.ones(1 << 20, np.uint8))
+        return {"y": batch["x"] * np.float32(2)}
+def load(device, options): return Model()
+"""
+
+
+def test_a_process_of_joined_members_that_leaks_is_left_by_all_of_them(
+    server: Server, file: ModelFile, tmp_path: Path, counted: Counted
+):
+    leaks = tmp_path / "leaks.py"
+    leaks.write_text(LEAKS)
+    server.apply(target(service("m", member("a", file), member("b", leaks))))
+    server.wait_joined(MODEL, 1)
+    first = server.worker_pids()
+    with FaultLoad(server.ports(), MODEL, lambda x: x * np.float32(2)) as load:
+        server.wait_for(lambda r: r.services[0].members[0].restarts >= 2, "two replacements")
+        load.wait_right(30)
+        server.wait_joined(MODEL, 1)
+    assert counted(load).nothing_but_right
+    assert not first & server.worker_pids()
