@@ -26,7 +26,7 @@ from tessera_runtime.dataplane import (
 from tessera_runtime.dispatch.access import Gates
 from tessera_runtime.dispatch.arena import ArenaSlot, InputArena
 from tessera_runtime.dispatch.deadlines import Deadlines
-from tessera_runtime.dispatch.gang_instance import join_members
+from tessera_runtime.dispatch.fleet import Fleet, InstanceKey
 from tessera_runtime.dispatch.hold import Holds
 from tessera_runtime.dispatch.instances import DRAIN_TIMEOUT_S, Instance, Timeouts
 from tessera_runtime.dispatch.member_calls import MemberCalls
@@ -44,7 +44,7 @@ from tessera_runtime.dispatch.routes import Routes
 from tessera_runtime.dispatch.service import Service
 from tessera_runtime.dispatch.signatures import Incompatible, Signature, largest_batch, publish
 from tessera_runtime.dispatch.waiting import eventually
-from tessera_runtime.dispatch.wanted import check_devices, has_place, placed_alike, same_models
+from tessera_runtime.dispatch.wanted import check_devices, has_place, same_models
 from tessera_runtime.dispatch.workers import Worker, WorkerPool
 from tessera_runtime.errors import NotFound, ServeError, Unavailable
 from tessera_runtime.target import DeviceTarget, Ports, ServerReport, ServerTarget, ServiceTarget
@@ -53,9 +53,6 @@ log = logging.getLogger(__name__)
 
 LOAD_TIMEOUT_S = 300.0
 """Most that a client's load request waits for the model to become ready."""
-
-InstanceKey = tuple[int, str, int]
-"""Member index, device, ordinal."""
 
 
 class Dispatcher:
@@ -83,10 +80,8 @@ class Dispatcher:
         self.serving: dict[str, Service] = {}
         self.starting: dict[str, Service] = {}
         """Next versions that are being loaded, by name."""
-        self.instances: dict[Service, dict[InstanceKey, Instance]] = {}
-        """Those that are wanted, of each service."""
-        self._leaving: dict[Service, dict[InstanceKey, Instance]] = {}
-        """Those that are not, and serve until the wanted ones of their member are warm."""
+        self.fleets: dict[Service, Fleet] = {}
+        """Of all versions that are being loaded, serve, or finish what they have."""
         self._routes: dict[Service, dict[int, Routes]] = {}
         """By member index, of members that have or had peers."""
         self.holds = Holds(self.serving.get, self._submit_held, hold_s)
@@ -116,7 +111,7 @@ class Dispatcher:
         self.target = target
         wanted = {service.name: service for service in target.services}
         needed = {name: service.needs_key for name, service in wanted.items()}
-        self.gates.set(needed, {service.name for service in self.instances}, keys)
+        self.gates.set(needed, {service.name for service in self.fleets}, keys)
         for name, service_target in wanted.items():
             self._want(name, service_target)
         for name in {*self.serving, *self.starting} - set(wanted):
@@ -131,10 +126,14 @@ class Dispatcher:
 
     def running(self) -> Iterator[tuple[Service, InstanceKey, Instance]]:
         """All instances: those that are wanted, and those that are leaving."""
-        for everywhere in (self.instances, self._leaving):
-            for service, instances in everywhere.items():
-                for key, instance in instances.items():
-                    yield service, key, instance
+        for service, fleet in self.fleets.items():
+            for key, instance in fleet:
+                yield service, key, instance
+
+    def wanted_of(self, service: Service) -> Mapping[InstanceKey, Instance]:
+        """The instances that ``service`` is to have."""
+        fleet = self.fleets.get(service)
+        return fleet.wanted if fleet is not None else {}
 
     def stop_advertising(self) -> None:
         """Say not ready from now on, and keep answering: who balances load needs time to look away."""
@@ -142,20 +141,15 @@ class Dispatcher:
 
     async def drain(self, timeout_s: float) -> None:
         """Return when everything accepted is answered, or after ``timeout_s``."""
-        await eventually(lambda: not any(s.in_flight for s in self.instances), timeout_s)
+        await eventually(lambda: not any(s.in_flight for s in self.fleets), timeout_s)
 
     async def close(self) -> None:
         """End all instances without waiting for work."""
         for task in self._tasks:
             task.cancel()
-        running = [
-            instance
-            for instances in (*self.instances.values(), *self._leaving.values())
-            for instance in instances.values()
-        ]
+        running = [instance for fleet in self.fleets.values() for instance in fleet.disband()]
         await asyncio.gather(*(instance.stop(drain=False) for instance in running))
-        self.instances.clear()
-        self._leaving.clear()
+        self.fleets.clear()
         await self._channels.close()
 
     def _want(self, name: str, target: ServiceTarget) -> None:
@@ -203,84 +197,36 @@ class Dispatcher:
             member.routes = routes[index] if target.peers else None
 
     def _scale(self, service: Service) -> None:
-        """Start and stop instances until they are the wanted ones: first start, then stop, so that a
-        member that moves is served all the way.
-        """
-        devices = self._devices
-        wanted: dict[InstanceKey, DeviceTarget] = {}
-        if service.name not in self.unloaded:
-            for index, member in enumerate(service.target.members):
-                for place in member.instances:
-                    for ordinal in range(place.count):
-                        wanted[index, place.device, ordinal] = devices[place.device]
-        have = self.instances.setdefault(service, {})
-        leaving = self._leaving.setdefault(service, {})
-        for key, device in wanted.items():
-            if key in leaving:
-                have[key] = leaving.pop(key)
-            elif key not in have:
-                have[key] = self._start(service, key, device)
-        for key in [key for key in have if key not in wanted]:
-            leaving[key] = have.pop(key)
-        if not placed_alike(service.target, self._devices):
-            for instance in have.values():
-                if instance.gang is not None:
-                    self._run(instance.gang.leave())
-        self._join(service)
-        self._end_replaced(service)
+        if service not in self.fleets:
+            self.fleets[service] = Fleet(service, self._start, self._timeouts, self._run)
+        devices = {device.id: device for device in self.target.devices}
+        self.fleets[service].scale(devices, service.name not in self.unloaded)
 
-    def _start(self, service: Service, key: InstanceKey, device: DeviceTarget) -> Instance:
-        alike = placed_alike(service.target, self._devices)
+    def _start(
+        self, service: Service, index: int, device: DeviceTarget, company: str | None
+    ) -> Instance:
         return Instance(
             service,
-            key[0],
+            index,
             device,
-            f"{service.name} {id(service)} {key[2]}" if alike else None,
+            company,
             self.workers,
             self._timeouts,
             self._learned,
             self._place_ready,
         )
 
-    def _join(self, service: Service) -> None:
-        """Let the members run as one where they can."""
-        if placed_alike(service.target, self._devices):
-            have = list(self.instances.get(service, {}).values())
-            join_members(service, have, self._timeouts)
-
-    @property
-    def _devices(self) -> dict[str, DeviceTarget]:
-        return {device.id: device for device in self.target.devices}
-
     def replace(self, worker: Worker) -> None:
-        """Start others in the place of all instances of a process; they serve until those are warm.
-
-        One whose replacement would be the second at a time is left out: the process is to be named again.
-        """
+        """Have all instances of a process leave it: to be said again until it has ended."""
         worker.retired = True
-        for service, have in self.instances.items():
-            leaving = self._leaving[service]
-            for key, instance in list(have.items()):
-                if instance.worker is worker and key not in leaving:
-                    member = service.members[key[0]]
-                    member.statistics.restarts += 1
-                    number = worker.incarnation
-                    log.warning("%s/%s: leaves worker %d", service.name, member.name, number)
-                    leaving[key] = instance
-                    have[key] = self._start(service, key, instance.device)
-
-    def _end_replaced(self, service: Service) -> None:
-        """End the instances whose members have all the wanted ones warm."""
-        have, leaving = self.instances.get(service, {}), self._leaving.get(service, {})
-        waited_for = {key[0] for key, instance in have.items() if not instance.ready}
-        for key in [key for key in leaving if key[0] not in waited_for]:
-            self._run(leaving.pop(key).stop(drain=True))
+        for fleet in self.fleets.values():
+            fleet.replace(worker)
 
     def _place_ready(self, service: Service) -> None:
         """An instance or a peer of ``service`` takes work from now on."""
         self._promote(service)
-        self._join(service)
-        self._end_replaced(service)
+        if service in self.fleets:
+            self.fleets[service].settle()
         self.holds.release_soon(service.name)
 
     def _learned(self, service: Service, index: int, signature: Signature) -> None:
@@ -309,7 +255,7 @@ class Dispatcher:
         name = service.name
         if self.starting.get(name) is not service:
             return
-        warm = service.ready and all(i.ready for i in self.instances[service].values())
+        warm = service.ready and self.fleets[service].warm
         if warm or not has_place(service.target):
             del self.starting[name]
             old = self.serving.get(name)
@@ -329,10 +275,8 @@ class Dispatcher:
         await eventually(
             lambda: not service.in_flight and not service.called_lately, DRAIN_TIMEOUT_S
         )
-        instances = [
-            *self.instances.pop(service, {}).values(),
-            *self._leaving.pop(service, {}).values(),
-        ]
+        fleet = self.fleets.pop(service, None)
+        instances = fleet.disband() if fleet is not None else []
         for index, routes in self._routes.pop(service, {}).items():
             routes.set(())
             service.members[index].routes = None
@@ -467,7 +411,7 @@ class Dispatcher:
         """The one that serves first."""
         if model in self.serving:
             yield self.serving[model]
-        for service in self.instances:
+        for service in self.fleets:
             if service.name == model:
                 yield service
 

@@ -71,7 +71,7 @@ def _instances(dispatcher: Dispatcher) -> tuple[InstanceReport, ...]:
 
 def _service_report(dispatcher: Dispatcher, service: Service) -> ServiceReport:
     statistics = service.statistics
-    instances = dispatcher.instances.get(service, {})
+    instances = dispatcher.wanted_of(service)
     members: list[MemberReport] = []
     for index, member in enumerate(service.members):
         own = [instance for key, instance in instances.items() if key[0] == index]
@@ -116,15 +116,13 @@ def _service_report(dispatcher: Dispatcher, service: Service) -> ServiceReport:
 
 def service_problem(dispatcher: Dispatcher, service: Service) -> str:
     """Why ``service`` is not ready, if anything is wrong; empty while it is just starting."""
-    problems = Counter(
-        i.problem for i in dispatcher.instances.get(service, {}).values() if i.problem
-    )
+    problems = Counter(i.problem for i in dispatcher.wanted_of(service).values() if i.problem)
     return service.problem or (problems.most_common(1)[0][0] if problems else "")
 
 
 def repository_entry(dispatcher: Dispatcher, service: Service) -> RepositoryEntry:
     if service.name in dispatcher.unloaded:
-        busy = dispatcher.instances.get(service)
+        busy = dispatcher.wanted_of(service)
         state, reason = ("UNLOADING", "") if busy else ("UNAVAILABLE", "unloaded")
     elif service.ready:
         state, reason = "READY", ""

@@ -1,0 +1,113 @@
+"""The instances of one service: which are wanted, which are leaving, and which share a process to run as one.
+
+Create before destroy: an instance that is not wanted any more serves until the wanted ones of its member are warm.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from typing import Any
+
+from tessera_runtime.dispatch.gang_instance import join_members
+from tessera_runtime.dispatch.instances import Instance, Timeouts
+from tessera_runtime.dispatch.service import Service
+from tessera_runtime.dispatch.wanted import placed_alike
+from tessera_runtime.dispatch.workers import Worker
+from tessera_runtime.target import DeviceTarget
+
+log = logging.getLogger(__name__)
+
+InstanceKey = tuple[int, str, int]
+"""Member index, device, ordinal."""
+
+Start = Callable[[Service, int, DeviceTarget, str | None], Instance]
+"""Start an instance of a member, by index, on a device, for a company if it has one."""
+
+
+class Fleet:
+    """Made with the service, and as long as it serves."""
+
+    def __init__(
+        self,
+        service: Service,
+        start: Start,
+        timeouts: Timeouts,
+        run: Callable[[Coroutine[Any, Any, None]], None],
+    ) -> None:
+        """``run``: see to it that something is done, without waiting for it."""
+        self.wanted: dict[InstanceKey, Instance] = {}
+        self._leaving: dict[InstanceKey, Instance] = {}
+        self._service = service
+        self._start = start
+        self._timeouts = timeouts
+        self._run = run
+        self._alike = False
+
+    def __iter__(self) -> Iterator[tuple[InstanceKey, Instance]]:
+        """All that there are."""
+        yield from self.wanted.items()
+        yield from self._leaving.items()
+
+    @property
+    def warm(self) -> bool:
+        """Whether all that are wanted take work."""
+        return all(instance.ready for instance in self.wanted.values())
+
+    def scale(self, devices: Mapping[str, DeviceTarget], loaded: bool) -> None:
+        """Start and stop instances until they are those of the service's target, or none unless ``loaded``."""
+        target = self._service.target
+        self._alike = placed_alike(target, devices)
+        keys: dict[InstanceKey, DeviceTarget] = {}
+        if loaded:
+            for index, member in enumerate(target.members):
+                for place in member.instances:
+                    for ordinal in range(place.count):
+                        keys[index, place.device, ordinal] = devices[place.device]
+        for key, device in keys.items():
+            if key in self._leaving:
+                self.wanted[key] = self._leaving.pop(key)
+            elif key not in self.wanted:
+                self._begin(key, device)
+        for key in [key for key in self.wanted if key not in keys]:
+            self._leaving[key] = self.wanted.pop(key)
+        if not self._alike:
+            for instance in self.wanted.values():
+                if instance.gang is not None:
+                    self._run(instance.gang.leave())
+        self.settle()
+
+    def settle(self) -> None:
+        """Let members run as one where they can, and end the instances whose members have all the wanted ones warm."""
+        if self._alike:
+            join_members(self._service, list(self.wanted.values()), self._timeouts)
+        waited_for = {key[0] for key, instance in self.wanted.items() if not instance.ready}
+        for key in [key for key in self._leaving if key[0] not in waited_for]:
+            self._run(self._leaving.pop(key).stop(drain=True))
+
+    def replace(self, worker: Worker) -> None:
+        """Start others in the place of the instances in a process; they serve until those are warm.
+
+        One whose replacement would be the second at a time is left out.
+        """
+        for key, instance in list(self.wanted.items()):
+            if instance.worker is worker and key not in self._leaving:
+                member = self._service.members[key[0]]
+                member.statistics.restarts += 1
+                number = worker.incarnation
+                log.warning("%s/%s: leaves worker %d", self._service.name, member.name, number)
+                self._leaving[key] = instance
+                self._begin(key, instance.device)
+
+    def disband(self) -> list[Instance]:
+        """All that there are, for the caller to stop."""
+        instances = [instance for _, instance in self]
+        self.wanted.clear()
+        self._leaving.clear()
+        return instances
+
+    def _begin(self, key: InstanceKey, device: DeviceTarget) -> None:
+        index, _, ordinal = key
+        # Of this very version: the next one's members are not to join a process of it.
+        company = f"{self._service.name} {id(self._service)} {ordinal}" if self._alike else None
+        self.wanted[key] = self._start(self._service, index, device, company)
