@@ -42,6 +42,10 @@ ZYGOTE_ENVIRONMENT = {
 ACCEPT_WITHIN_S = 3.0
 """A dispatcher that replaces another lets connections wait until it can serve them, at most so long."""
 
+JOIN_WITHIN_S = 60.0
+"""On shared ports the first dispatcher takes no connection from the others until it can serve it, at most so long:
+one model that cannot be loaded keeps no server away for ever."""
+
 STOP_GRACE_S = 10.0
 """Beyond the dispatcher's own drain time-out, before it is killed."""
 
@@ -92,6 +96,8 @@ class ServerOptions:
     dispatcher: tuple[str, ...] = ()
     """Further options of the dispatcher process."""
     log_level: str = "info"
+    reuse_port: bool = False
+    """Whether other servers may take the ports for HTTP and gRPC as well."""
     drain_timeout_s: float = 30.0
     shutdown_delay_s: float = 0.0
     """After the signal to end: how long it says that it is not ready, and still takes and answers requests."""
@@ -116,8 +122,8 @@ class Supervisor:
         """Take the ports of clients and the local sockets. Raises PortTaken."""
         options = self._options
         options.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        http = listen_on(options.host, options.http)
-        grpc = listen_on(options.host, options.grpc)
+        http = listen_on(options.host, options.http, options.reuse_port)
+        grpc = listen_on(options.host, options.grpc, options.reuse_port)
         zygote_path = options.run_dir / "zygote.sock"
         zygote = _listen_unix(zygote_path, socket.SOCK_SEQPACKET)
         control = _listen_unix(control_path(options.run_dir), socket.SOCK_STREAM)
@@ -150,6 +156,7 @@ class Supervisor:
                         "metrics": options.metrics,
                         "drain-timeout": options.drain_timeout_s,
                         "shutdown-delay": options.shutdown_delay_s,
+                        "accept-within": JOIN_WITHIN_S if options.reuse_port else 0.0,
                         "log-level": options.log_level,
                         "parent": os.getpid(),
                     },
@@ -253,6 +260,14 @@ def main() -> None:
     parser.add_argument("--http", type=int, default=defaults.http)
     parser.add_argument("--grpc", type=int, default=defaults.grpc)
     parser.add_argument("--metrics", type=int, default=defaults.metrics)
+    parser.add_argument(
+        "--reuse-port",
+        action="store_true",
+        help="share the ports for HTTP and gRPC with other servers of this user that say so too: the kernel gives each"
+        " new connection to one of them, where it stays. Nothing else is shared: each has its own workers, memory,"
+        " --run-dir, --metrics port and statistics, and is told what to serve by itself; readiness and calls that load,"
+        " unload or count are of the one that is reached",
+    )
     parser.add_argument("--preload", default=",".join(defaults.preload))
     parser.add_argument("--drain-timeout", type=float, default=defaults.drain_timeout_s)
     parser.add_argument(
@@ -275,6 +290,7 @@ def main() -> None:
             http=arguments.http,
             grpc=arguments.grpc,
             metrics=arguments.metrics,
+            reuse_port=arguments.reuse_port,
             preload=tuple(filter(None, arguments.preload.split(","))),
             dispatcher=tuple(further),
             log_level=arguments.log_level,

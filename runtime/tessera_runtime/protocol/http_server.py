@@ -55,7 +55,7 @@ class HttpServer:
         """
         hub = self._hub
         hub.closing = hub.draining = True
-        self._accepting.close()
+        self._accepting.refuse()
         for connection in list(hub.connections):
             connection.drain()
         if hub.connections:
