@@ -14,6 +14,7 @@ import pytest
 from support.front_ends import FrontEnds
 from support.raw_http import INFER, RawClient, binary_infer, json_infer, request
 from support.served_models import served_plane
+from support.server import wait_until
 from tessera_runtime.protocol.http_server import start_http
 from tessera_runtime.protocol.limits import HttpLimits
 from tessera_runtime.protocol.listen import PortTaken, listen_on
@@ -31,6 +32,11 @@ def serving(hold: bool = False, capacity: int = 256 << 20, **limits) -> Iterator
 def in_flight(front_ends: FrontEnds) -> None:
     """Wait until a request was handed over."""
     front_ends.run(front_ends.plane.submitted.wait())
+
+
+def connected(front_ends: FrontEnds) -> None:
+    """Wait until the one connection was accepted."""
+    wait_until(lambda: front_ends.http.connections == 1, "the connection")
 
 
 def finish(front_ends: FrontEnds) -> None:
@@ -269,6 +275,37 @@ def test_drain_answers_what_is_in_flight_and_closes():
         assert idle.ended()
         with pytest.raises(ConnectionRefusedError):
             RawClient(front_ends.http.port)
+
+
+def test_the_first_request_of_a_connection_that_was_made_before_the_drain_is_answered():
+    with serving() as front_ends, RawClient(front_ends.http.port) as raw:
+        connected(front_ends)
+
+        async def drain() -> asyncio.Task[None]:
+            task = asyncio.get_running_loop().create_task(front_ends.http.drain(20))
+            await asyncio.sleep(0)
+            return task
+
+        draining = front_ends.run(drain())
+        raw.send(request("POST", INFER, json_infer("first")))
+        answer = raw.read()
+        assert (answer.json["id"], answer.headers["connection"]) == ("first", "close")
+        assert raw.ended()
+
+        async def drained() -> None:
+            await draining
+
+        front_ends.run(drained())
+
+
+def test_a_connection_that_never_asks_does_not_hold_up_the_drain():
+    with (
+        serving(idle_timeout_s=4000, head_timeout_s=0.04) as front_ends,
+        RawClient(front_ends.http.port) as silent,
+    ):
+        connected(front_ends)
+        front_ends.run(front_ends.http.drain(4000))
+        assert silent.ended()
 
 
 def test_drain_cuts_what_does_not_finish_in_time():

@@ -51,7 +51,8 @@ class HttpServer:
     async def drain(self, timeout_s: float) -> None:
         """Stop listening, answer what is in flight with ``Connection: close``, then cut what is left.
 
-        Idle connections are closed at once. Returns when none is left, or after ``timeout_s``.
+        Idle connections are closed at once, those that never asked a few sweeps later. Returns when none is left, or
+        after ``timeout_s``.
         """
         hub = self._hub
         hub.closing = hub.draining = True
