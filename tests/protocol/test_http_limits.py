@@ -39,6 +39,15 @@ def connected(front_ends: FrontEnds) -> None:
     wait_until(lambda: front_ends.http.connections == 1, "the connection")
 
 
+def refused(front_ends: FrontEnds) -> bool:
+    """Whether the port is closed."""
+    try:
+        with RawClient(front_ends.http.port):
+            return False
+    except ConnectionRefusedError:
+        return True
+
+
 def finish(front_ends: FrontEnds) -> None:
     async def run_all() -> None:
         for ticket in front_ends.plane.held:
@@ -281,21 +290,13 @@ def test_the_first_request_of_a_connection_that_was_made_before_the_drain_is_ans
     with serving() as front_ends, RawClient(front_ends.http.port) as raw:
         connected(front_ends)
 
-        async def drain() -> asyncio.Task[None]:
-            task = asyncio.get_running_loop().create_task(front_ends.http.drain(20))
-            await asyncio.sleep(0)
-            return task
-
-        draining = front_ends.run(drain())
+        draining = front_ends.begin(front_ends.http.drain(20))
+        wait_until(lambda: refused(front_ends), "the drain")
         raw.send(request("POST", INFER, json_infer("first")))
         answer = raw.read()
         assert (answer.json["id"], answer.headers["connection"]) == ("first", "close")
         assert raw.ended()
-
-        async def drained() -> None:
-            await draining
-
-        front_ends.run(drained())
+        draining.result(20)
 
 
 def test_a_connection_that_never_asks_does_not_hold_up_the_drain():
@@ -336,3 +337,26 @@ async def test_a_given_socket_is_served():
 def test_addresses_that_do_not_exist_are_named():
     with pytest.raises(PortTaken, match=r"port 1 of 203\.0\.113\.9"):
         listen_on("203.0.113.9", 1)
+
+
+def test_connections_that_wait_to_be_accepted_when_a_drain_begins_are_answered():
+    with serving() as front_ends, ExitStack() as stack:
+        late: list[RawClient] = []
+
+        async def drain() -> None:
+            """The loop is busy until the drain has begun, so that nobody accepts."""
+            for number in range(3):
+                raw = stack.enter_context(RawClient(front_ends.http.port))
+                raw.send(request("POST", INFER, json_infer(f"late {number}")))
+                late.append(raw)
+            await front_ends.http.drain(20)
+
+        draining = front_ends.begin(drain())
+        wait_until(lambda: len(late) == 3, "the late connections")
+        for number, raw in enumerate(late):
+            answer = raw.read()
+            assert (answer.json["id"], answer.headers["connection"]) == (f"late {number}", "close")
+            assert raw.ended()
+        with pytest.raises(ConnectionRefusedError):
+            RawClient(front_ends.http.port)
+        draining.result(20)

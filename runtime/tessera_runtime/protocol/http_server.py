@@ -56,14 +56,16 @@ class HttpServer:
         """
         hub = self._hub
         hub.closing = hub.draining = True
-        self._accepting.refuse()
         for connection in list(hub.connections):
             connection.drain()
-        if hub.connections:
-            try:
-                await asyncio.wait_for(hub.empty.wait(), timeout_s)
-            except TimeoutError:
-                pass
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._accepting.refuse()
+                while hub.connections:
+                    hub.empty.clear()
+                    await hub.empty.wait()
+        except TimeoutError:
+            pass
         await self.close()
 
     async def close(self) -> None:
