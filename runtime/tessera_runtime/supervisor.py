@@ -8,6 +8,7 @@ being restarted, connections wait in their queues instead of being refused.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import logging
 import os
 import signal
@@ -109,6 +110,10 @@ def control_path(run_dir: Path) -> Path:
     return run_dir / "control.sock"
 
 
+class DirectoryTaken(OSError):
+    """Another server lives in the run directory; the text names it."""
+
+
 class Supervisor:
     """Made ready by :meth:`prepare`, which takes the ports; :meth:`run` returns the exit status."""
 
@@ -116,12 +121,15 @@ class Supervisor:
         self._options = options
         self._children: list[Child] = []
         self._sockets: list[socket.socket] = []
+        self._lock = -1
+        """Of the run directory: a shared port does not keep a second server from its sockets."""
         self._stopping = False
 
     def prepare(self) -> None:
-        """Take the ports of clients and the local sockets. Raises PortTaken."""
+        """Take the ports of clients and the local sockets. Raises PortTaken, DirectoryTaken."""
         options = self._options
         options.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = _lock(options.run_dir)
         http = listen_on(options.host, options.http, options.reuse_port)
         grpc = listen_on(options.host, options.grpc, options.reuse_port)
         zygote_path = options.run_dir / "zygote.sock"
@@ -234,12 +242,24 @@ class Supervisor:
             if sock.family == socket.AF_UNIX:
                 Path(sock.getsockname()).unlink(missing_ok=True)
             sock.close()
+        os.close(self._lock)
 
 
 def _command(
     module: str, flags: Mapping[str, object], further: Sequence[str] = ()
 ) -> tuple[str, ...]:
     return (sys.executable, "-m", module, *(f"--{k}={v}" for k, v in flags.items()), *further)
+
+
+def _lock(directory: Path) -> int:
+    """A descriptor that keeps ``directory`` until it is closed. Raises DirectoryTaken."""
+    found = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(found)
+        raise DirectoryTaken(f"{directory} is in use by another server") from error
+    return found
 
 
 def _listen_unix(path: Path, kind: int) -> socket.socket:
@@ -300,7 +320,7 @@ def main() -> None:
     )
     try:
         supervisor.prepare()
-    except PortTaken as error:
+    except (PortTaken, DirectoryTaken) as error:
         log.error("%s", error)
         sys.exit(os.EX_CONFIG)
     sys.exit(supervisor.run())

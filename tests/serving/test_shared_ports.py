@@ -124,6 +124,21 @@ def test_a_port_is_shared_only_by_servers_that_all_say_so(
         assert "in use" in ended.stderr
 
 
+def test_a_run_dir_is_shared_with_nobody(tmp_path: Path, files: tuple[ModelFile, ModelFile]):
+    with running_server(tmp_path / "run", SHARED) as server:
+        server.apply(one(files[0]))
+        ports = server.ports()
+        command = supervisor_command(
+            tmp_path / "run", [SHARED, f"--http={ports.http}", f"--grpc={ports.grpc}"]
+        )
+        ended = subprocess.run(
+            command, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        )
+        assert ended.returncode == 78, ended.stderr
+        assert f"{tmp_path / 'run'} is in use" in ended.stderr
+        server.apply(one(files[1]))
+
+
 @pytest.mark.parametrize("wire", ["http", "grpc"])
 def test_a_server_takes_its_part_once_it_serves_what_it_is_told(
     tmp_path: Path, files: tuple[ModelFile, ModelFile], wire: str
