@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from bench.dataplane import judges, profiles, scaling
 from bench.dataplane.closed import Bench, best_loop, contestants, examples, group
 from bench.dataplane.counters import per_batch
+from bench.dataplane.dispatchers import dispatcher_rows
 from bench.dataplane.generators import closed_loop
 from bench.dataplane.loop import Loop
 from bench.dataplane.open_loop import highest_rate
@@ -124,6 +125,7 @@ GROUPS: dict[str, Callable[[Bench], list[Row]]] = {
     "connections": connections,
     "payload": payload,
     "models": models,
+    "dispatchers": dispatcher_rows,
 }
 
 QUICK_GROUPS = ("identity", "cnn", "ensemble", "overload", "start")

@@ -105,6 +105,7 @@ def lines(rows: Sequence[Row]) -> list[Line]:
         *_networks(found),
         *_open_loop(found),
         *_inside(found),
+        *_dispatchers(found),
     ]
 
 
@@ -193,6 +194,22 @@ def _inside(found: Found) -> list[Line]:
     first, plain = found.value("first_answer_s", **started), found.value("plain_s", **started)
     what = "fork to first inference, CNN: s"
     made.append(Line(what, first, 0.2, 0.05, plain, "plain start", higher_is_better=False))
+    return made
+
+
+def _dispatchers(found: Found) -> list[Line]:
+    made = []
+    for wire in ("http", "grpc"):
+        two, one = (
+            {"group": "dispatchers", "servers": count, "protocol": wire} for count in ("2", "1")
+        )
+        value = found.value
+        what = f"identity, {wire}, c=32 each: req/s of two servers on shared ports over one"
+        made.append(
+            Line(what, value("rate_per_s", **two), 1.8, 1.95, base=value("rate_per_s", **one))
+        )
+        cpu, base = value("cpu_us", **two), value("cpu_us", **one)
+        made.append(Line("- CPU µs/request", cpu, base=base, higher_is_better=False))
     return made
 
 

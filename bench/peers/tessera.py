@@ -97,6 +97,8 @@ class Tessera:
     slo_ms: float = FAR_SLO_MS
     worker_cores: tuple[int, ...] = ()
     """Empty: those of the whole server."""
+    reuse_port: bool = False
+    """Whether others may share its ports."""
 
     name = "Tessera"
     wires = (Wire.HTTP, Wire.GRPC)
@@ -120,7 +122,8 @@ class Tessera:
         (directory / "service.json").write_bytes(_encode(wanted))
 
     def command(self, work: Work, models: Path, directory: Path, ports: Ports) -> Command:
-        return server_command(directory, ports, "torch" if work.networks else "")
+        options = ("--reuse-port",) if self.reuse_port else ()
+        return server_command(directory, ports, "torch" if work.networks else "", *options)
 
     def ready(self, work: Work, directory: Path, ports: Ports) -> bool:
         wanted = _decode((directory / "service.json").read_bytes())
@@ -130,13 +133,14 @@ class Tessera:
         return v2_request(model_name(work), work, wire, rows)
 
 
-def server_command(directory: Path, ports: Ports, preload: str) -> Command:
+def server_command(directory: Path, ports: Ports, preload: str, *options: str) -> Command:
     return Command(
         (
             *(sys.executable, "-m", "tessera_runtime.supervisor"),
             *("--run-dir", str(directory), "--host", HOST, "--log-level", "warning"),
             *("--http", str(ports.http), "--grpc", str(ports.grpc)),
             *("--metrics", str(ports.metrics), "--preload", preload, "--drain-timeout", "1"),
+            *options,
         )
     )
 

@@ -8,6 +8,7 @@ being restarted, connections wait in their queues instead of being refused.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import logging
 import os
 import signal
@@ -41,6 +42,10 @@ ZYGOTE_ENVIRONMENT = {
 
 ACCEPT_WITHIN_S = 3.0
 """A dispatcher that replaces another lets connections wait until it can serve them, at most so long."""
+
+JOIN_WITHIN_S = 60.0
+"""On shared ports the first dispatcher takes no connection from the others until it can serve it, at most so long:
+one model that cannot be loaded keeps no server away for ever."""
 
 STOP_GRACE_S = 10.0
 """Beyond the dispatcher's own drain time-out, before it is killed."""
@@ -92,6 +97,8 @@ class ServerOptions:
     dispatcher: tuple[str, ...] = ()
     """Further options of the dispatcher process."""
     log_level: str = "info"
+    reuse_port: bool = False
+    """Whether other servers may take the ports for HTTP and gRPC as well."""
     drain_timeout_s: float = 30.0
     shutdown_delay_s: float = 0.0
     """After the signal to end: how long it says that it is not ready, and still takes and answers requests."""
@@ -103,6 +110,10 @@ def control_path(run_dir: Path) -> Path:
     return run_dir / "control.sock"
 
 
+class DirectoryTaken(OSError):
+    """Another server lives in the run directory; the text names it."""
+
+
 class Supervisor:
     """Made ready by :meth:`prepare`, which takes the ports; :meth:`run` returns the exit status."""
 
@@ -110,14 +121,17 @@ class Supervisor:
         self._options = options
         self._children: list[Child] = []
         self._sockets: list[socket.socket] = []
+        self._lock = -1
+        """Of the run directory: a shared port does not keep a second server from its sockets."""
         self._stopping = False
 
     def prepare(self) -> None:
-        """Take the ports of clients and the local sockets. Raises PortTaken."""
+        """Take the ports of clients and the local sockets. Raises PortTaken, DirectoryTaken."""
         options = self._options
         options.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        http = listen_on(options.host, options.http)
-        grpc = listen_on(options.host, options.grpc)
+        self._lock = _lock(options.run_dir)
+        http = listen_on(options.host, options.http, options.reuse_port)
+        grpc = listen_on(options.host, options.grpc, options.reuse_port)
         zygote_path = options.run_dir / "zygote.sock"
         zygote = _listen_unix(zygote_path, socket.SOCK_SEQPACKET)
         control = _listen_unix(control_path(options.run_dir), socket.SOCK_STREAM)
@@ -150,6 +164,7 @@ class Supervisor:
                         "metrics": options.metrics,
                         "drain-timeout": options.drain_timeout_s,
                         "shutdown-delay": options.shutdown_delay_s,
+                        "accept-within": JOIN_WITHIN_S if options.reuse_port else 0.0,
                         "log-level": options.log_level,
                         "parent": os.getpid(),
                     },
@@ -227,12 +242,24 @@ class Supervisor:
             if sock.family == socket.AF_UNIX:
                 Path(sock.getsockname()).unlink(missing_ok=True)
             sock.close()
+        os.close(self._lock)
 
 
 def _command(
     module: str, flags: Mapping[str, object], further: Sequence[str] = ()
 ) -> tuple[str, ...]:
     return (sys.executable, "-m", module, *(f"--{k}={v}" for k, v in flags.items()), *further)
+
+
+def _lock(directory: Path) -> int:
+    """A descriptor that keeps ``directory`` until it is closed. Raises DirectoryTaken."""
+    found = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(found)
+        raise DirectoryTaken(f"{directory} is in use by another server") from error
+    return found
 
 
 def _listen_unix(path: Path, kind: int) -> socket.socket:
@@ -253,6 +280,14 @@ def main() -> None:
     parser.add_argument("--http", type=int, default=defaults.http)
     parser.add_argument("--grpc", type=int, default=defaults.grpc)
     parser.add_argument("--metrics", type=int, default=defaults.metrics)
+    parser.add_argument(
+        "--reuse-port",
+        action="store_true",
+        help="share the ports for HTTP and gRPC with other servers of this user that say so too: the kernel gives each"
+        " new connection to one of them, where it stays. Nothing else is shared: each has its own workers, memory,"
+        " --run-dir, --metrics port and statistics, and is told what to serve by itself; readiness and calls that load,"
+        " unload or count are of the one that is reached",
+    )
     parser.add_argument("--preload", default=",".join(defaults.preload))
     parser.add_argument("--drain-timeout", type=float, default=defaults.drain_timeout_s)
     parser.add_argument(
@@ -275,6 +310,7 @@ def main() -> None:
             http=arguments.http,
             grpc=arguments.grpc,
             metrics=arguments.metrics,
+            reuse_port=arguments.reuse_port,
             preload=tuple(filter(None, arguments.preload.split(","))),
             dispatcher=tuple(further),
             log_level=arguments.log_level,
@@ -284,7 +320,7 @@ def main() -> None:
     )
     try:
         supervisor.prepare()
-    except PortTaken as error:
+    except (PortTaken, DirectoryTaken) as error:
         log.error("%s", error)
         sys.exit(os.EX_CONFIG)
     sys.exit(supervisor.run())

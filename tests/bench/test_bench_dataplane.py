@@ -224,6 +224,37 @@ def test_a_quick_run_measures_tessera_and_names_who_is_missing(
     assert "not measured" in said
 
 
+@pytest.mark.skipif(bool(missing_programs()), reason=f"not installed: {missing_programs()}")
+@pytest.mark.skipif(len(CORES) < 4, reason="two servers and two generators take four cores")
+def test_two_servers_on_shared_ports_are_measured_beside_one(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    argv = ["--quick", "--only", "dispatchers", "--peers", "none", "--write", str(path)]
+    assert main(argv) == 0
+    written = json.loads(path.read_text())
+    figures = {(row["protocol"], row["servers"]): row["medians"] for row in written["rows"]}
+    assert figures.keys() == {(wire.value, count) for wire in Wire for count in "12"}
+    for (_, count), found in figures.items():
+        assert found["rate_per_s"] > 0
+        assert found["generators"] > 0
+        assert (found["most_connections"] == 1) is (count == "1")
+        assert (found["most_requests"] == 1) is (count == "1")
+    judged = {line["what"]: line for line in written["lines"]}
+    line = judged["identity, http, c=32 each: req/s of two servers on shared ports over one"]
+    assert line["ratio"] == pytest.approx(
+        figures["http", "2"]["rate_per_s"] / figures["http", "1"]["rate_per_s"]
+    )
+
+
+@pytest.mark.skipif(bool(missing_programs()), reason=f"not installed: {missing_programs()}")
+def test_servers_that_would_share_a_core_are_not_measured(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    with on_cores(CORES[:3]):
+        assert main(["--quick", "--only", "dispatchers", "--peers", "none", f"--write={path}"]) == 0
+    written = json.loads(path.read_text())
+    assert written["rows"] == []
+    assert any("four cores" in problem for problem in written["not_measured"])
+
+
 def test_unknown_groups_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--only", "nothing"])

@@ -318,6 +318,28 @@ def test_a_silent_connection_is_pinged_and_a_dead_one_ended():
         wait_until(lambda: front_ends.grpc.connections == 0, "the end of the connection")
 
 
+def test_a_connection_that_waits_to_be_accepted_when_a_server_drains_is_answered():
+    with serving() as (front_ends, client):
+        client.barrier()
+        late: list[RawHttp2] = []
+
+        async def drain() -> None:
+            """The loop is busy until the drain has begun, so that nobody accepts."""
+            other = RawHttp2(front_ends.grpc.port)
+            other.call(1, identity_request("late"))
+            late.append(other)
+            await front_ends.grpc.drain(20)
+
+        draining = front_ends.begin(drain())
+        wait_until(lambda: late, "the late connection")
+        with late[0] as other:
+            assert answer_id(other.reply(1)) == "late"
+            other.frame(frames.PING, frames.ACK, 0, other.pings.pop().payload)
+            assert other.goaway().last == 1
+        client.socket.shutdown(socket.SHUT_WR)
+        draining.result(20)
+
+
 def test_calls_on_their_way_when_a_server_drains_are_answered():
     """Two GOAWAYs: what is sent before the first one is read is answered, however late it comes."""
     with serving() as (front_ends, client):

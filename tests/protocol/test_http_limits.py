@@ -14,6 +14,7 @@ import pytest
 from support.front_ends import FrontEnds
 from support.raw_http import INFER, RawClient, binary_infer, json_infer, request
 from support.served_models import served_plane
+from support.server import wait_until
 from tessera_runtime.protocol.http_server import start_http
 from tessera_runtime.protocol.limits import HttpLimits
 from tessera_runtime.protocol.listen import PortTaken, listen_on
@@ -31,6 +32,20 @@ def serving(hold: bool = False, capacity: int = 256 << 20, **limits) -> Iterator
 def in_flight(front_ends: FrontEnds) -> None:
     """Wait until a request was handed over."""
     front_ends.run(front_ends.plane.submitted.wait())
+
+
+def connected(front_ends: FrontEnds) -> None:
+    """Wait until the one connection was accepted."""
+    wait_until(lambda: front_ends.http.connections == 1, "the connection")
+
+
+def refused(front_ends: FrontEnds) -> bool:
+    """Whether the port is closed."""
+    try:
+        with RawClient(front_ends.http.port):
+            return False
+    except ConnectionRefusedError:
+        return True
 
 
 def finish(front_ends: FrontEnds) -> None:
@@ -271,6 +286,29 @@ def test_drain_answers_what_is_in_flight_and_closes():
             RawClient(front_ends.http.port)
 
 
+def test_the_first_request_of_a_connection_that_was_made_before_the_drain_is_answered():
+    with serving() as front_ends, RawClient(front_ends.http.port) as raw:
+        connected(front_ends)
+
+        draining = front_ends.begin(front_ends.http.drain(20))
+        wait_until(lambda: refused(front_ends), "the drain")
+        raw.send(request("POST", INFER, json_infer("first")))
+        answer = raw.read()
+        assert (answer.json["id"], answer.headers["connection"]) == ("first", "close")
+        assert raw.ended()
+        draining.result(20)
+
+
+def test_a_connection_that_never_asks_does_not_hold_up_the_drain():
+    with (
+        serving(idle_timeout_s=4000, head_timeout_s=0.04) as front_ends,
+        RawClient(front_ends.http.port) as silent,
+    ):
+        connected(front_ends)
+        front_ends.run(front_ends.http.drain(4000))
+        assert silent.ended()
+
+
 def test_drain_cuts_what_does_not_finish_in_time():
     with serving(hold=True) as front_ends, RawClient(front_ends.http.port) as raw:
         raw.send(request("POST", INFER, json_infer("never")))
@@ -299,3 +337,26 @@ async def test_a_given_socket_is_served():
 def test_addresses_that_do_not_exist_are_named():
     with pytest.raises(PortTaken, match=r"port 1 of 203\.0\.113\.9"):
         listen_on("203.0.113.9", 1)
+
+
+def test_connections_that_wait_to_be_accepted_when_a_drain_begins_are_answered():
+    with serving() as front_ends, ExitStack() as stack:
+        late: list[RawClient] = []
+
+        async def drain() -> None:
+            """The loop is busy until the drain has begun, so that nobody accepts."""
+            for number in range(3):
+                raw = stack.enter_context(RawClient(front_ends.http.port))
+                raw.send(request("POST", INFER, json_infer(f"late {number}")))
+                late.append(raw)
+            await front_ends.http.drain(20)
+
+        draining = front_ends.begin(drain())
+        wait_until(lambda: len(late) == 3, "the late connections")
+        for number, raw in enumerate(late):
+            answer = raw.read()
+            assert (answer.json["id"], answer.headers["connection"]) == (f"late {number}", "close")
+            assert raw.ended()
+        with pytest.raises(ConnectionRefusedError):
+            RawClient(front_ends.http.port)
+        draining.result(20)

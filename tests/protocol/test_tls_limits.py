@@ -80,3 +80,32 @@ async def _replaced(tls: Tls, trusted: Path) -> None:
     await http.close()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", http.port))
+
+
+def test_a_connection_that_waits_to_be_accepted_when_a_drain_begins_is_answered(
+    tls: Tls, tmp_path: Path
+):
+    uvloop.run(_drained(tls, tmp_path / "ca.pem"))
+
+
+async def _drained(tls: Tls, trusted: Path) -> None:
+    http = await start_http(served_plane(), context=tls.http)
+    connected: asyncio.Future[socket.socket] = asyncio.get_running_loop().create_future()
+
+    async def drain() -> None:
+        """The loop is busy until the drain has begun, so that nobody accepts."""
+        connected.set_result(socket.create_connection(("127.0.0.1", http.port)))
+        await http.drain(20)
+
+    draining = asyncio.create_task(drain())
+    late = await connected
+    reader, writer = await asyncio.open_connection(
+        sock=late, ssl=ssl.create_default_context(cafile=trusted), server_hostname="127.0.0.1"
+    )
+    writer.write(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+    answer = await reader.read()
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b"connection: close" in answer.lower()
+    writer.close()
+    await writer.wait_closed()
+    await draining

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import uvloop
@@ -47,7 +48,11 @@ class FrontEnds:
 
     def run(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Run ``work`` on the servers' loop."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(_PATIENCE_S)
+        return self.begin(work).result(_PATIENCE_S)
+
+    def begin(self, work: Coroutine[Any, Any, _T]) -> Future[_T]:
+        """As :meth:`run`, without waiting for its end."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def __enter__(self) -> FrontEnds:
         self._thread.start()

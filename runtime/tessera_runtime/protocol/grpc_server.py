@@ -66,14 +66,16 @@ class GrpcServer:
         """
         hub = self._hub
         hub.draining = True
-        self._accepting.refuse()
         for connection in list(hub.connections):
             connection.go_away()
-        if hub.connections:
-            try:
-                await asyncio.wait_for(hub.empty.wait(), timeout_s)
-            except TimeoutError:
-                pass
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._accepting.refuse()
+                while hub.connections:
+                    hub.empty.clear()
+                    await hub.empty.wait()
+        except TimeoutError:
+            pass
         await self.close()
 
     async def close(self) -> None:

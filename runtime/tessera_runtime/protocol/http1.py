@@ -94,8 +94,8 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's does not derive from it
         hub.connections.add(self)
         self._state = State.HEAD
-        if len(hub.connections) > hub.limits.max_connections or hub.draining:
-            self._refuse(503, "too many connections, or shutting down")
+        if len(hub.connections) > hub.limits.max_connections:
+            self._refuse(503, "too many connections")
 
     def get_buffer(self, sizehint: int) -> memoryview:
         if self._state is State.BODY:
@@ -176,7 +176,9 @@ class HttpConnection(asyncio.BufferedProtocol):
             if self._pending:
                 if waited > limits.head_timeout_s:
                     self._refuse(408, f"no complete request head in {limits.head_timeout_s:g} s")
-            elif waited > limits.idle_timeout_s:
+            elif waited > (
+                limits.sweep_interval_s if self._hub.draining else limits.idle_timeout_s
+            ):
                 self._close()
         elif self._state is State.BODY or self._state is State.CHUNKED:
             if waited > limits.body_timeout_s:
@@ -187,8 +189,12 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._transport.abort()
 
     def drain(self) -> None:
-        """Close if nothing is under way; else the answer will."""
-        if self._state is State.HEAD and not self._pending:
+        """Close if nothing is under way; else the answer will.
+
+        The first request of a new connection may be on its way: its client takes the connection for a good one, and
+        would lose it. It has until the second sweep at least.
+        """
+        if self._state is State.HEAD and not self._pending and self._head is not None:
             self._close()
 
     def abort(self) -> None:

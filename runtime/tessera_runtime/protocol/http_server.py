@@ -51,18 +51,21 @@ class HttpServer:
     async def drain(self, timeout_s: float) -> None:
         """Stop listening, answer what is in flight with ``Connection: close``, then cut what is left.
 
-        Idle connections are closed at once. Returns when none is left, or after ``timeout_s``.
+        Idle connections are closed at once, those that never asked a few sweeps later. Returns when none is left, or
+        after ``timeout_s``.
         """
         hub = self._hub
         hub.closing = hub.draining = True
-        self._accepting.close()
         for connection in list(hub.connections):
             connection.drain()
-        if hub.connections:
-            try:
-                await asyncio.wait_for(hub.empty.wait(), timeout_s)
-            except TimeoutError:
-                pass
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._accepting.refuse()
+                while hub.connections:
+                    hub.empty.clear()
+                    await hub.empty.wait()
+        except TimeoutError:
+            pass
         await self.close()
 
     async def close(self) -> None:

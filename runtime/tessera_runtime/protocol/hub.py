@@ -31,6 +31,6 @@ class Hub:
     closing: bool = False
     """Answers close their connections."""
     draining: bool = False
-    """New connections are refused as well."""
+    """Connections without a request are closed as well."""
     empty: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the last connection of a draining server is gone."""

@@ -13,8 +13,12 @@ class PortTaken(OSError):
     """The address cannot be listened on; the text names it."""
 
 
-def listen_on(host: str, port: int) -> socket.socket:
-    """A listening TCP socket; port 0 takes a free one. Raises PortTaken."""
+def listen_on(host: str, port: int, shared: bool = False) -> socket.socket:
+    """A listening TCP socket; port 0 takes a free one. Raises PortTaken.
+
+    A ``shared`` one leaves the port to other shared ones of the same user, among which the kernel spreads
+    connections. It is only bound, so that it is given none until somebody accepts on it.
+    """
     try:
         found = socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -26,8 +30,11 @@ def listen_on(host: str, port: int) -> socket.socket:
     try:
         # Connections of a server that just ended may still be in TIME_WAIT.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(address)
-        sock.listen(BACKLOG)
+        if not shared:
+            sock.listen(BACKLOG)
         sock.setblocking(False)
     except OSError as error:
         sock.close()
