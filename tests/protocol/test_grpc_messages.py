@@ -127,9 +127,9 @@ def test_the_walk_leaves_out_the_data_and_nothing_else(data):
         whole = parse(ModelInferRequest, data)
     except InvalidRequest:
         return
-    assert [data[begin:end] for begin, end in walked.raw] == list(whole.raw_input_contents)
-    rest = parse(ModelInferRequest, walked.rest)
-    rest.id = walked.id
+    assert [data[begin:end] for begin, end in walked[2]] == list(whole.raw_input_contents)
+    rest = parse(ModelInferRequest, walked[0])
+    rest.id = walked[1]
     rest.raw_input_contents.extend(whole.raw_input_contents)
     # Deterministic, and unknown fields are kept.
     assert rest.SerializeToString(deterministic=True) == whole.SerializeToString(deterministic=True)
@@ -142,8 +142,8 @@ def test_lengths_of_any_size_are_read(size: int):
     data = request.SerializeToString()
     for message in (data, memoryview(data)):
         walked = walk(message)
-        assert len(walked.id) == size
-        assert [end - begin for begin, end in walked.raw] == [size, 0, 1]
+        assert len(walked[1]) == size
+        assert [end - begin for begin, end in walked[2]] == [size, 0, 1]
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,19 @@ def client(served: FrontEnds) -> Iterator[RawHttp2]:
         yield connected
 
 
+def echo_request(request_id: str, values: np.ndarray) -> bytes:
+    """A gRPC message."""
+    request = message("ModelInferRequest")(
+        model_name="echo.FP32", id=request_id, raw_input_contents=[values.tobytes()]
+    )
+    request.inputs.add(name="INPUT0", datatype="FP32", shape=values.shape)
+    return framed(request.SerializeToString())
+
+
+def echoed(answer: ModelInferResponse) -> np.ndarray:
+    return np.frombuffer(answer.raw_output_contents[0], np.float32)
+
+
 def test_a_call_is_answered_with_headers_data_and_trailers(client):
     client.call(1, identity_request("one"))
     reply = client.reply(1)
@@ -76,6 +89,43 @@ def test_a_message_in_many_padded_frames(client):
         flags = frames.PADDED | (frames.END_STREAM if at == len(data) - 1 else 0)
         client.frame(frames.DATA, flags, 1, b"\x05" + data[at : at + 1] + bytes(5))
     assert answer_id(client.reply(1)) == "padded"
+
+
+@pytest.mark.parametrize("empty_end", [False, True])
+def test_tensors_cut_into_frames_that_alternate(client, served, empty_end):
+    """Each is copied once at most, into its own place."""
+    generator = np.random.default_rng(0)
+    tensors = {n: generator.standard_normal((1, 11_000), np.float32) for n in (1, 3)}
+    data = {number: echo_request(str(number), values) for number, values in tensors.items()}
+    before, whole = served.grpc.copied, b""
+    for number in tensors:
+        block = client.encoder.encode(call_fields(INFER).items())
+        whole += frames.frame(frames.HEADERS, frames.END_HEADERS, number, block)
+    for at in range(0, len(data[1]), 16_384):
+        for number, body in data.items():
+            end = at + 16_384 >= len(body) and not empty_end
+            whole += frames.frame(frames.DATA, int(end), number, body[at : at + 16_384])
+    if empty_end:
+        for number in tensors:
+            whole += frames.frame(frames.DATA, frames.END_STREAM, number)
+    client.send(frames.window_update(0, 2**20), whole)
+    for number, values in tensors.items():
+        answer = ModelInferResponse.FromString(client.reply(number).message)
+        assert answer.id == str(number)
+        np.testing.assert_array_equal(echoed(answer), values.ravel())
+    assert served.grpc.copied - before <= sum(map(len, data.values()))
+
+
+def test_a_message_in_one_frame_is_copied_once(client, served):
+    data = echo_request("one", np.ones((1, 5_000), np.float32))
+    before = served.grpc.copied
+    block = client.encoder.encode(call_fields(INFER).items())
+    client.send(
+        frames.frame(frames.HEADERS, frames.END_HEADERS, 1, block),
+        frames.frame(frames.DATA, frames.END_STREAM, 1, data),
+    )
+    assert answer_id(client.reply(1)) == "one"
+    assert served.grpc.copied - before <= len(data)
 
 
 def test_headers_in_continuations_with_padding_and_priority(client):
@@ -151,11 +201,7 @@ def test_a_block_that_indexes_nothing_is_known_until_the_table_changes(client, s
 
 def test_sixteen_mib_both_ways(served):
     values = np.random.default_rng(0).standard_normal((64, 65_536), np.float32)
-    request = message("ModelInferRequest")(
-        model_name="echo.FP32", id="big", raw_input_contents=[values.tobytes()]
-    )
-    request.inputs.add(name="INPUT0", datatype="FP32", shape=values.shape)
-    data = framed(request.SerializeToString())
+    data = echo_request("big", values)
     with RawHttp2(served.grpc.port) as client:
         client.send(frames.settings_frame({Setting.INITIAL_WINDOW_SIZE: 2**30}))
         client.send(frames.window_update(0, 2**30))
@@ -168,9 +214,7 @@ def test_sixteen_mib_both_ways(served):
         for at in range(1000, len(data), limit.max_frame):
             client.data(1, data[at : at + limit.max_frame], at + limit.max_frame >= len(data))
         answer = ModelInferResponse.FromString(client.reply(1).message)
-    np.testing.assert_array_equal(
-        np.frombuffer(answer.raw_output_contents[0], np.float32), values.ravel()
-    )
+    np.testing.assert_array_equal(echoed(answer), values.ravel())
 
 
 def test_a_small_window_is_kept_to(client):

@@ -153,6 +153,17 @@ def test_a_frame_that_is_not_data_is_short():
         assert client.goaway().code == Code.FRAME_SIZE_ERROR
 
 
+def test_a_data_frame_over_what_was_allowed_ends_the_connection():
+    with serving(max_frame=16_384) as (_, client):
+        block = client.encoder.encode(call_fields(INFER).items())
+        data = framed(identity_request(rows=300))
+        client.send(
+            frames.frame(frames.HEADERS, frames.END_HEADERS, 1, block),
+            frames.frame(frames.DATA, frames.END_STREAM, 1, data),
+        )
+        assert client.goaway().code == Code.FRAME_SIZE_ERROR
+
+
 def test_a_client_that_ignores_a_streams_window_is_stopped():
     with serving(stream_window=70_000, hold=True) as (_, client):
         client.headers(1, STREAM_INFER)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import hypothesis.strategies as st
@@ -28,15 +28,28 @@ def runner() -> Iterator[asyncio.Runner]:
         yield made
 
 
-def call(stream: int, path: str, body: bytes, padding: int | None, huffman: bool) -> bytes:
+def call(
+    stream: int,
+    path: str,
+    body: bytes,
+    padding: int | None,
+    huffman: bool,
+    lengths: Sequence[int] = (),
+) -> bytes:
+    """``lengths``: bytes of the first DATA frames; the last has what is left."""
     block = Encoder().encode(call_fields(path).items(), huffman=huffman)
-    flags = frames.END_STREAM
-    if padding is not None:
-        flags |= frames.PADDED
-        body = bytes([padding]) + body + bytes(padding)
-    return frames.frame(frames.HEADERS, frames.END_HEADERS, stream, block) + frames.frame(
-        frames.DATA, flags, stream, body
-    )
+    parts = [frames.frame(frames.HEADERS, frames.END_HEADERS, stream, block)]
+    flags = 0
+    for length in (*lengths, len(body)):
+        piece, body = body[:length], body[length:]
+        if not body and flags & frames.END_STREAM:
+            break
+        flags = 0 if body else frames.END_STREAM
+        if padding is not None:
+            flags |= frames.PADDED
+            piece = bytes([padding]) + piece + bytes(padding)
+        parts.append(frames.frame(frames.DATA, flags, stream, piece))
+    return b"".join(parts)
 
 
 bodies = st.sampled_from(
@@ -71,15 +84,18 @@ def answers(sent: bytes) -> dict[int, bytes]:
 
 
 @_CALM
-@given(calls, cuts)
-def test_answers_do_not_depend_on_how_frames_are_split(runner, several, cuts):
-    whole = START + b"".join(
-        call(2 * number + 1, path, body, padding, huffman)
-        for number, ((path, body), padding, huffman) in enumerate(several)
-    )
-    expected = answers(runner.run(converse(served_plane(), [whole])))
+@given(calls, st.lists(st.integers(0, 60), max_size=6), cuts)
+def test_answers_do_not_depend_on_how_messages_and_frames_are_split(runner, several, lengths, cuts):
+    def sent(lengths: Sequence[int]) -> bytes:
+        return START + b"".join(
+            call(2 * number + 1, path, body, padding, huffman, lengths)
+            for number, ((path, body), padding, huffman) in enumerate(several)
+        )
+
+    expected = answers(runner.run(converse(served_plane(), [sent(())])))
     assert len(expected) == len(several)
-    assert answers(runner.run(converse(served_plane(), split(whole, cuts)))) == expected
+    pieces = split(sent(lengths), cuts)
+    assert answers(runner.run(converse(served_plane(), pieces))) == expected
 
 
 @st.composite

@@ -11,7 +11,7 @@ import logging
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from tessera_runtime.dataplane import DataPlane, Slot
 from tessera_runtime.errors import (
@@ -43,6 +43,7 @@ from tessera_runtime.protocol.limits import GrpcLimits
 _log = logging.getLogger(__name__)
 
 PREFIX = struct.Struct(">BI")
+PREFIX_SIZE: Final = 5
 
 
 @dataclass(slots=True)
@@ -174,12 +175,12 @@ class Call(Stream):
                 if self._slot is None:
                     at = self._begin_message(data, at, end)
                     continue
-                stop = min(end, at + self._size - self._filled)
-                count = stop - at
-                self._view[self._filled : self._filled + count] = memoryview(data)[at:stop]
+                filled = self._filled
+                count = min(end - at, self._size - filled)
+                self._view[filled : filled + count] = data[at : at + count]
                 self.connection.hub.copied += count
-                at = stop
-                self._filled += count
+                at += count
+                self._filled = filled + count
                 if self._filled == self._size:
                     self._take()
                     at = self.keep(data, at, end)
@@ -207,16 +208,16 @@ class Call(Stream):
 
     def _begin_message(self, data: Received, at: int, end: int) -> int:
         """Read the five bytes, as far as they are there; returns where the content begins."""
-        if self._prefix or end - at < PREFIX.size:
-            stop = min(end, at + PREFIX.size - len(self._prefix))
+        if self._prefix or end - at < PREFIX_SIZE:
+            stop = min(end, at + PREFIX_SIZE - len(self._prefix))
             self._prefix += data[at:stop]
-            if len(self._prefix) < PREFIX.size:
+            if len(self._prefix) < PREFIX_SIZE:
                 return stop
             compressed, size = PREFIX.unpack(self._prefix)
             at = stop
         else:
             compressed, size = PREFIX.unpack_from(data, at)
-            at += PREFIX.size
+            at += PREFIX_SIZE
         self._prefix = b""
         if compressed and (compressed > 1 or not self.head.encoding):
             raise ModelFailed("a message is compressed, but there is no grpc-encoding")

@@ -8,7 +8,7 @@ from typing import Any
 
 from tessera_runtime.dataplane import InferReply, MemberCall, Slot, Ticket
 from tessera_runtime.errors import InvalidRequest, ModelFailed, ServeError, TooLarge, Unavailable
-from tessera_runtime.protocol.grpc_call import PREFIX, Call, Service
+from tessera_runtime.protocol.grpc_call import PREFIX, PREFIX_SIZE, Call, Service
 from tessera_runtime.protocol.grpc_codec import encode_reply
 from tessera_runtime.protocol.grpc_head import Head
 from tessera_runtime.protocol.grpc_request import beside_data
@@ -42,15 +42,15 @@ class UnaryInfer(Call):
 
     def whole(self, data: Received, at: int, end: int) -> None:
         """As most requests come: one message in one frame."""
-        start = at + PREFIX.size
+        start = at + PREFIX_SIZE
         if start >= end or PREFIX.unpack_from(data, at) != (0, end - start):
             super().whole(data, at, end)
             return
         try:
-            message = bytes(data[start:end])
             slot = _place(self.service, end - start)
-            slot.view[: end - start] = message
-            self.connection.hub.copied += 2 * (end - start)
+            message = slot.view
+            message[:] = data[start:end]
+            self.connection.hub.copied += end - start
             self._submit(slot, message)
         except ServeError as error:
             self.fail(error)

@@ -7,7 +7,7 @@ from typing import Any
 
 from tessera_runtime.dataplane import DataPlane
 from tessera_runtime.protocol import describe
-from tessera_runtime.protocol.grpc_call import Begin, method
+from tessera_runtime.protocol.grpc_call import Begin
 from tessera_runtime.protocol.grpc_codec import parameters_of
 from tessera_runtime.protocol.grpc_infer import StreamInfer, UnaryInfer
 from tessera_runtime.protocol.grpc_rpc import TaskCall, unary
@@ -21,8 +21,8 @@ Answer = dict[str, Any]
 
 def inference_methods(plane: DataPlane) -> dict[str, Begin]:
     return {
-        "ModelInfer": method(UnaryInfer),
-        "ModelStreamInfer": method(StreamInfer),
+        "ModelInfer": UnaryInfer,
+        "ModelStreamInfer": StreamInfer,
         **{name: _unary(name, answer) for name, answer in _answers(plane)},
     }
 

@@ -68,7 +68,8 @@ class ReplyWriter:
             written = extra.SerializeToString()
             parts.append(written)
             size += len(written)
-        for output, (usual, tag) in zip(outputs, kept.tags, strict=True):
+        for index, output in enumerate(outputs):
+            usual, tag = kept.tags[index]
             data = raw_bytes(output)
             length = len(data)
             if length != usual:

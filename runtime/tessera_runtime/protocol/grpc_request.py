@@ -9,7 +9,8 @@ left to protobuf as a whole.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Final
 
 from tessera_runtime.dataplane import Alike, DataPlane, InferCall, InputTensor, Parameter, Slot
 from tessera_runtime.datatypes import BYTES, DATATYPES
@@ -26,20 +27,16 @@ from tessera_runtime.protocol.messages import ModelInferRequest
 from tessera_runtime.protocol.parameters import timeout_of
 from tessera_runtime.protocol.tensors import check_raw
 
-_ID, _RAW = 3 << 3 | 2, 7 << 3 | 2
+_ID: Final = 3 << 3 | 2
+_RAW: Final = 7 << 3 | 2
 """Tags: the field's number and wire type 2, a length and that many bytes."""
-_OWN = (_ID, _RAW)
 _KEPT = 512
 _KEPT_BYTES = 4096
 """Of one kept description."""
 
 
-class Walked(NamedTuple):
-    rest: bytes
-    """All fields but ``id`` and ``raw_input_contents``, in order."""
-    id: str
-    raw: list[tuple[int, int]]
-    """Where each entry of ``raw_input_contents`` begins and ends."""
+Walked = tuple[bytes, str, list[tuple[int, int]]]
+"""All fields but ``id`` and ``raw_input_contents``, in order; ``id``; where each entry of the latter begins and ends."""
 
 
 def walk(message: bytes | memoryview) -> Walked | None:
@@ -74,7 +71,7 @@ def walk(message: bytes | memoryview) -> Walked | None:
         end = start + length
         if end > size:
             return None
-        if tag in _OWN:
+        if tag in (_ID, _RAW):
             if begin < at:
                 kept.append(message[begin:at])
             begin = end
@@ -88,10 +85,11 @@ def walk(message: bytes | memoryview) -> Walked | None:
         at = end
     if begin < size:
         kept.append(message[begin:size])
-    return Walked(bytes(kept[0]) if len(kept) == 1 else b"".join(kept), identifier, raw)
+    return bytes(kept[0]) if len(kept) == 1 else b"".join(kept), identifier, raw
 
 
-class _Described(NamedTuple):
+@dataclass
+class _Described:
     """What a request says beside its data and its id."""
 
     model: str
@@ -107,8 +105,11 @@ class _Described(NamedTuple):
 def beside_data(message: bytes | memoryview) -> tuple[str, dict[str, Parameter]]:
     """The id and the parameters of a request. Raises InvalidRequest."""
     walked = walk(message)
-    request = parse(ModelInferRequest, bytes(message) if walked is None else walked.rest)
-    return request.id if walked is None else walked.id, parameters_of(request.parameters)
+    if walked is None:
+        request = parse(ModelInferRequest, bytes(message))
+        return request.id, parameters_of(request.parameters)
+    rest, identifier, _ = walked
+    return identifier, parameters_of(parse(ModelInferRequest, rest).parameters)
 
 
 class RequestReader:
@@ -150,27 +151,27 @@ class RequestReader:
         authority: str,
     ) -> InferCall | None:
         walked = walk(message)
-        if walked is None or not walked.raw:
+        if walked is None:
             return None
         rest, identifier, raw = walked
+        if not raw:
+            return None
         described = self._known.get(rest)
         if described is None:
             described = self._describe(rest)
             if described is None:
                 return None
-        if len(raw) != len(described.inputs):
-            raise InvalidRequest(
-                f"raw_input_contents: {len(raw)} entries for {len(described.inputs)} inputs"
-            )
+        wanted = described.inputs
+        if len(raw) != len(wanted):
+            raise InvalidRequest(f"raw_input_contents: {len(raw)} entries for {len(wanted)} inputs")
         inputs: list[InputTensor] = []
-        for (name, datatype, shape, count, nbytes), (start, end) in zip(
-            described.inputs, raw, strict=True
-        ):
+        for index, (start, end) in enumerate(raw):
+            name, datatype, shape, count, nbytes = wanted[index]
             if end - start != nbytes:
                 try:
                     check_raw(datatype, count, message[start:end])
                 except InvalidRequest as error:
-                    raise InvalidRequest(f"inputs[{len(inputs)}].{error}") from None
+                    raise InvalidRequest(f"inputs[{index}].{error}") from None
             inputs.append(InputTensor(name, datatype, shape, slot, start, end - start))
         timeout_s = described.timeout_s
         if remaining_s is not None:

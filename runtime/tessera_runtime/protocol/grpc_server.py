@@ -26,8 +26,9 @@ from tessera_runtime.protocol.messages import SERVICE
 
 _log = logging.getLogger(__name__)
 
-_SCRATCH = 32 * KIB
-"""Bytes read at once: many small calls, and little of a long one before it is received in place."""
+_SCRATCH = 64 * KIB
+"""Bytes read at once: many small calls, or a tensor of some ten KiB in whatever frames a client cuts it into. A second
+read would cost more than copying that much; what is longer is received in place."""
 
 
 class GrpcServer:

@@ -62,7 +62,7 @@ class Streaming(Call):
         if self._taking:
             return
         while self._held and not self.over and not self.busy():
-            data = b"".join(self._held)
+            data = memoryview(b"".join(self._held))
             self._unhold()
             self.receive(data, 0, len(data))
         if not self._held and not self.over:

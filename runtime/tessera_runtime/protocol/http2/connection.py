@@ -13,7 +13,7 @@ for each request.
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, Final
 
 from tessera_runtime.protocol.http2 import frames
 from tessera_runtime.protocol.http2.control import Control
@@ -35,7 +35,7 @@ from tessera_runtime.protocol.http2.stream import Received, Stream
 _log = logging.getLogger(__name__)
 
 _read_header = frames.HEADER.unpack_from
-_DIRECT = 4096
+_DIRECT: Final = 4096
 """Bytes: less than this of a payload is not worth a read of its own."""
 
 
@@ -45,6 +45,9 @@ class Connection(Control):
     def __init__(self, hub: Hub) -> None:
         super().__init__(hub)
         limits = hub.limits
+        self._max_headers = limits.max_headers
+        self._longest = limits.max_frame
+        """Bytes of a DATA frame."""
         self._begun = False
         """The preface and the first SETTINGS have arrived."""
         self._pending = b""
@@ -93,7 +96,7 @@ class Connection(Control):
             data, self._pending = self._pending + received, b""
             at = 0 if self._begun else self._begin(data)
             if at >= 0:
-                self._parse(data, at)
+                self._parse(memoryview(data), at)
         except BadConnection as error:
             self.refuse(error.code, str(error))
         except Exception:
@@ -122,27 +125,29 @@ class Connection(Control):
         if self._left or self._padding:
             at = self._take_data(data, at)
         while at + HEADER_SIZE <= size and not self.ending:
-            high, low, kind, flags, number = _read_header(data, at)
+            header: tuple[int, int, int, int, int] = _read_header(data, at)
+            high, low, kind, flags, number = header
             length = high << 8 | low
             number &= frames.MAX_STREAM
             if self._block is not None and kind != frames.CONTINUATION:
                 raise BadConnection(Code.PROTOCOL_ERROR, "a header block is interrupted")
+            start = at + HEADER_SIZE
+            end = start + length
             if kind == DATA:
-                if flags == END_STREAM and at + HEADER_SIZE + length <= size:
+                if flags <= END_STREAM and end <= size:
                     stream = streams.get(number)
-                    if stream is not None and self._take_whole(stream, data, at, length):
-                        at += HEADER_SIZE + length
+                    if stream is not None and self._take_frame(stream, data, start, end, flags):
+                        at = end
                         continue
-                if flags & frames.PADDED and length and at + HEADER_SIZE == size:
+                if flags & frames.PADDED and length and start == size:
                     break  # how much is padding is in the next byte
-                at = self._begin_data(data, at + HEADER_SIZE, length, flags, number)
+                at = self._begin_data(data, start, length, flags, number)
                 continue
-            end = at + HEADER_SIZE + length
-            if length > self.hub.limits.max_headers:
+            if length > self._max_headers:
                 raise BadConnection(Code.FRAME_SIZE_ERROR, "a frame over the allowed size")
             if end > size:
                 break
-            payload = bytes(data[at + HEADER_SIZE : end])
+            payload = bytes(data[start:end])
             at = end
             try:
                 if kind == HEADERS:
@@ -233,25 +238,38 @@ class Connection(Control):
         check_trailers(fields)
         self._ended(stream)
 
-    def _take_whole(self, stream: Stream, data: Received, at: int, length: int) -> bool:
-        """Take the one DATA frame of a request, as most have it; False for what is not that simple."""
+    def _take_frame(self, stream: Stream, data: Received, at: int, end: int, ends: int) -> bool:
+        """Take a DATA frame that has arrived as a whole, as most have; False for what is not that simple."""
+        length = end - at
         if (
-            stream.received
-            or stream.ended
+            stream.ended
             or length > stream.allowed
-            or stream.declared not in (None, length)
+            or length > self._longest
+            or not (length or ends)
         ):
             return False
         self._spend_window(length)
-        stream.received = length
-        stream.ended = True
-        start = at + HEADER_SIZE
-        stream.whole(data, start, start + length)
+        if ends and not stream.received and stream.declared in (None, length):
+            stream.received = length
+            stream.ended = True
+            stream.whole(data, at, end)
+            return True
+        stream.allowed -= length
+        stream.received += length
+        if length:
+            stream.receive(data, at, end)
+        if stream.over:
+            if ends:
+                self._dropped.pop(stream.id, None)
+        elif ends:
+            self._ended(stream)
+        else:
+            self.replenish(stream)
         return True
 
     def _begin_data(self, data: Received, at: int, length: int, flags: int, number: int) -> int:
         """A DATA frame whose payload begins at ``data[at]``; returns what was consumed."""
-        if length > self.hub.limits.max_frame:
+        if length > self._longest:
             raise BadConnection(Code.FRAME_SIZE_ERROR, "a DATA frame over MAX_FRAME_SIZE")
         padding = 0
         if flags & frames.PADDED:

@@ -20,6 +20,9 @@ class Control(Lifetime):
         super().__init__(hub)
         limits = hub.limits
         self._dropped: dict[int, None] = {}
+        # Read for every frame, so kept here.
+        self.stream_window = limits.stream_window
+        self._connection_window = limits.connection_window
         self._spent = 0
         """Bytes of the connection's receive window that are used up."""
         self._frames = Budget(limits.frame_burst, limits.frames_per_s, hub.now)
@@ -106,7 +109,7 @@ class Control(Lifetime):
 
     def _spend_window(self, size: int) -> None:
         self._spent += size
-        window = self.hub.limits.connection_window
+        window = self._connection_window
         if self._spent > window:
             raise BadConnection(Code.FLOW_CONTROL_ERROR, "more than the connection's window")
         if self._spent * 4 >= window:
@@ -115,7 +118,7 @@ class Control(Lifetime):
 
     def replenish(self, stream: Stream) -> None:
         """Let the client send more to a stream that wants it."""
-        window = self.hub.limits.stream_window
+        window = self.stream_window
         if stream.allowed * 2 <= window and not stream.holds():
             self.grant(stream, window - stream.allowed)
 

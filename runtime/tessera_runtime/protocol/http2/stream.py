@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from tessera_runtime.protocol.http2.connection import Connection
 
 
-Received = bytes | memoryview
-"""Bytes that are there until the call returns: a view is of a buffer that all connections share."""
+Received = memoryview
+"""Bytes that are there until the call returns: mostly of a buffer that all connections share."""
 
 
 class Stream:
@@ -39,7 +39,7 @@ class Stream:
         self.id = number
         self.ended = ended
         """The client has sent its last byte."""
-        self.allowed = connection.hub.limits.stream_window
+        self.allowed = connection.stream_window
         """Bytes that the client may still send before it is given more."""
         self.window = connection.peer_window
         """Bytes that may be sent to the client."""
