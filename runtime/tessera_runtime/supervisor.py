@@ -10,10 +10,12 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +25,8 @@ from types import FrameType
 from tessera_runtime import logs
 from tessera_runtime.parent import die_with
 from tessera_runtime.protocol.listen import PortTaken, listen_on
+from tessera_runtime.secret import make_secret, secret_path
+from tessera_runtime.worker.confine import landlock_abi
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +100,10 @@ class ServerOptions:
     shutdown_delay_s: float = 0.0
     """After the signal to end: how long it says that it is not ready, and still takes and answers requests."""
     environment: dict[str, str] = field(default_factory=dict)
+    confined: bool = True
+    """Whether workers are kept from what they do not need, where the kernel can."""
+    readable: tuple[Path, ...] = ()
+    """Files and directories that models may read beside their own."""
 
 
 def control_path(run_dir: Path) -> Path:
@@ -111,6 +119,7 @@ class Supervisor:
         self._children: list[Child] = []
         self._sockets: list[socket.socket] = []
         self._stopping = False
+        self._scratch: Path | None = None
 
     def prepare(self) -> None:
         """Take the ports of clients and the local sockets. Raises PortTaken."""
@@ -122,6 +131,8 @@ class Supervisor:
         zygote = _listen_unix(zygote_path, socket.SOCK_SEQPACKET)
         control = _listen_unix(control_path(options.run_dir), socket.SOCK_STREAM)
         self._sockets = [http, grpc, zygote, control]
+        digest = make_secret(options.run_dir)
+        self._scratch = Path(tempfile.mkdtemp(prefix="tessera-workers-"))
         environment = os.environ | options.environment
         self._children = [
             Child(
@@ -131,8 +142,14 @@ class Supervisor:
                     {
                         "listen-fd": zygote.fileno(),
                         "preload": ",".join(options.preload),
+                        "secret-digest": digest,
+                        "scratch": self._scratch,
                         "parent": os.getpid(),
                     },
+                    (
+                        *(f"--readable={path.absolute()}" for path in options.readable),
+                        *(() if options.confined else ("--unconfined",)),
+                    ),
                 ),
                 (zygote.fileno(),),
                 environment | ZYGOTE_ENVIRONMENT,
@@ -146,6 +163,7 @@ class Supervisor:
                         "grpc-fd": grpc.fileno(),
                         "control-fd": control.fileno(),
                         "zygote": zygote_path,
+                        "secret-digest": digest,
                         "host": options.host,
                         "metrics": options.metrics,
                         "drain-timeout": options.drain_timeout_s,
@@ -168,6 +186,7 @@ class Supervisor:
             signal.signal(signum, self._ask_to_stop)
         signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
         status = 0
+        self._say_confined()
         try:
             while True:
                 now = time.monotonic()
@@ -186,6 +205,15 @@ class Supervisor:
         finally:
             self._stop()
         return status
+
+    def _say_confined(self) -> None:
+        abi = landlock_abi()
+        if not self._options.confined:
+            log.warning("workers are not confined: --workers-unconfined")
+        elif not abi:
+            log.warning("workers are not confined: this kernel has no Landlock")
+        else:
+            log.info("workers are confined", extra={"landlock_abi": abi})
 
     def _ask_to_stop(self, signum: int, frame: FrameType | None) -> None:
         self._stopping = True
@@ -227,12 +255,17 @@ class Supervisor:
             if sock.family == socket.AF_UNIX:
                 Path(sock.getsockname()).unlink(missing_ok=True)
             sock.close()
+        secret_path(options.run_dir).unlink(missing_ok=True)
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
 
 def _command(
     module: str, flags: Mapping[str, object], further: Sequence[str] = ()
 ) -> tuple[str, ...]:
-    return (sys.executable, "-m", module, *(f"--{k}={v}" for k, v in flags.items()), *further)
+    # -P: what lies in the directory that it was started in is neither imported nor readable by models.
+    options = (f"--{name}={value}" for name, value in flags.items())
+    return (sys.executable, "-P", "-m", module, *options, *further)
 
 
 def _listen_unix(path: Path, kind: int) -> socket.socket:
@@ -262,6 +295,17 @@ def main() -> None:
         metavar="SECONDS",
         help="after SIGTERM say not ready, but keep answering for so long before the drain",
     )
+    parser.add_argument(
+        "--readable",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="what models may read beside their own files",
+    )
+    parser.add_argument(
+        "--workers-unconfined", action="store_true", help="let models do all that the server may"
+    )
     parser.add_argument("--log-level", default=defaults.log_level)
     parser.add_argument("--parent", type=int, default=0, help="process to drain and end with")
     arguments, further = parser.parse_known_args()
@@ -277,6 +321,8 @@ def main() -> None:
             metrics=arguments.metrics,
             preload=tuple(filter(None, arguments.preload.split(","))),
             dispatcher=tuple(further),
+            confined=not arguments.workers_unconfined,
+            readable=tuple(arguments.readable),
             log_level=arguments.log_level,
             drain_timeout_s=arguments.drain_timeout,
             shutdown_delay_s=arguments.shutdown_delay,

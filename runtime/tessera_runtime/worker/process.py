@@ -2,16 +2,22 @@
 
 It is forked from the zygote with the engine libraries imported, and ends when its dispatcher does: the
 control socket then reads as closed. Nothing a model does here can reach further than this process, its
-output regions and a read-only view of the inputs.
+output regions and a read-only view of the inputs; and before the first model is read it is confined
+(:mod:`tessera_runtime.worker.confine`), where the kernel can.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+import shutil
 import signal
 import socket
+import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from tessera_runtime.engines.base import (
     Engine,
@@ -23,25 +29,38 @@ from tessera_runtime.engines.base import (
 from tessera_runtime.engines.loading import load_engine
 from tessera_runtime.memory import keep_freed_memory, map_readonly
 from tessera_runtime.worker import messages as m
+from tessera_runtime.worker.confine import Sandbox, confine, grants
 from tessera_runtime.worker.lane import Lane
 
+COPY_BYTES = 1 << 20
+"""Of a model that is copied: at a time."""
 
-def run_worker(fork: m.Fork, control: socket.socket, arena_fd: int) -> None:
-    """Serve the control socket until it closes. Runs in the forked child."""
+
+def run_worker(
+    fork: m.Fork, control: socket.socket, arena_fd: int, sandbox: Sandbox | None
+) -> None:
+    """Serve the control socket until it closes. Runs in the forked child. ``sandbox``: None where it is not confined."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle: it drains
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ.update(fork.environment)
+    if sandbox is not None:
+        os.environ.update(HOME=sandbox.own, TMPDIR=sandbox.own)  # where libraries write
+        tempfile.tempdir = None  # what the zygote has found
     if fork.kind == "cpu":
         keep_freed_memory()  # on a GPU lanes share the process, and the host's memory is not what they run in
     if fork.cores:
         os.sched_setaffinity(0, fork.cores)
     arena = map_readonly(arena_fd, fork.arena_size)
-    _Worker(fork, control, arena).serve()
+    _Worker(fork, control, arena, sandbox).serve()
 
 
 class _Worker:
-    def __init__(self, fork: m.Fork, control: socket.socket, arena: mmap.mmap) -> None:
+    def __init__(
+        self, fork: m.Fork, control: socket.socket, arena: mmap.mmap, sandbox: Sandbox | None
+    ) -> None:
         self._fork = fork
+        self._sandbox = sandbox
+        self._confined = False
         self._control = control
         self._inbox = m.Inbox()
         self._arena = memoryview(arena)
@@ -57,7 +76,8 @@ class _Worker:
                 os._exit(0)
             match m.decode_to_worker(data):
                 case m.Load() as load:
-                    self._load(load)
+                    with self._within_reach(load.path, fds) as path:
+                        self._load(load, path)
                 case m.Unload(model):
                     self._models.pop(model).close()
                 case m.OpenLane() as opening:
@@ -67,9 +87,28 @@ class _Worker:
         with self._sending:
             m.send(self._control, message, fds)
 
-    def _load(self, load: m.Load) -> None:
+    @contextmanager
+    def _within_reach(self, path: str, fds: list[int]) -> Iterator[str]:
+        """Where the model at ``path`` can be opened while it is loaded; ``fds`` is its descriptor, if it could be opened.
+
+        The first one's path is among what this process keeps. Rights cannot be had later, and a descriptor cannot be
+        opened anew: what comes after it is copied. Raises OSError where it is not confined though it could be.
+        """
+        with ExitStack() as stack:
+            files = [stack.enter_context(open(fd, "rb")) for fd in fds]
+            if self._sandbox is not None and not self._confined:
+                confine(grants(self._sandbox, self._fork.kind, path), self._sandbox.abi)
+                self._confined = True
+            elif self._confined and files:
+                copy = tempfile.NamedTemporaryFile(suffix=Path(path).suffix)  # noqa: SIM115
+                path = stack.enter_context(copy).name
+                shutil.copyfileobj(files[0], copy, COPY_BYTES)
+                copy.flush()
+            yield path
+
+    def _load(self, load: m.Load, path: str) -> None:
         file = ModelFile(
-            path=load.path,
+            path=path,
             format=load.format,
             allow_code=load.allow_code,
             inputs=tuple(TensorMeta(t.name, t.datatype, t.row_shape) for t in load.inputs),

@@ -1,0 +1,174 @@
+"""What a worker process may still reach once somebody's model is in it.
+
+A model that is code, or a parser that a crafted file has taken over, acts as the server's user: without more it reads every
+model of the cache, the key of TLS and the sockets' key. Landlock (Linux 5.13) lets a process give up such rights for
+good, without any privilege: what is not granted below is refused from then on, to it and to all that it starts.
+
+Granted are the programs and libraries of this machine, what describes it (``/proc``, ``/sys``, a few files of ``/etc``),
+the devices it runs on, the model, and one directory of its own to write in. No TCP, no signals and no abstract sockets
+to processes outside. The kernel's documentation says what no right exists for: paths of Unix sockets, which are therefore
+kept by a key (:mod:`tessera_runtime.secret`); UDP; and what changes a file without opening it, such as chmod.
+
+Rules are of inodes. Those of ``/proc`` live as long as somebody looks at them, so it is granted as a whole; files
+of other processes there are closed to whoever is confined.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+import struct
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+# include/uapi/linux/landlock.h, https://docs.kernel.org/userspace-api/landlock.html
+EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
+REMOVE_DIR, REMOVE_FILE, MAKE_CHAR, MAKE_DIR, MAKE_REG = 1 << 4, 1 << 5, 1 << 6, 1 << 7, 1 << 8
+MAKE_SOCK, MAKE_FIFO, MAKE_BLOCK, MAKE_SYM = 1 << 9, 1 << 10, 1 << 11, 1 << 12
+REFER, TRUNCATE, IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
+BIND_TCP, CONNECT_TCP = 1 << 0, 1 << 1
+ABSTRACT_UNIX_SOCKET, SIGNAL = 1 << 0, 1 << 1
+
+_OF_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
+"""Rights that a rule of a file may name; the others are of directories."""
+
+READ = READ_FILE | READ_DIR
+RUN = READ | EXECUTE
+USE = READ | WRITE_FILE | TRUNCATE | IOCTL_DEV
+OWN = (
+    READ | WRITE_FILE | TRUNCATE | REMOVE_DIR | REMOVE_FILE | REFER
+    | MAKE_DIR | MAKE_REG | MAKE_SOCK | MAKE_FIFO | MAKE_SYM
+)  # fmt: skip
+
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
+"""Numbers of the system calls, the same on all processors that Tessera runs on."""
+
+_VERSION, _PATH_BENEATH = 1, 1
+
+_SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin")
+
+_ETC = (
+    "ld.so.cache", "ld.so.preload", "nsswitch.conf", "passwd", "group", "hosts", "host.conf", "localtime",
+    "timezone", "os-release", "ssl/openssl.cnf", "pki/tls/openssl.cnf", "crypto-policies",
+)  # fmt: skip
+"""What the C library and OpenSSL read on their own."""
+
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+
+
+@dataclass(frozen=True, slots=True)
+class Handled:
+    """What a kernel can refuse: bits of its three kinds of rights."""
+
+    files: int
+    tcp: int
+    scopes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    path: str
+    rights: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """What one worker is to be confined to, once it knows its first model."""
+
+    abi: int
+    own: str
+    """Its directory, which nobody else reads and which goes when it has ended."""
+    readable: tuple[str, ...] = ()
+    """Further files and directories that models may read."""
+
+
+def landlock_abi() -> int:
+    """Version of Landlock's interface here; 0 where it is missing, switched off or kept from this process."""
+    return max(0, _call(_CREATE_RULESET, None, 0, _VERSION))
+
+
+def handled(abi: int) -> Handled:
+    """All rights that version ``abi``, from 1 on, knows of those that this module does."""
+    files = MAKE_SYM * 2 - 1
+    for since, right in ((2, REFER), (3, TRUNCATE), (5, IOCTL_DEV)):
+        files |= right if abi >= since else 0
+    return Handled(
+        files,
+        BIND_TCP | CONNECT_TCP if abi >= 4 else 0,
+        ABSTRACT_UNIX_SOCKET | SIGNAL if abi >= 6 else 0,
+    )
+
+
+def grants(sandbox: Sandbox, kind: str, model: str) -> Iterator[Grant]:
+    """What a worker on a device of ``kind`` keeps: also the file ``model``."""
+    libraries = os.environ.get("LD_LIBRARY_PATH", "").split(":")
+    python = (sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix, *sys.path)
+    for path in dict.fromkeys((*_SYSTEM, *python, *libraries)):
+        yield Grant(path, RUN)
+    for name in _ETC:
+        yield Grant(f"/etc/{name}", READ)
+    for path in ("/proc", "/sys", model, *sandbox.readable):
+        yield Grant(path, READ)
+    for path in _DEVICES:
+        yield Grant(path, USE)
+    yield Grant(sandbox.own, OWN)
+    if kind == "cuda":
+        for device in sorted(Path("/dev").glob("nvidia*")):
+            yield Grant(str(device), USE)
+        # CUDA names its threads by their files in there, and does not start where it cannot.
+        yield Grant("/proc/self", READ | WRITE_FILE | TRUNCATE)
+
+
+def confine(granted: Iterable[Grant], abi: int) -> None:
+    """Give up, for good, everything of :func:`handled` but ``granted``; paths that do not exist are passed over.
+
+    Of this thread and those that it starts later. Raises OSError where the kernel does not carry it out.
+    """
+    can = handled(abi)
+    attributes = struct.pack("=QQQ", can.files, can.tcp, can.scopes)
+    ruleset = _checked(_CREATE_RULESET, attributes, len(attributes), 0)
+    try:
+        for grant in granted:
+            _add(ruleset, grant, can.files)
+        _checked(_RESTRICT_SELF, ruleset, 0)
+    finally:
+        os.close(ruleset)
+
+
+def _add(ruleset: int, grant: Grant, known: int) -> None:
+    try:
+        beneath = os.open(grant.path, os.O_PATH | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
+            return
+        raise
+    try:
+        rights = grant.rights & known
+        if not stat.S_ISDIR(os.fstat(beneath).st_mode):
+            rights &= _OF_FILES
+        rule = struct.pack("=Qi", rights, beneath)
+        _checked(_ADD_RULE, ruleset, _PATH_BENEATH, rule, 0)
+    finally:
+        if grant.path != "/proc/self":  # which stays known only while it is held
+            os.close(beneath)
+
+
+def _checked(number: int, *arguments: int | bytes) -> int:
+    result = _call(number, *arguments)
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"Landlock: {os.strerror(code)}")
+    return result
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+def _call(number: int, *arguments: int | bytes | None) -> int:
+    words = (ctypes.c_long(a) if isinstance(a, int) else a for a in arguments)
+    return int(_libc.syscall(ctypes.c_long(number), *words))
