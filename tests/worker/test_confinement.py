@@ -71,7 +71,9 @@ def test_a_gpu_adds_its_devices_and_the_names_of_threads(monkeypatch: pytest.Mon
 
 _ALONE = """
 import sys
-from tessera_runtime.worker.confine import Grant, OWN, READ, Sandbox, confine, grants
+from tessera_runtime.parent import gain_no_privileges
+from tessera_runtime.worker.confine import Sandbox, confine, grants
+gain_no_privileges()
 own, secret, abi, kind = sys.argv[1:]
 confine(grants(Sandbox(int(abi), own), kind, own), int(abi))
 open(own + "/new", "w").write("mine")
@@ -81,7 +83,7 @@ try:
 except PermissionError:
     print("refused")
 if kind == "cuda":
-    import gc, threading
+    import threading
     open("/proc/self/comm", "w").write("renamed")
     stop = threading.Event()
     thread = threading.Thread(target=stop.wait)

@@ -6,7 +6,7 @@ good, without any privilege: what is not granted below is refused from then on, 
 
 Granted are the programs and libraries of this machine, what describes it (``/proc``, ``/sys``, a few files of ``/etc``),
 the devices it runs on, the model, and one directory of its own to write in. No TCP, no signals and no abstract sockets
-to processes outside. The kernel's documentation says what no right exists for: paths of Unix sockets, which are therefore
+to processes outside, and no capability: those of a server that root has started reach around all of this. The kernel's documentation says what no right exists for: paths of Unix sockets, which are therefore
 kept by a key (:mod:`tessera_runtime.secret`); UDP; and what changes a file without opening it, such as chmod.
 
 Rules are of inodes. Those of ``/proc`` live as long as somebody looks at them, so it is granted as a whole; files
@@ -48,6 +48,9 @@ _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 """Numbers of the system calls, the same on all processors that Tessera runs on."""
 
 _VERSION, _PATH_BENEATH = 1, 1
+
+_CAPABILITY_VERSION, CAP_DAC_OVERRIDE = 0x20080522, 1 << 1
+"""linux/capability.h"""
 
 _SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin")
 
@@ -124,9 +127,11 @@ def grants(sandbox: Sandbox, kind: str, model: str) -> Iterator[Grant]:
 
 
 def confine(granted: Iterable[Grant], abi: int) -> None:
-    """Give up, for good, everything of :func:`handled` but ``granted``; paths that do not exist are passed over.
+    """Give up, for good, everything of :func:`handled` but ``granted``, and what makes root more than a user; paths
+    that do not exist are passed over.
 
-    Of this thread and those that it starts later. Raises OSError where the kernel does not carry it out.
+    Of this thread and those that it starts later, after :func:`~tessera_runtime.parent.gain_no_privileges`. Raises
+    OSError where the kernel does not carry it out.
     """
     can = handled(abi)
     attributes = struct.pack("=QQQ", can.files, can.tcp, can.scopes)
@@ -134,6 +139,7 @@ def confine(granted: Iterable[Grant], abi: int) -> None:
     try:
         for grant in granted:
             _add(ruleset, grant, can.files)
+        _drop_capabilities()
         _checked(_RESTRICT_SELF, ruleset, 0)
     finally:
         os.close(ruleset)
@@ -155,6 +161,17 @@ def _add(ruleset: int, grant: Grant, known: int) -> None:
     finally:
         if grant.path != "/proc/self":  # which stays known only while it is held
             os.close(beneath)
+
+
+def _drop_capabilities() -> None:
+    """All but the one to pass by the modes of files, which root may need for the very libraries it runs."""
+    header, held = struct.pack("=Ii", _CAPABILITY_VERSION, 0), ctypes.create_string_buffer(24)
+    if _libc.capget(header, held):
+        raise OSError(ctypes.get_errno(), "capabilities cannot be read")
+    _, permitted, *_ = struct.unpack("=6I", held.raw)
+    kept = permitted & CAP_DAC_OVERRIDE
+    if _libc.capset(header, struct.pack("=6I", kept, kept, 0, 0, 0, 0)):
+        raise OSError(ctypes.get_errno(), "capabilities cannot be dropped")
 
 
 def _checked(number: int, *arguments: int | bytes) -> int:
