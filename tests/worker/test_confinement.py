@@ -45,15 +45,16 @@ def test_a_kernel_without_the_system_calls_has_version_0(monkeypatch: pytest.Mon
     monkeypatch.setattr(c, "_CREATE_RULESET", 9999)  # ENOSYS, from the kernel itself
     assert c.landlock_abi() == 0
     with pytest.raises(OSError, match="not implemented"):
-        c.confine((), 1)
+        c.prepare(c.Limits(1, ""), "", "cpu")
 
 
-def rights(sandbox: c.Sandbox, kind: str) -> dict[str, int]:
-    return {grant.path: grant.rights for grant in c.grants(sandbox, kind, "/models/m.onnx")}
+def rights(kind: str) -> dict[str, int]:
+    granted = *c.grants("/scratch/1", kind, ["/weights"]), *c.grants_inside(kind, "/models/m.onnx")
+    return {grant.path: grant.rights for grant in granted}
 
 
 def test_only_its_directory_and_devices_are_writable():
-    found = rights(c.Sandbox(ABI, "/scratch/1", ("/weights",)), "cpu")
+    found = rights("cpu")
     assert found["/models/m.onnx"] == found["/weights"] == c.READ
     writable = {path for path, each in found.items() if each & ~c.RUN}
     assert writable == {"/scratch/1", *c._DEVICES}
@@ -63,8 +64,7 @@ def test_only_its_directory_and_devices_are_writable():
 def test_a_gpu_adds_its_devices_and_the_names_of_threads(monkeypatch: pytest.MonkeyPatch):
     present = [Path("/dev/nvidia0"), Path("/dev/nvidia-uvm")]
     monkeypatch.setattr(Path, "glob", lambda path, pattern: iter(present))
-    sandbox = c.Sandbox(ABI, "/scratch/1")
-    more = rights(sandbox, "cuda").items() - rights(sandbox, "cpu").items()
+    more = rights("cuda").items() - rights("cpu").items()
     devices = {(str(path), c.USE) for path in present}
     assert more == {*devices, ("/proc/self", c.READ | c.WRITE_FILE | c.TRUNCATE)}
 
@@ -72,10 +72,10 @@ def test_a_gpu_adds_its_devices_and_the_names_of_threads(monkeypatch: pytest.Mon
 _ALONE = """
 import sys
 from tessera_runtime.parent import gain_no_privileges
-from tessera_runtime.worker.confine import Sandbox, confine, grants
+from tessera_runtime.worker.confine import Limits, confine, prepare
 gain_no_privileges()
 own, secret, abi, kind = sys.argv[1:]
-confine(grants(Sandbox(int(abi), own), kind, own), int(abi))
+confine(prepare(Limits(int(abi), ""), own, kind), secret + "-is-not-this")
 open(own + "/new", "w").write("mine")
 assert open(own + "/new").read() == "mine"
 try:

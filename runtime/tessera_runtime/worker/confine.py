@@ -79,14 +79,28 @@ class Grant:
 
 
 @dataclass(frozen=True, slots=True)
-class Sandbox:
-    """What one worker is to be confined to, once it knows its first model."""
+class Limits:
+    """How the workers of a server are confined."""
 
     abi: int
+    """Of :func:`landlock_abi`, from 1 on."""
+    scratch: str
+    """Where each has a directory of its own."""
+    readable: tuple[str, ...] = ()
+    """Files and directories that models may read beside their own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """What one worker is about to be confined to."""
+
     own: str
     """Its directory, which nobody else reads and which goes when it has ended."""
-    readable: tuple[str, ...] = ()
-    """Further files and directories that models may read."""
+    ruleset: int
+    """Descriptor; all but what is known in the worker only is granted in it."""
+    abi: int
+    kind: str
+    """Of its device: ``cpu`` or ``cuda``."""
 
 
 def landlock_abi() -> int:
@@ -106,43 +120,74 @@ def handled(abi: int) -> Handled:
     )
 
 
-def grants(sandbox: Sandbox, kind: str, model: str) -> Iterator[Grant]:
-    """What a worker on a device of ``kind`` keeps: also the file ``model``."""
+def grants(own: str, kind: str, readable: Iterable[str]) -> Iterator[Grant]:
+    """What a worker with the directory ``own`` on a device of ``kind`` keeps, beside its model."""
     libraries = os.environ.get("LD_LIBRARY_PATH", "").split(":")
     python = (sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix, *sys.path)
     for path in dict.fromkeys((*_SYSTEM, *python, *libraries)):
         yield Grant(path, RUN)
     for name in _ETC:
         yield Grant(f"/etc/{name}", READ)
-    for path in ("/proc", "/sys", model, *sandbox.readable):
+    for path in ("/proc", "/sys", *readable):
         yield Grant(path, READ)
     for path in _DEVICES:
         yield Grant(path, USE)
-    yield Grant(sandbox.own, OWN)
     if kind == "cuda":
         for device in sorted(Path("/dev").glob("nvidia*")):
             yield Grant(str(device), USE)
+    yield Grant(own, OWN)
+
+
+def grants_inside(kind: str, model: str) -> Iterator[Grant]:
+    """What only the worker itself can grant: its first model is told it, and ``/proc/self`` is another one here."""
+    yield Grant(model, READ)
+    if kind == "cuda":
         # CUDA names its threads by their files in there, and does not start where it cannot.
         yield Grant("/proc/self", READ | WRITE_FILE | TRUNCATE)
 
 
-def confine(granted: Iterable[Grant], abi: int) -> None:
-    """Give up, for good, everything of :func:`handled` but ``granted``, and what makes root more than a user; paths
-    that do not exist are passed over.
+def prepare(limits: Limits, own: str, kind: str) -> Sandbox:
+    """Grant what is the same in the worker, for one that is about to be forked: done there, its copies of the pages that
+    this touches would be the better part of what it has of its own. Raises OSError.
+    """
+    can = handled(limits.abi)
+    attributes = struct.pack("=QQQ", can.files, can.tcp, can.scopes)
+    ruleset = _checked(_CREATE_RULESET, attributes, len(attributes), 0)
+    try:
+        for grant in grants(own, kind, limits.readable):
+            _add(ruleset, grant, can.files)
+    except BaseException:
+        os.close(ruleset)
+        raise
+    return Sandbox(own, ruleset, limits.abi, kind)
+
+
+def confine(sandbox: Sandbox, model: str) -> None:
+    """Give up, for good, everything of :func:`handled` but what is granted and the file ``model``; paths that do not
+    exist are passed over.
 
     Of this thread and those that it starts later, after :func:`~tessera_runtime.parent.gain_no_privileges`. Raises
     OSError where the kernel does not carry it out.
     """
-    can = handled(abi)
-    attributes = struct.pack("=QQQ", can.files, can.tcp, can.scopes)
-    ruleset = _checked(_CREATE_RULESET, attributes, len(attributes), 0)
     try:
-        for grant in granted:
-            _add(ruleset, grant, can.files)
-        _drop_capabilities()
-        _checked(_RESTRICT_SELF, ruleset, 0)
+        for grant in grants_inside(sandbox.kind, model):
+            _add(sandbox.ruleset, grant, handled(sandbox.abi).files)
+        _checked(_RESTRICT_SELF, sandbox.ruleset, 0)
     finally:
-        os.close(ruleset)
+        os.close(sandbox.ruleset)
+
+
+def drop_capabilities() -> None:
+    """All but the one to pass by the modes of files, which root may need for the very libraries it runs: the others
+    reach around Landlock. Of this process and those that it forks, for good. Raises OSError.
+    """
+    header, held = struct.pack("=Ii", _CAPABILITY_VERSION, 0), ctypes.create_string_buffer(24)
+    if _libc.capget(header, held):
+        raise OSError(ctypes.get_errno(), "capabilities cannot be read")
+    _, permitted, *_ = struct.unpack("=6I", held.raw)
+    kept = permitted & CAP_DAC_OVERRIDE
+    if _libc.capset(header, struct.pack("=6I", kept, kept, 0, 0, 0, 0)):
+        raise OSError(ctypes.get_errno(), "capabilities cannot be dropped")
 
 
 def _add(ruleset: int, grant: Grant, known: int) -> None:
@@ -161,17 +206,6 @@ def _add(ruleset: int, grant: Grant, known: int) -> None:
     finally:
         if grant.path != "/proc/self":  # which stays known only while it is held
             os.close(beneath)
-
-
-def _drop_capabilities() -> None:
-    """All but the one to pass by the modes of files, which root may need for the very libraries it runs."""
-    header, held = struct.pack("=Ii", _CAPABILITY_VERSION, 0), ctypes.create_string_buffer(24)
-    if _libc.capget(header, held):
-        raise OSError(ctypes.get_errno(), "capabilities cannot be read")
-    _, permitted, *_ = struct.unpack("=6I", held.raw)
-    kept = permitted & CAP_DAC_OVERRIDE
-    if _libc.capset(header, struct.pack("=6I", kept, kept, 0, 0, 0, 0)):
-        raise OSError(ctypes.get_errno(), "capabilities cannot be dropped")
 
 
 def _checked(number: int, *arguments: int | bytes) -> int:

@@ -29,7 +29,7 @@ from tessera_runtime.engines.base import (
 from tessera_runtime.engines.loading import load_engine
 from tessera_runtime.memory import keep_freed_memory, map_readonly
 from tessera_runtime.worker import messages as m
-from tessera_runtime.worker.confine import Sandbox, confine, grants
+from tessera_runtime.worker.confine import Sandbox, confine
 from tessera_runtime.worker.lane import Lane
 
 COPY_BYTES = 1 << 20
@@ -97,7 +97,7 @@ class _Worker:
         with ExitStack() as stack:
             files = [stack.enter_context(open(fd, "rb")) for fd in fds]
             if self._sandbox is not None and not self._confined:
-                confine(grants(self._sandbox, self._fork.kind, path), self._sandbox.abi)
+                confine(self._sandbox, path)
                 self._confined = True
             elif self._confined and files:
                 copy = tempfile.NamedTemporaryFile(suffix=Path(path).suffix)  # noqa: SIM115

@@ -22,14 +22,19 @@ import signal
 import socket
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 from tessera_runtime.engines.preload import Threaded, check_single_threaded, preload
 from tessera_runtime.parent import die_with, gain_no_privileges
 from tessera_runtime.secret import says_secret
 from tessera_runtime.worker import messages as m
-from tessera_runtime.worker.confine import Sandbox, landlock_abi
+from tessera_runtime.worker.confine import (
+    Limits,
+    Sandbox,
+    drop_capabilities,
+    landlock_abi,
+    prepare,
+)
 from tessera_runtime.worker.process import run_worker
 from tessera_runtime.worker.rehearsal import rehearse
 
@@ -67,16 +72,18 @@ def main() -> None:
     listener = socket.socket(fileno=arguments.listen_fd)
     listener.setblocking(True)
     abi = 0 if arguments.unconfined else landlock_abi()
-    sandbox = Sandbox(abi, str(arguments.scratch), tuple(arguments.readable)) if abi else None
-    _Zygote(listener, arguments.secret_digest, sandbox).run()
+    limits = Limits(abi, str(arguments.scratch), tuple(arguments.readable)) if abi else None
+    if limits is not None:
+        drop_capabilities()
+    _Zygote(listener, arguments.secret_digest, limits).run()
 
 
 class _Zygote:
-    def __init__(self, listener: socket.socket, digest: str, sandbox: Sandbox | None) -> None:
-        """``sandbox``: how workers are confined, each in a directory below its ``own``; None: not at all."""
+    def __init__(self, listener: socket.socket, digest: str, limits: Limits | None) -> None:
+        """``limits``: of its workers; None: they are not confined."""
         self._listener = listener
         self._digest = digest
-        self._sandbox = sandbox
+        self._limits = limits
         self._inbox = m.Inbox()
         self._selector: selectors.BaseSelector | None = None
         self._children: dict[int, tuple[int, str]] = {}
@@ -118,11 +125,11 @@ class _Zygote:
     def _fork(self, dispatcher: socket.socket, fork: m.Fork, fds: list[int]) -> None:
         control_fd, arena_fd = fds
         parent = os.getpid()
-        sandbox = self._sandbox
+        own, sandbox = "", None
         try:
-            if sandbox is not None:
-                own = tempfile.mkdtemp(prefix=f"{fork.incarnation}-", dir=sandbox.own)
-                sandbox = replace(sandbox, own=own)
+            if self._limits is not None:
+                own = tempfile.mkdtemp(prefix=f"{fork.incarnation}-", dir=self._limits.scratch)
+                sandbox = prepare(self._limits, own, fork.kind)
             pid = os.fork()
         except OSError as error:
             # Out of processes, memory or disk: the workers that run are not to suffer.
@@ -132,11 +139,12 @@ class _Zygote:
             self._become_worker(parent, dispatcher, fork, control_fd, arena_fd, sandbox)
         os.close(control_fd)
         os.close(arena_fd)
+        if sandbox is not None:
+            os.close(sandbox.ruleset)
         if pid < 0:
-            if sandbox is not self._sandbox and sandbox is not None:
-                _discard(sandbox.own)
+            _discard(own)
             return
-        self._children[pid] = fork.incarnation, sandbox.own if sandbox is not None else ""
+        self._children[pid] = fork.incarnation, own
         pidfd = os.pidfd_open(pid)
         m.send(dispatcher, m.Forked(fork.incarnation, pid), (pidfd,))
         os.close(pidfd)
