@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import stat
@@ -168,6 +169,21 @@ async def test_models_that_share_a_process_are_all_loaded(pool: WorkerPool, tmp_
         await loads(worker, tmp_path, "fourth", f"open({str(path)!r})")
     with pytest.raises(LoadFailed, match="No such file"):
         await worker.load(m.Load("fifth", str(tmp_path / "nowhere"), "ONNX", False, (), ()))
+    await ended(worker)
+
+
+@needs_landlock
+async def test_a_later_model_without_room_for_its_copy_fails_alone(
+    pool: WorkerPool, tmp_path: Path
+):
+    worker = await pool.start(CPU)
+    await loads(worker, tmp_path, "first", "pass")
+    resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, (16, resource.RLIM_INFINITY))
+    with pytest.raises(LoadFailed, match="File too large"):
+        await loads(worker, tmp_path, "second", "pass")
+    resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+    await loads(worker, tmp_path, "second", "pass")
+    assert worker.alive
     await ended(worker)
 
 

@@ -15,8 +15,6 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tessera_runtime.engines.base import (
@@ -44,8 +42,7 @@ def run_worker(
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ.update(fork.environment)
     if sandbox is not None:
-        os.environ.update(HOME=sandbox.own, TMPDIR=sandbox.own)  # where libraries write
-        tempfile.tempdir = None  # what the zygote has found
+        os.environ["HOME"] = os.environ["TMPDIR"] = tempfile.tempdir = sandbox.own
     if fork.kind == "cpu":
         keep_freed_memory()  # on a GPU lanes share the process, and the host's memory is not what they run in
     if fork.cores:
@@ -76,8 +73,7 @@ class _Worker:
                 os._exit(0)
             match m.decode_to_worker(data):
                 case m.Load() as load:
-                    with self._within_reach(load.path, fds) as path:
-                        self._load(load, path)
+                    self._load(load, fds)
                 case m.Unload(model):
                     self._models.pop(model).close()
                 case m.OpenLane() as opening:
@@ -87,35 +83,24 @@ class _Worker:
         with self._sending:
             m.send(self._control, message, fds)
 
-    @contextmanager
-    def _within_reach(self, path: str, fds: list[int]) -> Iterator[str]:
-        """Where the model at ``path`` can be opened while it is loaded; ``fds`` is its descriptor, if it could be opened.
-
-        The first one's path is among what this process keeps. Rights cannot be had later, and a descriptor cannot be
-        opened anew: what comes after it is copied. Raises OSError where it is not confined though it could be.
+    def _load(self, load: m.Load, fds: list[int]) -> None:
+        """Load it from its path, the first one: that is among what this process then keeps. Rights cannot be had later,
+        and a descriptor cannot be opened anew, so what comes after it is copied from ``fds``. Raises OSError where
+        this process is not confined though it could be.
         """
-        with ExitStack() as stack:
-            files = [stack.enter_context(open(fd, "rb")) for fd in fds]
-            if self._sandbox is not None and not self._confined:
-                confine(self._sandbox, path)
-                self._confined = True
-            elif self._confined and files:
-                copy = tempfile.NamedTemporaryFile(suffix=Path(path).suffix)  # noqa: SIM115
-                path = stack.enter_context(copy).name
-                shutil.copyfileobj(files[0], copy, COPY_BYTES)
-                copy.flush()
-            yield path
-
-    def _load(self, load: m.Load, path: str) -> None:
-        file = ModelFile(
-            path=path,
-            format=load.format,
-            allow_code=load.allow_code,
-            inputs=tuple(TensorMeta(t.name, t.datatype, t.row_shape) for t in load.inputs),
-            outputs=tuple(TensorMeta(t.name, t.datatype, t.row_shape) for t in load.outputs),
-        )
+        path, copy = load.path, None
+        later = self._confined
+        if self._sandbox is not None and not later:
+            confine(self._sandbox, path)
+            self._confined = True
         try:
-            engine = load_engine(file, self._device)
+            if later and fds:
+                copy = tempfile.NamedTemporaryFile(suffix=Path(path).suffix)  # noqa: SIM115
+                path = copy.name
+                with open(fds[0], "rb", closefd=False) as file:
+                    shutil.copyfileobj(file, copy, COPY_BYTES)
+                copy.flush()
+            engine = load_engine(_model_file(load, path), self._device)
         except LoadRefused as error:
             self._tell(m.LoadFailed(load.model, str(error)[:2000]))
             return
@@ -123,6 +108,11 @@ class _Worker:
             # A library's own error: the file is at fault, or the memory; either way this worker stays.
             self._tell(m.LoadFailed(load.model, f"{type(error).__name__}: {error}"[:2000]))
             return
+        finally:
+            for fd in fds:
+                os.close(fd)
+            if copy is not None:
+                copy.close()
         self._models[load.model] = engine
         signature = engine.signature
         self._tell(
@@ -158,3 +148,13 @@ class _Worker:
             return
         self._tell(m.LaneOpen(opening.lane, size, warm), (fd,))
         lane.serve()
+
+
+def _model_file(load: m.Load, path: str) -> ModelFile:
+    return ModelFile(
+        path=path,
+        format=load.format,
+        allow_code=load.allow_code,
+        inputs=tuple(TensorMeta(t.name, t.datatype, t.row_shape) for t in load.inputs),
+        outputs=tuple(TensorMeta(t.name, t.datatype, t.row_shape) for t in load.outputs),
+    )
