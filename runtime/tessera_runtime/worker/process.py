@@ -88,18 +88,16 @@ class _Worker:
         and a descriptor cannot be opened anew, so what comes after it is copied from ``fds``. Raises OSError where
         this process is not confined though it could be.
         """
-        path, copy = load.path, None
-        later = self._confined
-        if self._sandbox is not None and not later:
+        path, copy = load.path, ""
+        if self._confined and fds:
+            copy = path = tempfile.mktemp(suffix=Path(path).suffix)  # in a directory of its own
+        elif self._sandbox is not None and not self._confined:
             confine(self._sandbox, path)
             self._confined = True
         try:
-            if later and fds:
-                copy = tempfile.NamedTemporaryFile(suffix=Path(path).suffix)  # noqa: SIM115
-                path = copy.name
-                with open(fds[0], "rb", closefd=False) as file:
-                    shutil.copyfileobj(file, copy, COPY_BYTES)
-                copy.flush()
+            if copy:
+                with open(fds[0], "rb", closefd=False) as file, open(copy, "xb") as target:
+                    shutil.copyfileobj(file, target, COPY_BYTES)
             engine = load_engine(_model_file(load, path), self._device)
         except LoadRefused as error:
             self._tell(m.LoadFailed(load.model, str(error)[:2000]))
@@ -111,8 +109,8 @@ class _Worker:
         finally:
             for fd in fds:
                 os.close(fd)
-            if copy is not None:
-                copy.close()
+            if copy:
+                Path(copy).unlink(missing_ok=True)
         self._models[load.model] = engine
         signature = engine.signature
         self._tell(
