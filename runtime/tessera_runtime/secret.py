@@ -1,8 +1,9 @@
 """Who may speak to a server's sockets: whoever can read the file beside them.
 
-Workers run as the server's user, and nothing else keeps them from connecting to a path that they know; but they are
-kept from files (:mod:`tessera_runtime.worker.confine`). So the supervisor leaves a secret in the directory of the sockets,
-and who connects says it first. Servers know its digest only: a worker is a fork of one of them, memory and all.
+Workers run as the server's user, and those on a GPU may make Unix sockets: nothing else keeps them from connecting to a
+path that they know. But they are kept from files (:mod:`tessera_runtime.worker.confine`). So the supervisor leaves a secret
+in the directory of the sockets, and who connects says it first. Servers know its digest only: a worker is a fork of
+one of them, memory and all.
 """
 
 from __future__ import annotations

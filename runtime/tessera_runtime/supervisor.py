@@ -211,7 +211,9 @@ class Supervisor:
         if not self._options.confined:
             log.warning("workers are not confined: --workers-unconfined")
         elif not abi:
-            log.warning("workers are not confined: this kernel has no Landlock")
+            log.warning(
+                "workers are not confined: no Landlock on this kernel, or it is kept from us"
+            )
         else:
             log.info("workers are confined", extra={"landlock_abi": abi})
 

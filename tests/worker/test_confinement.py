@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import resource
 import signal
 import socket
@@ -19,6 +20,7 @@ from support.server import children, wait_until
 from tessera_runtime.dispatch.workers import LoadFailed, Place, Worker, WorkerPool
 from tessera_runtime.worker import confine as c
 from tessera_runtime.worker import messages as m
+from tessera_runtime.worker.sockets import program
 
 ABI = c.landlock_abi()
 CPU = Place("cpu-0", "cpu")
@@ -108,6 +110,45 @@ def test_every_version_of_the_interface_confines(tmp_path: Path, abi: int, kind:
         check=False,
     )
     assert (ran.stdout, ran.stderr) == ("refused\n", "")
+
+
+_FILTERED = """
+import ctypes, os, socket, sys
+from tessera_runtime.parent import gain_no_privileges
+from tessera_runtime.worker.sockets import refuse_sockets, socket_filter
+gain_no_privileges()
+refuse_sockets(socket_filter(sys.argv[1]))
+for family in (socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK, socket.AF_UNIX):
+    try:
+        socket.socket(family, socket.SOCK_DGRAM).close()
+        print(family.name)
+    except PermissionError:
+        pass
+with socket.socketpair()[0], open("/dev/null"):
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.syscall(425, 1, None) == -1
+    assert ctypes.get_errno() == 13, "no io_uring"
+"""
+
+
+@pytest.mark.skipif(not program(platform.machine(), ()), reason="for other processors")
+@pytest.mark.parametrize(("kind", "made"), [("cpu", ""), ("cuda", "AF_UNIX\n")])
+def test_only_sockets_that_the_device_needs_are_made(kind: str, made: str):
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _FILTERED, kind],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.stdout, ran.stderr) == (made, "")
+
+
+def test_a_filter_has_a_way_out_of_every_instruction():
+    for families in ((), (1,), (1, 2, 3)):
+        code = program("aarch64", families)
+        for at, (_, true, false, _) in enumerate(code[:-2]):
+            assert at + 1 + max(true, false) < len(code)
+    assert program("vax", ()) == ()
 
 
 # Workers of a zygote

@@ -1,16 +1,16 @@
 """What a worker process may still reach once somebody's model is in it.
 
 A model that is code, or a parser that a crafted file has taken over, acts as the server's user: without more it reads every
-model of the cache, the key of TLS and the sockets' key. Landlock (Linux 5.13) lets a process give up such rights for
+model of the cache, the key of TLS and the server's secret. Landlock (Linux 5.13) lets a process give up such rights for
 good, without any privilege: what is not granted below is refused from then on, to it and to all that it starts.
 
 Granted are the programs and libraries of this machine, what describes it (``/proc``, ``/sys``, a few files of ``/etc``),
-the devices it runs on, the model, and one directory of its own to write in. No TCP, no signals and no abstract sockets
-to processes outside, and no capability: those of a server that root has started reach around all of this. The kernel's documentation says what no right exists for: paths of Unix sockets, which are therefore
-kept by a key (:mod:`tessera_runtime.secret`); UDP; and what changes a file without opening it, such as chmod.
+the devices that it runs on, the model, and one directory of its own to write in. Refused beside other files are signals to
+processes outside, where the kernel knows how, and sockets (:mod:`tessera_runtime.worker.sockets`); and what root can do
+more than others is dropped. There is no right for what changes a file without opening it, such as chmod.
 
-Rules are of inodes. Those of ``/proc`` live as long as somebody looks at them, so it is granted as a whole; files
-of other processes there are closed to whoever is confined.
+Rules are of inodes. Those below ``/proc`` are made anew whenever the kernel has forgotten them, so it is granted as a whole;
+what is there of other processes' memory is closed to whoever is confined.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from tessera_runtime.worker.sockets import refuse_sockets, socket_filter
 
 # include/uapi/linux/landlock.h, https://docs.kernel.org/userspace-api/landlock.html
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
@@ -101,6 +103,8 @@ class Sandbox:
     abi: int
     kind: str
     """Of its device: ``cpu`` or ``cuda``."""
+    sockets: bytes
+    """The filter of :func:`~tessera_runtime.worker.sockets.socket_filter`."""
 
 
 def landlock_abi() -> int:
@@ -159,12 +163,12 @@ def prepare(limits: Limits, own: str, kind: str) -> Sandbox:
     except BaseException:
         os.close(ruleset)
         raise
-    return Sandbox(own, ruleset, limits.abi, kind)
+    return Sandbox(own, ruleset, limits.abi, kind, socket_filter(kind))
 
 
 def confine(sandbox: Sandbox, model: str) -> None:
-    """Give up, for good, everything of :func:`handled` but what is granted and the file ``model``; paths that do not
-    exist are passed over.
+    """Give up, for good, everything of :func:`handled` but what is granted and the file ``model``, and sockets; paths
+    that do not exist are passed over.
 
     Of this thread and those that it starts later, after :func:`~tessera_runtime.parent.gain_no_privileges`. Raises
     OSError where the kernel does not carry it out.
@@ -173,6 +177,7 @@ def confine(sandbox: Sandbox, model: str) -> None:
         for grant in grants_inside(sandbox.kind, model):
             _add(sandbox.ruleset, grant, handled(sandbox.abi).files)
         _checked(_RESTRICT_SELF, sandbox.ruleset, 0)
+        refuse_sockets(sandbox.sockets)
     finally:
         os.close(sandbox.ruleset)
 
