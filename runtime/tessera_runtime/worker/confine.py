@@ -62,6 +62,9 @@ _ETC = (
 )  # fmt: skip
 """What the C library and OpenSSL read on their own."""
 
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)
+"""A path of imports may name anything. What else goes wrong is of the system, and nothing may be left out for that."""
+
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 
 
@@ -199,7 +202,7 @@ def _add(ruleset: int, grant: Grant, known: int) -> None:
     try:
         beneath = os.open(grant.path, os.O_PATH | os.O_CLOEXEC)
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
+        if error.errno in _NOT_THERE:
             return
         raise
     try:
