@@ -111,6 +111,18 @@ def control_path(run_dir: Path) -> Path:
     return run_dir / "control.sock"
 
 
+def confinement(wanted: bool, abi: int) -> tuple[int, str]:
+    """How workers run, and how loudly that is said. ``abi``: of the kernel's Landlock, 0 where there is none."""
+    if not wanted:
+        return logging.WARNING, "workers are not confined: --workers-unconfined"
+    if not abi:
+        return (
+            logging.WARNING,
+            "workers are not confined: no Landlock on this kernel, or it is kept from us",
+        )
+    return logging.INFO, f"workers are confined: Landlock {abi}"
+
+
 class Supervisor:
     """Made ready by :meth:`prepare`, which takes the ports; :meth:`run` returns the exit status."""
 
@@ -186,7 +198,8 @@ class Supervisor:
             signal.signal(signum, self._ask_to_stop)
         signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
         status = 0
-        self._say_confined()
+        level, said = confinement(self._options.confined, landlock_abi())
+        log.log(level, said)
         try:
             while True:
                 now = time.monotonic()
@@ -205,17 +218,6 @@ class Supervisor:
         finally:
             self._stop()
         return status
-
-    def _say_confined(self) -> None:
-        abi = landlock_abi()
-        if not self._options.confined:
-            log.warning("workers are not confined: --workers-unconfined")
-        elif not abi:
-            log.warning(
-                "workers are not confined: no Landlock on this kernel, or it is kept from us"
-            )
-        else:
-            log.info("workers are confined", extra={"landlock_abi": abi})
 
     def _ask_to_stop(self, signum: int, frame: FrameType | None) -> None:
         self._stopping = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from support.server import PATIENCE_S, Server, running_server
 from support.targets import member, service
 from support.targets import server as target
 from tessera_runtime.secret import secret_path
-from tessera_runtime.supervisor import control_path
+from tessera_runtime.supervisor import confinement, control_path
 from tessera_runtime.target import DeviceTarget
 from tessera_runtime.worker.confine import CAP_DAC_OVERRIDE, landlock_abi
 
@@ -208,9 +209,14 @@ def test_a_model_that_comes_later_into_a_shared_process_is_served(tried: Tried, 
 
 def test_it_is_said_once_that_workers_are_confined(tried: Tried):
     said = [line for line in tried.server.log_lines() if "confined" in line["message"]]
-    assert [(line["message"], line["landlock_abi"]) for line in said] == [
-        ("workers are confined", ABI)
-    ]
+    assert [line["message"] for line in said] == [f"workers are confined: Landlock {ABI}"]
+
+
+def test_a_server_without_landlock_says_what_that_means():
+    level, said = confinement(True, abi=0)
+    assert (level, "not confined: no Landlock" in said) == (logging.WARNING, True)
+    level, said = confinement(False, abi=ABI)
+    assert (level, "not confined: --workers-unconfined" in said) == (logging.WARNING, True)
 
 
 @pytest.mark.skipif(not ABI, reason="this kernel has no Landlock")
