@@ -38,8 +38,6 @@ from bench.processes import on_cores
 from rich.console import Console
 from rich.table import Table
 
-from tessera_runtime.dispatch import service
-
 TABLE_WIDTH = 170
 
 PACKAGES = ("tessera", "torch", "numpy", "uvloop", "httptools", "grpcio", "protobuf", "msgspec")
@@ -124,6 +122,14 @@ def revision() -> str:
     return done.stdout.strip()
 
 
+def is_compiled() -> bool:
+    """Whether servers run the compiled modules: asked of a process that, like them, starts in another folder."""
+    code = "from tessera_runtime.dispatch import service; print(service.__file__)"
+    argv = [sys.executable, "-c", code]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, cwd="/")
+    return done.stdout.strip().endswith(".so")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     chosen = choices(argv)
     progress = Console(stderr=True)
@@ -143,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     facts = {
         "revision": revision(),
         "versions": versions(PACKAGES),
-        "compiled": Path(service.__file__).suffix == ".so",
+        "compiled": is_compiled(),
         "peers": {name: wanted["packages"] for name, wanted in pins().items()},
         "method": {
             "rounds": rounds,

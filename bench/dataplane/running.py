@@ -140,18 +140,25 @@ class Running:
                 except grpc.RpcError as error:
                     raise ServerFailed(f"{self.peer.name} gRPC: {error}") from error
             return b"\0" + len(message).to_bytes(4, "big") + message
+        return self._http("POST", request.path, request.body, dict(request.headers))
+
+    def get(self, path: str) -> bytes:
+        """The body of the answer of the HTTP front end. Raises ServerFailed."""
+        return self._http("GET", path, b"", {})
+
+    def _http(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> bytes:
         connection = http.client.HTTPConnection(HOST, self.ports.http, timeout=ANSWER_TIMEOUT_S)
         try:
-            connection.request("POST", request.path, request.body, dict(request.headers))
+            connection.request(method, path, body, headers)
             response = connection.getresponse()
-            body = response.read()
+            answer = response.read()
         except (OSError, http.client.HTTPException) as error:
             raise ServerFailed(f"{self.peer.name} HTTP: {error!r}") from error
         finally:
             connection.close()
         if response.status != 200:
-            raise ServerFailed(f"{self.peer.name} HTTP: {response.status} {body[:200]!r}")
-        return body
+            raise ServerFailed(f"{self.peer.name} HTTP: {response.status} {answer[:200]!r}")
+        return answer
 
     def check(self, rows: Array, expected: Array) -> None:
         """Ask for each row over each wire. Raises ServerFailed when an answer is not close to ``expected``."""

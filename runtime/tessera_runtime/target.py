@@ -141,6 +141,8 @@ class ServiceReport(msgspec.Struct, frozen=True):
     problem: str = ""
     held: int = 0
     """Requests that wait for the first instance or peer."""
+    joined: int = 0
+    """Processes in which all members run as one."""
 
 
 class InstanceReport(msgspec.Struct, frozen=True):

@@ -346,3 +346,20 @@ def test_published_metadata_is_what_combine_returns_or_both_refuse(
         result = combine(rule, outputs, weights)
         expected = Tensor("y", DATATYPES[result.dtype], result.shape[1:])
         assert result_metadata(rule, tensors, names) == expected
+
+
+@given(data=st.data(), rule=st.sampled_from(COMBINING))
+def test_rows_combined_together_are_bit_for_bit_those_combined_alone(
+    data: st.DataObject, rule: Combine
+):
+    """Requests may be combined in one batch or one by one, and must not be told apart by it."""
+    rows, classes, count = (data.draw(st.integers(low, 6)) for low in (1, 2, 2))
+    outputs = members(count, (rows, classes), seed=data.draw(st.integers(0, 1000)))
+    weights = [1.0 + index for index in range(count)] if rule.is_weighted else None
+    together = combine(rule, outputs, weights)
+    first = 0
+    while first < rows:
+        last = data.draw(st.integers(first + 1, rows))
+        alone = combine(rule, [output[first:last] for output in outputs], weights)
+        assert together[first:last].tobytes() == alone.tobytes()
+        first = last

@@ -192,14 +192,14 @@ def load(device, options):
 """
 
 FORGERIES = {
-    "no outputs": "lane._sock.send(m.encode(m.Ran(lane._incarnation, run.batch, (), 1, 1, 1)))",
+    "no outputs": "lane._sock.send(m.encode(m.Ran(lane._incarnation, run.batch, (), 1, (1,), 1)))",
     "too few rows": (
         "lane._sock.send(m.encode(m.Ran(lane._incarnation, run.batch, "
-        "(m.Output('y', 'FP32', (0, 4), 0, 0),), 1, 1, 1)))"
+        "(m.Output('y', 'FP32', (0, 4), 0, 0),), 1, (1,), 1)))"
     ),
     "an output beyond its memory": (
         "lane._sock.send(m.encode(m.Ran(lane._incarnation, run.batch, "
-        "(m.Output('y', 'FP32', (1, 4), 1 << 40, 16),), 1, 1, 1)))"
+        "(m.Output('y', 'FP32', (1, 4), 1 << 40, 16),), 1, (1,), 1)))"
     ),
     "another incarnation": (
         "lane._sock.send(m.encode(m.Failed(lane._incarnation + 1, run.batch, 'not mine')))"

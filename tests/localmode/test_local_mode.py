@@ -248,7 +248,7 @@ def test_a_dispatcher_that_died_is_told_again_what_to_serve(service: Path) -> No
 def test_nothing_outlives_a_killed_serve(service: Path) -> None:
     with serving(service) as (_, process):
         processes = descendants(process.pid)
-        assert len(processes) >= 5, "supervisor, zygote, dispatcher, two workers"
+        assert len(processes) >= 4, "supervisor, zygote, dispatcher, worker"
         process.kill()
         process.wait()
         until(lambda: not any(map(started, processes)), lambda: "processes outlived the command")

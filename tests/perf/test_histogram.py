@@ -30,8 +30,9 @@ def test_buckets_of_two_histograms_add_up(left: list[float], right: list[float])
     for histogram, values in zip(histograms, (left, right, left + right), strict=True):
         for value in values:
             histogram.observe(value)
-    added = [a + b for a, b in zip(histograms[0].counts, histograms[1].counts, strict=True)]
-    assert added == histograms[2].counts
+    added = histograms[0].plus(histograms[1])
+    assert added.counts == histograms[2].counts
+    assert added.total_s == pytest.approx(histograms[2].total_s)
     assert histograms[2].count == len(left) + len(right)
     assert histograms[2].total_s == pytest.approx(sum(left) + sum(right))
 

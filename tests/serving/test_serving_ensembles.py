@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tritonclient.http as http_client
 from tritonclient.utils import InferenceServerException
 
 from support.clients import Crowd, infer_grpc, infer_http
 from support.model_files import ModelFile, rows
 from support.server import Server, wait_until
-from support.targets import member, service
+from support.targets import DEVICES, WIDE, member, service
 from support.targets import server as target
 from tessera_core.api.modelservice import Combine, OnTimeout
 from tessera_core.ensemble.combine import combine
+from tessera_runtime.target import DeviceTarget
 
 MODEL = "test.m"
 WEIGHTS = (3.0, 1.0, 2.5)
@@ -52,19 +54,26 @@ def fails(tmp_path: Path) -> Path:
     return path
 
 
-def ensemble(files: list[ModelFile], required: str = "abc", **settings: object):
+def ensemble(
+    files: list[ModelFile],
+    required: str = "abc",
+    devices: Sequence[DeviceTarget] = DEVICES,
+    **settings: object,
+):
     members = (
         member(name, file, weight=weight, required=name in required)
         for name, file, weight in zip("abc", files, WEIGHTS, strict=True)
     )
-    return target(service("m", *members, **settings))
+    return target(service("m", *members, **settings), devices=devices)
 
 
+@pytest.mark.parametrize("devices", [DEVICES, WIDE], ids=["as one", "apart"])
 @pytest.mark.parametrize("rule", [rule for rule in Combine if rule is not Combine.NONE])
 def test_each_rule_equals_the_computation_in_process(
-    server: Server, files: list[ModelFile], rule: Combine
+    server: Server, files: list[ModelFile], rule: Combine, devices: Sequence[DeviceTarget]
 ):
-    server.apply(ensemble(files, combine=rule))
+    server.apply(ensemble(files, combine=rule, devices=devices))
+    server.wait_joined(MODEL, 1 if devices is DEVICES else 0)
     x = rows(-1.0, 5)
     weights = WEIGHTS if rule in WEIGHTED else None
     expected = combine(rule, [file(x) for file in files], weights)
@@ -76,9 +85,16 @@ def test_each_rule_equals_the_computation_in_process(
         assert result.as_numpy("y").dtype == expected.dtype
 
 
-def test_without_a_rule_every_members_output_is_given(server: Server, files: list[ModelFile]):
-    server.apply(ensemble(files, combine=Combine.NONE))
+@pytest.mark.parametrize("devices", [DEVICES, WIDE], ids=["as one", "apart"])
+def test_without_a_rule_every_members_output_is_given(
+    server: Server, files: list[ModelFile], devices: Sequence[DeviceTarget]
+):
+    server.apply(ensemble(files, combine=Combine.NONE, devices=devices))
+    server.wait_joined(MODEL, 1 if devices is DEVICES else 0)
     x = rows(2.0, 3)
+    wanted = [http_client.InferRequestedOutput(f"{name}.y") for name in "ca"]
+    some = infer_http(server.http(), MODEL, x, outputs=wanted)
+    assert {output["name"] for output in some.get_response()["outputs"]} == {"a.y", "c.y"}
     result = infer_http(server.http(), MODEL, x)
     for name, file in zip("abc", files, strict=True):
         np.testing.assert_array_equal(result.as_numpy(f"{name}.y"), file(x))
@@ -87,7 +103,7 @@ def test_without_a_rule_every_members_output_is_given(server: Server, files: lis
 def test_an_answer_waits_for_the_slowest_member(
     server: Server, crowd: Crowd, files: list[ModelFile]
 ):
-    server.apply(ensemble(files))
+    server.apply(ensemble(files, devices=WIDE))
     files[2].hold()
     x = rows(4.0)
     answer = crowd.ask(MODEL, x)

@@ -110,6 +110,14 @@ class Server:
 
         wait_until(served, lambda: f"what is wanted to be served; report: {self.report()}")
 
+    def wait_joined(self, service: str, processes: int) -> None:
+        """Until the members of ``service`` run as one in so many processes."""
+
+        def joined(report: ServerReport) -> bool:
+            return any(s.name == service and s.joined == processes for s in report.services)
+
+        self.wait_for(joined, f"{service} joined in {processes} processes")
+
     def wait_for(self, condition: Callable[[ServerReport], object], what: str) -> None:
         wait_until(lambda: condition(self.report()), lambda: f"{what}; report: {self.report()}")
 

@@ -17,6 +17,9 @@ from tessera_runtime.target import (
 
 DEVICES = (DeviceTarget("cpu-0", "cpu"), DeviceTarget("cpu-1", "cpu"))
 
+WIDE = (DeviceTarget("cpu-0", "cpu", threads=2),)
+"""Of several cores, on which members of an ensemble have processes of their own."""
+
 
 def member(
     name: str,

@@ -107,7 +107,7 @@ async def opened(worker: Worker, arena: InputArena) -> AsyncIterator[Open]:
     async def open_(path: Path, largest: int = 8) -> Dispatcher:
         key = str(path)
         await worker.load(m.Load(key, str(path), "Python", True, (), ()))
-        lane = await worker.open_lane(key, largest, (1, largest), {})
+        lane = await worker.open_lane((key,), largest, (1, largest), {})
         lanes.append(Dispatcher(arena, worker, lane))
         return lanes[-1]
 

@@ -29,6 +29,13 @@ class Histogram:
         self.counts[bisect_left(BOUNDS_S, seconds)] += times
         self.total_s += seconds * times
 
+    def plus(self, other: Histogram) -> Histogram:
+        """A new one: what either has seen."""
+        both = Histogram()
+        both.counts = [one + more for one, more in zip(self.counts, other.counts, strict=True)]
+        both.total_s = self.total_s + other.total_s
+        return both
+
     @property
     def count(self) -> int:
         return sum(self.counts)

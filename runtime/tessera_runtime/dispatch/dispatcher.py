@@ -26,11 +26,13 @@ from tessera_runtime.dataplane import (
 from tessera_runtime.dispatch.access import Gates
 from tessera_runtime.dispatch.arena import ArenaSlot, InputArena
 from tessera_runtime.dispatch.deadlines import Deadlines
+from tessera_runtime.dispatch.gang_instance import join_members
 from tessera_runtime.dispatch.hold import Holds
-from tessera_runtime.dispatch.instances import DRAIN_TIMEOUT_S, Instance, Timeouts, Workers
+from tessera_runtime.dispatch.instances import DRAIN_TIMEOUT_S, Instance, Timeouts
 from tessera_runtime.dispatch.member_calls import MemberCalls
 from tessera_runtime.dispatch.names import meant
 from tessera_runtime.dispatch.peers import Channels
+from tessera_runtime.dispatch.processes import Workers
 from tessera_runtime.dispatch.report import (
     model_statistics,
     repository_entry,
@@ -42,8 +44,8 @@ from tessera_runtime.dispatch.routes import Routes
 from tessera_runtime.dispatch.service import Service
 from tessera_runtime.dispatch.signatures import Incompatible, Signature, largest_batch, publish
 from tessera_runtime.dispatch.waiting import eventually
-from tessera_runtime.dispatch.wanted import check_devices, has_place, same_models
-from tessera_runtime.dispatch.workers import WorkerPool
+from tessera_runtime.dispatch.wanted import check_devices, has_place, placed_alike, same_models
+from tessera_runtime.dispatch.workers import Worker, WorkerPool
 from tessera_runtime.errors import NotFound, ServeError, Unavailable
 from tessera_runtime.target import DeviceTarget, Ports, ServerReport, ServerTarget, ServiceTarget
 
@@ -204,7 +206,7 @@ class Dispatcher:
         """Start and stop instances until they are the wanted ones: first start, then stop, so that a
         member that moves is served all the way.
         """
-        devices = {device.id: device for device in self.target.devices}
+        devices = self._devices
         wanted: dict[InstanceKey, DeviceTarget] = {}
         if service.name not in self.unloaded:
             for index, member in enumerate(service.target.members):
@@ -220,36 +222,52 @@ class Dispatcher:
                 have[key] = self._start(service, key, device)
         for key in [key for key in have if key not in wanted]:
             leaving[key] = have.pop(key)
+        if not placed_alike(service.target, self._devices):
+            for instance in have.values():
+                if instance.gang is not None:
+                    self._run(instance.gang.leave())
+        self._join(service)
         self._end_replaced(service)
 
     def _start(self, service: Service, key: InstanceKey, device: DeviceTarget) -> Instance:
+        alike = placed_alike(service.target, self._devices)
         return Instance(
             service,
             key[0],
             device,
+            f"{service.name} {id(service)} {key[2]}" if alike else None,
             self.workers,
             self._timeouts,
             self._learned,
             self._place_ready,
         )
 
-    def watched(self) -> Iterator[Instance]:
-        """The wanted instances whose replacement would not be the second at a time."""
-        for service, have in self.instances.items():
-            leaving = self._leaving.get(service, {})
-            yield from (instance for key, instance in have.items() if key not in leaving)
+    def _join(self, service: Service) -> None:
+        """Let the members run as one where they can."""
+        if placed_alike(service.target, self._devices):
+            have = list(self.instances.get(service, {}).values())
+            join_members(service, have, self._timeouts)
 
-    def replace(self, instance: Instance) -> None:
-        """Start another in the place of ``instance``, which serves until that one is warm."""
+    @property
+    def _devices(self) -> dict[str, DeviceTarget]:
+        return {device.id: device for device in self.target.devices}
+
+    def replace(self, worker: Worker) -> None:
+        """Start others in the place of all instances of a process; they serve until those are warm.
+
+        One whose replacement would be the second at a time is left out: the process is to be named again.
+        """
+        worker.retired = True
         for service, have in self.instances.items():
-            for key, each in have.items():
-                if each is instance:
+            leaving = self._leaving[service]
+            for key, instance in list(have.items()):
+                if instance.worker is worker and key not in leaving:
                     member = service.members[key[0]]
                     member.statistics.restarts += 1
-                    log.warning("%s/%s: an instance leaks: replaced", service.name, member.name)
-                    self._leaving[service][key] = instance
+                    number = worker.incarnation
+                    log.warning("%s/%s: leaves worker %d", service.name, member.name, number)
+                    leaving[key] = instance
                     have[key] = self._start(service, key, instance.device)
-                    return
 
     def _end_replaced(self, service: Service) -> None:
         """End the instances whose members have all the wanted ones warm."""
@@ -261,6 +279,7 @@ class Dispatcher:
     def _place_ready(self, service: Service) -> None:
         """An instance or a peer of ``service`` takes work from now on."""
         self._promote(service)
+        self._join(service)
         self._end_replaced(service)
         self.holds.release_soon(service.name)
 

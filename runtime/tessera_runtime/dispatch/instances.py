@@ -1,9 +1,4 @@
-"""Keeping instances running: start, load, warm, attach; when the process dies, again, with growing pauses.
-
-On a CPU every instance has a process of its own: Python's lock would make instances of small models take
-turns, and a fork that has the libraries loaded is cheap. On a GPU the instances of one namespace share
-a process per device, because without MPS several processes only take turns on it.
-"""
+"""Keeping instances running: start, load, warm, attach; when the process dies, again, with growing pauses."""
 
 from __future__ import annotations
 
@@ -11,26 +6,22 @@ import asyncio
 import logging
 import math
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tessera_runtime.dispatch.lane import Lane
 from tessera_runtime.dispatch.member import Member
+from tessera_runtime.dispatch.processes import Workers
 from tessera_runtime.dispatch.service import Service
 from tessera_runtime.dispatch.signatures import Signature
 from tessera_runtime.dispatch.waiting import eventually
-from tessera_runtime.dispatch.worker_memory import Gauge
-from tessera_runtime.dispatch.workers import (
-    LoadFailed,
-    OpenedLane,
-    Place,
-    Worker,
-    WorkerLost,
-    WorkerPool,
-)
+from tessera_runtime.dispatch.workers import LoadFailed, OpenedLane, Worker, WorkerLost
 from tessera_runtime.target import DeviceTarget, MemberTarget, ServiceTarget
 from tessera_runtime.worker import messages as m
+
+if TYPE_CHECKING:
+    from tessera_runtime.dispatch.gang_instance import GangInstance
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +34,6 @@ HEALTHY_S = 30.0
 
 DRAIN_TIMEOUT_S = 60.0
 """Most that finishing accepted work may delay the end of an instance."""
-
-
-def place_of(device: DeviceTarget) -> Place:
-    return Place(
-        device.id, device.kind, device.cores, device.threads, device.memory_mib, device.environment
-    )
 
 
 def load_message(member: MemberTarget, service: ServiceTarget) -> m.Load:
@@ -93,52 +78,6 @@ class Timeouts:
     """For one batch, unless its profile says that it takes long."""
 
 
-class Workers:
-    """Who uses which worker process."""
-
-    def __init__(self, pool: WorkerPool) -> None:
-        self.living: dict[int, Worker] = {}
-        """By incarnation."""
-        self._pool = pool
-        self._shared: dict[tuple[str, str], Worker] = {}
-        """Of each GPU and namespace."""
-        self._models: Counter[tuple[int, str]] = Counter()
-        """Instances by (incarnation, model)."""
-        self._starting = asyncio.Lock()
-
-    async def acquire(self, device: DeviceTarget, namespace: str, model: str) -> Worker:
-        """A worker on ``device`` for one instance of ``model``. Raises WorkerLost."""
-        if device.kind == "cpu":
-            worker = await self._start(device)
-        else:
-            async with self._starting:
-                shared = self._shared.get((device.id, namespace))
-                worker = (
-                    shared if shared is not None and shared.alive else await self._start(device)
-                )
-                self._shared[device.id, namespace] = worker
-        self._models[worker.incarnation, model] += 1
-        return worker
-
-    def release(self, worker: Worker, model: str) -> None:
-        """One instance less: the last of a model unloads it, the last of a process ends it."""
-        self._models[worker.incarnation, model] -= 1
-        if self._models[worker.incarnation, model]:
-            return
-        del self._models[worker.incarnation, model]
-        if any(incarnation == worker.incarnation for incarnation, _ in self._models):
-            worker.unload(model)
-            return
-        self._shared = {key: shared for key, shared in self._shared.items() if shared is not worker}
-        worker.kill()
-
-    async def _start(self, device: DeviceTarget) -> Worker:
-        worker = await self._pool.start(place_of(device))
-        self.living[worker.incarnation] = worker
-        worker.lost.add_done_callback(lambda _: self.living.pop(worker.incarnation, None))
-        return worker
-
-
 class Instance:
     """One wanted instance of a member, from its first start to its end."""
 
@@ -147,19 +86,27 @@ class Instance:
         service: Service,
         index: int,
         device: DeviceTarget,
+        company: str | None,
         workers: Workers,
         timeouts: Timeouts,
         on_loaded: Callable[[Service, int, Signature], None],
         on_ready: Callable[[Service], None],
     ) -> None:
+        """``company``: instances of the same one share a process on a device."""
+        self.index = index
+        """Of the member."""
         self.device = device
+        self.model = ""
+        """Its key in the worker process."""
+        self.gang: GangInstance | None = None
+        """What runs all members of the service in this instance's process."""
         self.lane: Lane | None = None
         self.problem = ""
         self.memory_mib = 0.0
-        self.gauge: Gauge | None = None
-        """Of the memory of its process; None while there is none, or others share it."""
+        self._alone = False
+        """Whether it may have ended a process, or stopped it."""
         self._service = service
-        self._index = index
+        self._company = company
         self._workers = workers
         self._timeouts = timeouts
         self._on_loaded = on_loaded
@@ -173,6 +120,15 @@ class Instance:
     def ready(self) -> bool:
         return self.lane is not None
 
+    @property
+    def worker(self) -> Worker | None:
+        """The process that it serves from; None before it is warm."""
+        return self.lane.worker if self.lane is not None else None
+
+    def suspect(self) -> None:
+        """It may have ended its process: the next one it has to itself, and to its company."""
+        self._alone = True
+
     async def stop(self, drain: bool) -> None:
         """End the instance: after the work it holds, if ``drain``."""
         self._stopping = True
@@ -180,9 +136,11 @@ class Instance:
         if lane is not None and drain:
             member = self._member
             lane.leaving = True
+            if self.gang is not None:
+                await self.gang.leave()
             # Where nobody else could serve what waits, it goes first. Peers are somebody else once they
             # answer; and those that call for this instance are given the time to notice.
-            calls = self._service.calls[self._index]
+            calls = self._service.calls[self.index]
             await eventually(
                 lambda: (
                     bool(member.staying)
@@ -197,6 +155,8 @@ class Instance:
             member.detach(lane)
             if not await eventually(lambda: not lane.batch, DRAIN_TIMEOUT_S):
                 log.warning("%s: a batch outlasted the drain", self._service.name)
+        if self.gang is not None:
+            self.gang.end()
         self._task.cancel()
         try:
             await self._task
@@ -205,7 +165,7 @@ class Instance:
 
     @property
     def _member(self) -> Member:
-        return self._service.members[self._index]
+        return self._service.members[self.index]
 
     async def _keep_running(self) -> None:
         failures = 0
@@ -226,19 +186,28 @@ class Instance:
     async def _run_once(self) -> None:
         """From the fork to the end of the process, or to the cancellation of this task."""
         target = self._service.target
-        wanted = target.members[self._index]
+        wanted = target.members[self.index]
         load = load_message(wanted, target)
-        worker = await self._workers.acquire(self.device, target.name.partition(".")[0], load.model)
+        self.model = load.model
+        namespace = target.name.partition(".")[0]
+        worker = await self._workers.acquire(
+            self.device, namespace, load.model, company=self._company, alone=self._alone
+        )
         lane: Lane | None = None
+        suspect = False
         try:
             try:
-                async with asyncio.timeout(self._timeouts.load_s):
+                async with worker.turn(load.model), asyncio.timeout(self._timeouts.load_s):
+                    suspect = True
                     loaded = await worker.load(load)
                     largest = min(wanted.max_batch, loaded.max_rows or wanted.max_batch)
                     opened = await worker.open_lane(
-                        loaded.model, largest, warm_batches(largest), warm_shapes(target)
+                        (loaded.model,), largest, warm_batches(largest), warm_shapes(target)
                     )
+                    suspect = False
             except TimeoutError as error:
+                # It may be stuck in what was loaded. A GPU seldom has the memory for a second process beside it.
+                worker.retired = self.device.kind == "cpu"
                 limit = self._timeouts.load_s
                 raise LoadFailed(f"loading and warming took over {limit:.0f} s") from error
             self.memory_mib = loaded.memory_mib
@@ -247,32 +216,42 @@ class Instance:
             self._member.statistics.restarts += 1
             log.warning("worker %d of %s ended", worker.incarnation, self._service.name)
         finally:
-            self.lane = self.gauge = None
+            self.lane = None
             if lane is not None:
                 lane.close()
                 self._member.detach(lane)
-            self._workers.release(worker, load.model)
-            if lane is not None and lane.batch:
-                # Its process may still be running: what it held is given out again only once it is gone.
-                await _uninterrupted(worker.lost)
-                # The process may have had other instances: all are to be known gone before any work is given out anew.
-                await _uninterrupted(_next_turn())
-                if worker.orphaned:
-                    # Several end of one cause, which is none of their requests: no suspicion falls on those.
-                    for work in lane.batch:
-                        work.kills -= 1
-                self._member.lane_lost(lane)
+            self._workers.release(worker, load.model, self._company)
+            if lane is not None and await decide_lost(self._member, lane):
+                suspect = True
+            if suspect and not worker.orphaned:
+                self._alone = True
 
     def _attach(self, opened: OpenedLane, loaded: m.Loaded) -> Lane:
-        self._on_loaded(self._service, self._index, loaded)
-        lane = Lane(self._member, opened, loaded.outputs, self._timeouts.hang_s)
+        self._on_loaded(self._service, self.index, loaded)
+        lane = Lane(self._member, opened, (loaded.outputs,), self._timeouts.hang_s)
         self.lane = lane
-        self.gauge = Gauge(opened.worker.pid) if self.device.kind == "cpu" else None
         self.problem = ""
         if not self._stopping:
             self._member.attach(lane)
         self._on_ready(self._service)
         return lane
+
+
+async def decide_lost(member: Member, lane: Lane) -> bool:
+    """What becomes of the batch of a lane that is closed. Whether there was one, which may have ended its process."""
+    if not lane.batch:
+        return False
+    worker = lane.worker
+    # Its process may still be running: what it held is given out again only once it is gone.
+    await _uninterrupted(worker.lost)
+    # The process may have had other instances: all are to be known gone before any work is given out anew.
+    await _uninterrupted(_next_turn())
+    if worker.orphaned:
+        # Several end of one cause, which is none of their requests: no suspicion falls on those.
+        for work in lane.batch:
+            work.kills -= 1
+    member.lane_lost(lane)
+    return True
 
 
 def _next_turn() -> asyncio.Future[None]:

@@ -37,10 +37,10 @@ class Lane:
         self,
         member: Member,
         opened: OpenedLane,
-        outputs: Sequence[m.Tensor],
+        outputs: Sequence[Sequence[m.Tensor]],
         hang_timeout_s: float,
     ) -> None:
-        """``outputs``: what the model has announced that it answers."""
+        """``outputs``: what each of its models has announced that it answers."""
         self.worker = opened.worker
         self.batch: tuple[Work, ...] = ()
         """What it is running; empty while it is free."""
@@ -51,7 +51,9 @@ class Lane:
         self.leaving = False
         """Whether it ends soon, so that others have to serve what waits."""
         self._member = member
-        self._announced = [(output.name, output.datatype) for output in outputs]
+        self.output_names = [[output.name for output in each] for each in outputs]
+        """Of each model."""
+        self._announced = [(output.name, output.datatype) for each in outputs for output in each]
         self._sock = opened.sock
         self._inbox = m.Inbox()
         self._region = opened.region
@@ -62,7 +64,7 @@ class Lane:
         self._watchdog: asyncio.TimerHandle | None = None
         self._looked_at = math.inf
         """When the watchdog looks next: a timer for each batch would cost more than the batch's message."""
-        self._views: dict[tuple[m.Output, ...], list[tuple[str, np.ndarray]]] = {}
+        self._views: dict[tuple[m.Output, ...], list[np.ndarray]] = {}
         """Of the region, for answers that came before and were as announced."""
         self._loop = asyncio.get_running_loop()
         self._sock.setblocking(False)
@@ -122,14 +124,25 @@ class Lane:
                 case m.Region():
                     self._views.clear()
                     self._region = memoryview(map_readonly(fds.pop(), message.region_size))
-                case m.Ran() if message.batch == self._batch_id and self.batch:
+                case m.Ran() if (
+                    message.batch == self._batch_id
+                    and self.batch
+                    and len(message.infer_ns) == len(self.output_names)
+                ):
                     self._member.ran(self, message, self._take(message.outputs))
-                case m.Failed() if message.batch == self._batch_id and self.batch:
-                    self._member.batch_failed(self, message.reason)
+                case m.Failed() if (
+                    message.batch == self._batch_id
+                    and self.batch
+                    and 0 <= message.model < len(self.output_names)
+                ):
+                    self._member.batch_failed(self, message.reason, message.model)
                 case _:
                     raise msgspec.ValidationError(f"batch {message.batch}")
         except BlockingIOError:
             return
+        except ConnectionResetError:  # it ended before it had read all that it was told
+            self._loop.remove_reader(self._sock.fileno())
+            self.worker.kill()
         except (OSError, ValueError, IndexError, KeyError, UntrustedMemory) as error:
             # msgspec's errors are ValueErrors. A worker that breaks the protocol is not listened to again.
             log.error("worker %d broke the protocol: %s", self.worker.incarnation, error)
@@ -139,8 +152,8 @@ class Lane:
             for fd in fds:
                 os.close(fd)
 
-    def _take(self, outputs: tuple[m.Output, ...]) -> dict[str, np.ndarray]:
-        """Copy the answers out of the region, which the next batch will overwrite.
+    def _take(self, outputs: tuple[m.Output, ...]) -> list[np.ndarray]:
+        """Copy the answers out of the region, which the next batch will overwrite, in the announced order.
 
         Raises ValueError for anything but the announced outputs with a row for each of the batch's.
         """
@@ -148,12 +161,12 @@ class Lane:
         if views is None or outputs[0].shape[0] != self.rows:
             self._check(outputs)
             if any(output.datatype == "BYTES" for output in outputs):
-                return {output.name: self._elements(output) for output in outputs}
-            views = [(output.name, self._view(output)) for output in outputs]
+                return [self._elements(output) for output in outputs]
+            views = [self._view(output) for output in outputs]
             if len(self._views) >= MOST_VIEWS:
                 self._views.clear()
             self._views[outputs] = views
-        return {name: view.copy() for name, view in views}
+        return [view.copy() for view in views]
 
     def _check(self, outputs: Sequence[m.Output]) -> None:
         """Raises ValueError."""

@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         default=1024,
         metavar="MIB",
-        help="an instance on a CPU that has grown by so much since it was warm is replaced",
+        help="a process on a CPU that has grown by so much, beside what was loaded, is replaced",
     )
     arguments.add_argument("--drain-timeout", type=float, default=30.0, metavar="SECONDS")
     arguments.add_argument("--shutdown-delay", type=float, default=0.0, metavar="SECONDS")
@@ -175,7 +175,9 @@ async def serve(arguments: argparse.Namespace) -> None:
     watching = [
         asyncio.create_task(work)
         for work in (
-            watch(dispatcher.watched, dispatcher.replace, arguments.worker_growth_mib),
+            watch(
+                dispatcher.workers.living.values, dispatcher.replace, arguments.worker_growth_mib
+            ),
             certificates.follow(tls, arguments.peer_name, http, grpc, channels),
         )
     ]

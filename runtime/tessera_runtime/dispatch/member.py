@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tessera_core.batching.policy import EdfQueue
+from tessera_core.perf.histogram import Histogram
 from tessera_runtime.dispatch.lane import Lane
+from tessera_runtime.dispatch.pace import Pace
 from tessera_runtime.dispatch.request import InputNames, Work
 from tessera_runtime.dispatch.signatures import Signature
 from tessera_runtime.dispatch.statistics import MemberStatistics
@@ -38,9 +40,6 @@ MOST_KILLS = 2
 ADMITTED = 0.9
 """Of the time that is left: work that is expected to take more is refused at once. The rest is for what no profile
 tells, the way of the answer and batches that take longer than the mean."""
-
-PACE_WEIGHT = 1 / 16
-MOST_PACE = 16.0
 
 
 class Member:
@@ -69,8 +68,9 @@ class Member:
         """Of the service's inputs."""
         self.largest = max_batch
         """Most rows of a batch, whatever the cap: the model's own limit, known once it is loaded."""
-        self.pace = 1.0
-        """How long batches take, by the clock here, over what the profile says: a mean that forgets."""
+        self.gang: Member | None = None
+        """Its service's members as one, where they are placed alike: what waits there waits for this one too."""
+        self.pace = Pace()
         self._pump_due = False
         self._alone = False
         """Whether the last batch was one request and nothing else waited."""
@@ -85,6 +85,21 @@ class Member:
     def staying(self) -> list[Lane]:
         """The instances that work may be given to from now on."""
         return [lane for lane in self.lanes if not lane.leaving]
+
+    @property
+    def queued_rows(self) -> int:
+        """Rows that wait for it."""
+        return self.queue.rows + (self.gang.queue.rows if self.gang is not None else 0)
+
+    @property
+    def running_rows(self) -> int:
+        """Rows in the batches of the instances that stay."""
+        return sum([lane.rows for lane in self.staying if lane.batch])
+
+    def queue_times(self) -> Histogram:
+        """Per request, from arrival in the queue to the start of its batch."""
+        own = self.statistics.queue
+        return own if self.gang is None else own.plus(self.gang.statistics.queue)
 
     def cap_of(self, lane: Lane) -> int:
         """Most rows of this instance's batches."""
@@ -108,6 +123,10 @@ class Member:
     def expected_s(self, rows: int) -> float:
         """How long a batch of ``rows`` should take; 0 when nothing is known."""
         return self.service_time.seconds(rows) if self.service_time is not None else 0.0
+
+    def likely_s(self, rows: int) -> float:
+        """How long a batch of ``rows`` would take now; 0 when nothing is known."""
+        return self.pace.ratio * self.expected_s(rows)
 
     def burst(self, slo_s: float) -> int:
         """Rows that may be given to it at once and be answered within ``slo_s``: a batch for each instance,
@@ -144,7 +163,7 @@ class Member:
             return 0.0
         batch = min(self.queue.rows + rows, self.cap, self.largest)
         running_s = self.batch_s() / 2
-        return self.pace * (running_s + self.queue.rows / rate + self.expected_s(batch))
+        return self.pace.ratio * (running_s + self.queue.rows / rate + self.expected_s(batch))
 
     def withdraw(self, work: Work) -> bool:
         """Take work back out of the queue; False when it is running or done."""
@@ -172,7 +191,9 @@ class Member:
                     return
                 lane = other
             now = time.monotonic()
-            taken = self.queue.take(now, self.cap_of(lane), self.expected_s)
+            taken = self.queue.take(now, self.cap_of(lane), self.likely_s)
+            if not taken.batch:
+                self.pace.doubt()
             if taken.batch:
                 self._alone = len(taken.batch) == 1 and not self.queue.rows
                 self._free.remove(lane)
@@ -184,11 +205,14 @@ class Member:
                     observe(now - work.queued)
                 names = taken.batch[0].request.names or self.input_names
                 descriptors = _descriptors(taken.batch, names)
-                self.statistics.gathered_bytes += sum([sum(each.nbytes) for each in descriptors])
+                self.count_gathered(sum([sum(each.nbytes) for each in descriptors]))
                 lane.rows = taken.rows
                 lane.send(taken.batch, descriptors, now, self.expected_s(taken.rows))
             for work in taken.dropped:
                 work.request.service.late(work)
+
+    def count_gathered(self, nbytes: int) -> None:
+        self.statistics.gathered_bytes += nbytes
 
     def _free_beside_no_suspect(self) -> Lane | None:
         """Of another process than those that run a request which may end them: its end would blame two."""
@@ -234,29 +258,30 @@ class Member:
                 work.request.service.failed(work, ModelFailed(refusal))
         self.pump()
 
-    def ran(self, lane: Lane, ran: m.Ran, outputs: dict[str, np.ndarray]) -> None:
-        """A batch came back. Called by the lane, with the answers already out of its region."""
-        expected_s = self.expected_s(lane.rows)
-        if expected_s > 0.0:
-            pace = min((time.monotonic() - lane.began) / expected_s, MOST_PACE)
-            self.pace += PACE_WEIGHT * (pace - self.pace)
-        batch = self._next(lane)
-        self.statistics.batch(
-            sum(work.request.rows for work in batch), ran.gather_ns, ran.infer_ns, ran.output_ns
-        )
+    def ran(self, lane: Lane, ran: m.Ran, outputs: Sequence[np.ndarray]) -> None:
+        """A batch came back. Called by the lane, with the answers already out of its region.
+
+        ``outputs``: as the model announced them.
+        """
+        batch = self._over(lane)
+        self.statistics.batch(rows_of(batch), ran.gather_ns, ran.infer_ns[0], ran.output_ns)
         first = 0
         for work in batch:
             last = first + work.request.rows
-            answer = {name: array[first:last] for name, array in outputs.items()}
+            answer = {
+                name: array[first:last]
+                for name, array in zip(lane.output_names[0], outputs, strict=True)
+            }
             work.request.release()
             work.request.service.answered(work, answer)
             first = last
 
-    def batch_failed(self, lane: Lane, reason: str) -> None:
-        """The model raised: the instance is fine, the batch is not."""
+    def batch_failed(self, lane: Lane, reason: str, model: int) -> None:
+        """The model raised: the instance is fine, the batch is not. ``model``: which one, where there are several."""
         batch = self._next(lane)
-        self.statistics.failed_batches += 1
-        error = ModelFailed(f"member {self.name}: {reason}")
+        blamed = self.blamed(model)
+        blamed.statistics.failed_batches += 1
+        error = ModelFailed(f"member {blamed.name}: {reason}")
         for work in batch:
             work.request.release()
             if len(batch) == 1:
@@ -265,6 +290,10 @@ class Member:
                 # One request may be to blame: its batch mates must not fail with it.
                 self._retry_alone(work, error)
         self.pump()
+
+    def blamed(self, model: int) -> Member:
+        """Whose model it is that raised."""
+        return self
 
     def _retry_alone(self, work: Work, error: ServeError) -> None:
         work.alone = True
@@ -276,12 +305,21 @@ class Member:
         elif not self.push(work):
             work.request.service.failed(work, error)
 
+    def _over(self, lane: Lane) -> tuple[Work, ...]:
+        """The batch that came back, with the next one sent. What it took is what later ones are expected to."""
+        self.pace.saw(time.monotonic() - lane.began, self.expected_s(lane.rows))
+        return self._next(lane)
+
     def _next(self, lane: Lane) -> tuple[Work, ...]:
         batch = lane.settle()
         if lane in self.lanes:
             self._free.append(lane)
             self.pump()
         return batch
+
+
+def rows_of(batch: Sequence[Work]) -> int:
+    return sum([work.request.rows for work in batch])
 
 
 def _descriptors(batch: Sequence[Work], names: InputNames) -> tuple[m.Input, ...]:

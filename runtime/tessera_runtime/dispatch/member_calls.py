@@ -55,7 +55,7 @@ class MemberCalls:
     @property
     def queued_rows(self) -> int:
         """Rows that wait for the member."""
-        return self._member.queue.rows
+        return self._member.queued_rows
 
     @property
     def _member(self) -> Member:

@@ -163,8 +163,8 @@ def _latencies(services: Sequence[Service]) -> Iterator[Metric]:
     )
     stages = HistogramMetricFamily(
         "tessera_stage_seconds",
-        "Time per stage: queue and combine per request, preprocess (gather into the batch) and inference "
-        "per batch.",
+        "Time per stage: queue per request, preprocess (gather into the batch) and inference per batch, "
+        "combine per request or per batch where the members run as one.",
         labels=["service", "version", "member", "stage"],
     )
     for service in services:
@@ -173,7 +173,7 @@ def _latencies(services: Sequence[Service]) -> Iterator[Metric]:
         if len(service.members) > 1:
             _add(stages, [*own, "", "combine"], service.statistics.combine)
         for member in service.members:
-            _add(stages, [*own, member.name, "queue"], member.statistics.queue)
+            _add(stages, [*own, member.name, "queue"], member.queue_times())
             _add(stages, [*own, member.name, "preprocess"], member.statistics.gather)
             _add(stages, [*own, member.name, "inference"], member.statistics.inference)
     yield from (whole, stages)
@@ -222,14 +222,21 @@ def _instances(services: Sequence[Service]) -> Iterator[Metric]:
     restarts = CounterMetricFamily(
         "tessera_instance_restarts", "Instances whose process ended.", labels=labels
     )
+    joined = GaugeMetricFamily(
+        "tessera_joined_instances",
+        "Processes in which all members of an ensemble run as one.",
+        labels=labels[:2],
+    )
     for service in services:
+        if service.gang is not None:
+            joined.add_metric([service.name, service.version], len(service.gang.lanes))
         for member in service.members:
             own = [service.name, service.version, member.name]
-            queued.add_metric(own, member.queue.rows)
+            queued.add_metric(own, member.queued_rows)
             ready.add_metric(own, len(member.lanes))
             cap.add_metric(own, member.cap)
             restarts.add_metric(own, member.statistics.restarts)
-    yield from (queued, ready, cap, restarts)
+    yield from (queued, ready, joined, cap, restarts)
 
 
 def _peers(services: Sequence[Service]) -> Iterator[Metric]:

@@ -20,7 +20,8 @@ import numpy as np
 from tessera_core.api.modelservice import Combine, OnTimeout
 from tessera_runtime.datatypes import DATATYPES, encode_bytes
 from tessera_runtime.dispatch.arena import ArenaSlot, InputArena
-from tessera_runtime.dispatch.instances import load_message, place_of
+from tessera_runtime.dispatch.instances import load_message
+from tessera_runtime.dispatch.processes import place_of
 from tessera_runtime.dispatch.workers import LoadFailed, OpenedLane, Worker, WorkerLost, WorkerPool
 from tessera_runtime.target import ProfileCell, ProfileReport, ProfileRequest, ServiceTarget
 from tessera_runtime.worker import messages as m
@@ -119,7 +120,7 @@ class _Session:
         shapes = {t.name: _concrete(t, self._request) for t in signature.inputs}
         # Only the smallest batch is warmed here: larger ones may be too slow to be measured at all.
         async with _limit(LOAD_TIMEOUT_S, "the first batch"):
-            lane = await worker.open_lane(signature.model, largest, (1,), shapes)
+            lane = await worker.open_lane((signature.model,), largest, (1,), shapes)
         lane.sock.setblocking(False)
         self._lanes.append(lane)
 

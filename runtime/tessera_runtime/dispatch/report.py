@@ -83,7 +83,7 @@ def _service_report(dispatcher: Dispatcher, service: Service) -> ServiceReport:
                 wanted=sum(place.count for place in target.instances),
                 ready=sum(instance.ready for instance in own),
                 cap=member.cap,
-                queued_rows=member.queue.rows,
+                queued_rows=member.queued_rows,
                 batches=member.statistics.batches,
                 rows=member.statistics.rows,
                 memory_mib=sum(instance.memory_mib for instance in own),
@@ -110,6 +110,7 @@ def _service_report(dispatcher: Dispatcher, service: Service) -> ServiceReport:
         or ("no keys of it were handed over yet, so that nobody is answered" if closed else "")
         or (service_problem(dispatcher, starting) if starting is not None else ""),
         held=dispatcher.holds.waiting(service.name),
+        joined=len(service.gang.lanes) if service.gang is not None else 0,
     )
 
 
@@ -141,7 +142,7 @@ def model_statistics(service: Service) -> ModelStatistics:
     busiest = max(service.members, key=lambda member: member.statistics.inference.total_s)
     sizes = busiest.statistics.by_size
     batches = sum(times.batches for times in sizes.values())
-    queue = busiest.statistics.queue
+    queue = busiest.queue_times()
     failed = sum(n for code, n in statistics.codes.items() if code != 200)
     return ModelStatistics(
         name=service.name,

@@ -128,7 +128,7 @@ class Routes:
 
     def place(self, work: Work) -> bool:
         """Give ``work`` to the best place; where there is none it waits here. False when nothing has room."""
-        choice, peers = self._choose(work)
+        choice, peers = self._choose(work.request.rows, work.trip)
         if choice is not None and choice.peer is not None:
             self._send(work, peers[choice.peer])
             return True
@@ -137,16 +137,21 @@ class Routes:
         self._member.pump_soon()
         return True
 
+    def prefer_peer(self, rows: int) -> bool:
+        """Whether new work of so many rows would be done sooner at a peer."""
+        choice, _ = self._choose(rows, None)
+        return choice is not None and choice.peer is not None
+
     # Where
 
     @property
     def _member(self) -> Member:
         return self._service.members[self._index]
 
-    def _choose(self, work: Work) -> tuple[Choice | None, list[Peer]]:
-        """The best place of all that have room and have not had this work, and the peers among them."""
-        member, rows, now = self._member, work.request.rows, time.monotonic()
-        tried = work.trip.tried if work.trip is not None else []
+    def _choose(self, rows: int, trip: Trip | None) -> tuple[Choice | None, list[Peer]]:
+        """The best place of all that have room and are not on ``trip``, and the peers among them."""
+        member, now = self._member, time.monotonic()
+        tried = trip.tried if trip is not None else []
         limit = member.queue.limit
         peers = [
             peer
@@ -156,13 +161,13 @@ class Routes:
             and (peer.client.address, peer.life) not in tried
         ]
         places = [peer.place(now) for peer in peers]
+        here = member.gang if member.gang is not None and member.gang.staying else member
         local = None
-        if (lanes := member.staying) and member.queue.rows + rows <= limit:
-            running = sum(lane.rows for lane in lanes if lane.batch)
-            rate = member.rate() or max((place.rate for place in places), default=1.0)
-            local = Place(member.queue.rows + running, rate)
+        if here.staying and member.queued_rows + rows <= limit:
+            rate = here.rate() or max((place.rate for place in places), default=1.0)
+            local = Place(member.queued_rows + here.running_rows, rate)
         # Waiting for the batch that is running is what every plan counts on, and no reason to leave.
-        return choose(rows, local, places, member.batch_s() + HOP_S), peers
+        return choose(rows, local, places, here.batch_s() + HOP_S), peers
 
     # There and back
 
@@ -247,7 +252,7 @@ class Routes:
 
     def _retry_if_room(self, work: Work, error: ServeError) -> None:
         """The place has too much to do: another one only where this would be answered in time."""
-        choice, _ = self._choose(work)
+        choice, _ = self._choose(work.request.rows, work.trip)
         left_s = work.request.deadline - time.monotonic()
         if _places(work) >= MOST_PLACES or choice is None or choice.wait_s > left_s:
             self._service.failed(work, error)

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
-import numpy as np
-
-from tessera_core.api.modelservice import Combine
-from tessera_core.ensemble.combine import combine
 from tessera_core.ensemble.metadata import CombinedOutput, CombineError
 from tessera_core.ensemble.quorum import Answer, Fail, MemberState, Wait, decide
 from tessera_runtime.dataplane import (
@@ -22,7 +17,9 @@ from tessera_runtime.dataplane import (
     OutputTensor,
     Parameter,
 )
+from tessera_runtime.dispatch.answer import AnswerMaker
 from tessera_runtime.dispatch.deadlines import Deadlines
+from tessera_runtime.dispatch.gang import Gang
 from tessera_runtime.dispatch.member import Member
 from tessera_runtime.dispatch.member_calls import MemberCalls
 from tessera_runtime.dispatch.request import Outputs, Request, Shape, Work
@@ -41,12 +38,8 @@ from tessera_runtime.target import ServiceTarget
 MOST_SHAPES = 256
 
 
-class Published(NamedTuple):
-    """One output of the answer: its name, datatype, and the outputs of members, by index, that it is made of."""
-
-    name: str
-    datatype: str
-    sources: tuple[tuple[int, str], ...]
+TOGETHER = -1
+"""Index of work that is done by all members as one."""
 
 
 class Service:
@@ -63,6 +56,8 @@ class Service:
             MemberCalls(self, index, deadlines) for index in range(len(self.members))
         )
         """What peers ask of each member alone."""
+        self.gang: Gang | None = None
+        """Of all members, where they are placed alike; it serves while it has instances."""
         self._set_caps()
         self.metadata: ModelMetadata | None = None
         """Known once every member has been loaded by some worker, here or at a peer."""
@@ -74,7 +69,7 @@ class Service:
         self._buckets: Buckets = ()
         self._shapes: dict[Alike, Shape] = {}
         """Of valid calls that were alike; bounded, for clients choose what they send."""
-        self._outputs: tuple[Published, ...] = ()
+        self._answers = AnswerMaker(target, self.statistics.combine)
         self._everybody = tuple(range(len(self.members)))
         self._slo_s = target.slo_ms / 1e3
         self._required = frozenset(member.name for member in target.members if member.required)
@@ -111,15 +106,7 @@ class Service:
         self.metadata = metadata
         self._buckets = buckets
         self._shapes.clear()
-        indexes = {member.name: index for index, member in enumerate(self.members)}
-        self._outputs = tuple(
-            Published(
-                output.tensor.name,
-                output.tensor.datatype.value,
-                tuple((indexes[member], name) for member, name in output.sources),
-            )
-            for output in outputs
-        )
+        self._answers.publish(outputs)
 
     def retarget(self, target: ServiceTarget) -> None:
         """Take over settings that need no other models: caps, service times, the SLO."""
@@ -137,6 +124,17 @@ class Service:
             member.caps = {
                 place.device: place.cap for place in wanted.instances if place.cap is not None
             }
+        if self.gang is not None:
+            self.gang.follow()
+
+    def join(self) -> Gang:
+        """The members as one, from now on."""
+        if self.gang is None:
+            self.gang = Gang(self, self.members)
+            for member in self.members:
+                member.gang = self.gang
+        self.gang.follow()
+        return self.gang
 
     def submit(self, call: InferCall, done: Done, held_since: float | None = None) -> Request:
         """Queue ``call`` at every member. Raises a ServeError; the call's slots are the service's from here.
@@ -210,9 +208,38 @@ class Service:
         else:
             self._answer(request, self._everybody)
 
+    def answered_together(self, requests: Sequence[Request], answers: Sequence[Outputs]) -> None:
+        """A batch of all members came back. ``answers``: of each member, for the rows of all ``requests``."""
+        by_member = dict(enumerate(answers))
+        try:
+            outputs = self._answers.make(by_member, self._everybody)
+        except CombineError as error:
+            for request in requests:
+                if not request.answered:
+                    self._fail(request, _misfit(error))
+            return
+        parameters = self._answers.parameters(self._everybody)
+        first = 0
+        for request in requests:
+            last = first + request.rows
+            if not request.answered:
+                wanted = request.call.outputs
+                own = tuple(
+                    [
+                        OutputTensor(output.name, output.datatype, output.array[first:last])
+                        for output in outputs
+                        if not wanted or output.name in wanted
+                    ]
+                )
+                self._tell(request, own, parameters)
+            first = last
+
     def failed(self, work: Work, error: ServeError) -> None:
         request = work.request
         if request.answered:
+            return
+        if work.index == TOGETHER:
+            self._fail(request, error)
             return
         request.answers[work.index] = error
         self._decide(request, time.monotonic())
@@ -221,13 +248,37 @@ class Service:
         self.failed(work, work.why_late())
 
     def stranded(self, work: Work) -> None:
-        if not _place(work):
+        if work.index == TOGETHER:
+            request = work.request
+            request.works.remove(work)
+            self._to_members(request, work.kills, work.alone)
+        elif not _place(work):
             gone = f"member {work.member.name}: its instances ended, and nothing else has room"
             self.failed(work, Unavailable(gone))
 
     def _enqueue(self, request: Request) -> None:
+        gang = self.gang
+        if gang is None or not gang.lanes or self._leaves(request.rows):
+            self._to_members(request)
+            return
+        work = Work(request, gang, TOGETHER)
+        request.works.append(work)
+        if gang.offer(work):
+            gang.pump_soon()
+        else:
+            self.failed(work, work.why_refused())
+
+    def _leaves(self, rows: int) -> bool:
+        """Whether a peer is the better place for some of the members."""
+        for member in self.members:
+            if member.routes is not None and member.routes.prefer_peer(rows):
+                return True
+        return False
+
+    def _to_members(self, request: Request, kills: int = 0, alone: bool = False) -> None:
         for index, member in enumerate(self.members):
             work = Work(request, member, index)
+            work.kills, work.alone = kills, alone
             request.works.append(work)
             if not _place(work):
                 self.failed(work, work.why_refused())
@@ -281,19 +332,27 @@ class Service:
 
     def _answer(self, request: Request, answered: Sequence[int]) -> None:
         """``answered``: the members, by index, whose answers count."""
+        answers: dict[int, Outputs] = request.answers  # type: ignore[assignment]  # no errors among these
         try:
-            reply = self._reply(request, answered)
+            outputs = self._answers.make(answers, answered, request.call.outputs)
         except CombineError as error:
-            self._fail(request, ModelFailed(f"the members' answers do not fit together: {error}"))
+            self._fail(request, _misfit(error))
             return
-        now = time.monotonic()
-        took = now - request.arrived
-        self.statistics.answered(took, request.rows, took <= self._slo_s)
         if len(answered) < len(self.members):
             self.statistics.partial += 1
+        self._tell(request, tuple(outputs), self._answers.parameters(answered))
+
+    def _tell(
+        self,
+        request: Request,
+        outputs: tuple[OutputTensor, ...],
+        parameters: Mapping[str, Parameter],
+    ) -> None:
+        took = time.monotonic() - request.arrived
+        self.statistics.answered(took, request.rows, took <= self._slo_s)
         log_request(request, 200)
         self._close(request)
-        request.tell(reply)
+        request.tell(InferReply(self.name, self.version, request.call.id, outputs, parameters))
 
     def _fail(self, request: Request, error: ServeError) -> None:
         code = status_of(error).http
@@ -316,46 +375,6 @@ class Service:
         request.answers.clear()
         request.release()
 
-    def _reply(self, request: Request, answered: Sequence[int]) -> InferReply:
-        """Raises CombineError."""
-        started = time.perf_counter()
-        answers = request.answers
-        wanted = request.call.outputs
-        outputs: list[OutputTensor] = []
-        for published in self._outputs:
-            if wanted and published.name not in wanted:
-                continue
-            found = [
-                (index, answers[index][name])  # type: ignore[index]
-                for index, name in published.sources
-                if index in answered
-            ]
-            if len(published.sources) > 1:
-                array = self._combined(found)
-            elif found:
-                array = found[0][1]
-            else:
-                continue  # the answer of a member that is missing from a partial answer
-            outputs.append(OutputTensor(published.name, published.datatype, array))
-        parameters: dict[str, Parameter] = {}
-        if len(self.members) > 1:
-            self.statistics.combine.observe(time.perf_counter() - started)
-            parameters["members_answered"] = ",".join([self.members[i].name for i in answered])
-            parameters["partial"] = len(answered) < len(self.members)
-        return InferReply(self.name, self.version, request.call.id, tuple(outputs), parameters)
-
-    def _combined(self, found: Sequence[tuple[int, np.ndarray]]) -> np.ndarray:
-        """Raises CombineError."""
-        names = [self.members[index].name for index, _ in found]
-        arrays = [array for _, array in found]
-        return combine(self.target.combine, arrays, self._weights(names), members=names)
-
-    def _weights(self, names: Sequence[str]) -> list[float] | None:
-        if self.target.combine not in (Combine.WEIGHTED_MEAN, Combine.WEIGHTED_VOTE):
-            return None
-        weights = {member.name: member.weight for member in self.target.members}
-        return [weights[name] for name in names]
-
 
 def _place(work: Work) -> bool:
     """Queue ``work`` here or send it to a peer; False when nothing has room. Starts no batch."""
@@ -367,6 +386,10 @@ def _state(answer: object) -> MemberState:
     if answer is None:
         return MemberState.PENDING
     return MemberState.FAILED if isinstance(answer, Exception) else MemberState.ANSWERED
+
+
+def _misfit(error: CombineError) -> ModelFailed:
+    return ModelFailed(f"the members' answers do not fit together: {error}")
 
 
 def _too_late(request: Request, now: float) -> str:

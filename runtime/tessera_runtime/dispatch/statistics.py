@@ -66,7 +66,7 @@ class ServiceStatistics:
     latency: Histogram = field(default_factory=Histogram)
     """Per answered request, arrival to answer."""
     combine: Histogram = field(default_factory=Histogram)
-    """Per answered request of an ensemble."""
+    """Per combination of an ensemble's answers: for one request, or for a batch that ran as one."""
     good: int = 0
     """Answered within the SLO."""
     partial: int = 0

@@ -13,13 +13,15 @@ import logging
 import os
 import signal
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from tessera_runtime.dispatch.arena import InputArena
-from tessera_runtime.dispatch.worker_memory import bound
+from tessera_runtime.dispatch.worker_memory import Gauge, bound
 from tessera_runtime.memory import UntrustedMemory, map_readonly
 from tessera_runtime.secret import secret_beside
 from tessera_runtime.worker import messages as m
@@ -83,6 +85,10 @@ class Worker:
         """Whether it was ended on purpose."""
         self.orphaned = False
         """Whether the zygote has ended, which takes it along."""
+        self.retired = False
+        """Whether its instances are to leave it, and no more to come."""
+        self.gauge = Gauge(pid) if place.kind == "cpu" else None
+        """Of its memory; None on a GPU, where the host's is not what models run in."""
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the process is known gone."""
         self.suspect: Lane | None = None
@@ -94,14 +100,31 @@ class Worker:
         self._inbox = m.Inbox()
         self._loads: dict[str, asyncio.Future[m.Loaded]] = {}
         self._lanes: dict[int, asyncio.Future[tuple[memoryview, tuple[float, ...]]]] = {}
+        self._unloading: dict[str, asyncio.Future[None]] = {}
         self._next_lane = 0
+        self._turn = asyncio.Lock()
         control.setblocking(False)
         loop = asyncio.get_running_loop()
         loop.add_reader(control.fileno(), self._on_message)
         loop.add_reader(pidfd, self._on_exit)
 
+    @asynccontextmanager
+    async def turn(self, model: str) -> AsyncIterator[None]:
+        """Within it an instance of ``model`` is loaded and warmed, one after another: what serves in the process shares
+        an interpreter with no more than one, and what never ends is known by its name. Raises WorkerLost.
+        """
+        async with self._turn:
+            if self.retired or not self.alive:
+                raise WorkerLost(f"worker {self.incarnation} (pid {self.pid}) takes nobody in")
+            with nullcontext() if self.gauge is None else self.gauge.loading(model):
+                yield
+
     async def load(self, request: m.Load) -> m.Loaded:
         """Load a model, once however often it is asked for. Raises LoadFailed, WorkerLost."""
+        for unloading in list(self._unloading.values()):
+            await asyncio.shield(unloading)  # its memory is not to be taken for that of this one
+        if self.gauge is not None:
+            self.gauge.begins()
         if request.model not in self._loads:
             self._loads[request.model] = asyncio.get_running_loop().create_future()
             fds = _opened(request.path)
@@ -115,18 +138,21 @@ class Worker:
     def unload(self, model: str) -> None:
         """Forget a model whose lanes are closed."""
         if self.alive and self._loads.pop(model, None) is not None:
+            self._unloading[model] = asyncio.get_running_loop().create_future()
             self._send(m.Unload(model))
 
     async def open_lane(
         self,
-        model: str,
+        models: tuple[str, ...],
         largest: int,
         batches: tuple[int, ...],
         row_shapes: dict[str, tuple[int, ...]],
+        names: tuple[tuple[str, ...], ...] = (),
     ) -> OpenedLane:
         """Open an instance for batches of up to ``largest`` rows, and run each of ``batches`` on zeros.
 
-        Raises LoadFailed, WorkerLost.
+        ``models``: loaded ones; several run each batch in turn. ``names``: of several, the inputs of each, in
+        the order in which batches give theirs. Raises LoadFailed, WorkerLost.
         """
         lane, self._next_lane = self._next_lane, self._next_lane + 1
         ours, theirs = m.pair()
@@ -134,7 +160,8 @@ class Worker:
         try:
             with theirs:
                 self._send(
-                    m.OpenLane(lane, model, largest, batches, row_shapes), (theirs.fileno(),)
+                    m.OpenLane(lane, models, names, largest, batches, row_shapes),
+                    (theirs.fileno(),),
                 )
             region, warm_ms = await opened
         except BaseException:
@@ -175,6 +202,8 @@ class Worker:
                 return
         except BlockingIOError:
             return
+        except ConnectionResetError:
+            pass  # it ended before it had read all that it was told
         except (OSError, msgspec.MsgspecError, UntrustedMemory, IndexError) as error:
             log.error("worker %d sent something unusable: %s", self.incarnation, error)
         finally:
@@ -192,6 +221,10 @@ class Worker:
                 future = self._loads.pop(model, None)
                 if future is not None and not future.done():
                     future.set_exception(LoadFailed(reason))
+            case m.Unloaded(model):
+                _settle(self._unloading.pop(model, None), None)
+                if self.gauge is not None:
+                    self.gauge.unloaded(model)
             case m.LaneOpen(lane, size, warm_ms):
                 region = memoryview(map_readonly(fds.pop(), size))
                 _settle(self._lanes.get(lane), (region, warm_ms))
@@ -208,7 +241,11 @@ class Worker:
         self._control.close()
         self.alive = False
         gone = WorkerLost(f"worker {self.incarnation} (pid {self.pid}) ended")
-        waiting: list[asyncio.Future[Any]] = [*self._loads.values(), *self._lanes.values()]
+        waiting: list[asyncio.Future[Any]] = [
+            *self._loads.values(),
+            *self._unloading.values(),
+            *self._lanes.values(),
+        ]
         for future in waiting:
             if not future.done():
                 future.set_exception(gone)

@@ -7,7 +7,7 @@ decoded into these types, never pickles. File descriptors travel beside the mess
 ::
 
     dispatcher ── Fork (+ control, input arena) ──▶ zygote      ── Forked (+ pidfd) | NotForked | Exited ──▶
-    dispatcher ── Load (+ file) | Unload | OpenLane (+ lane) ──▶ worker ── Loaded | LoadFailed | LaneOpen (+ outputs) ──▶
+    dispatcher ── Load (+ file) | Unload | OpenLane (+ lane) ──▶ worker ── Loaded | LoadFailed | Unloaded | LaneOpen (+ outputs) ──▶
     dispatcher ── Run ──▶ lane                                   ── Ran | Failed | Region (+ outputs) ──▶
 """
 
@@ -106,10 +106,13 @@ class LoadFailed(Message, frozen=True):
 
 
 class OpenLane(Message, frozen=True):
-    """Open an instance of a loaded model and warm it. Comes with the lane's socket. Answered by LaneOpen."""
+    """Open an instance of loaded models and warm it. Comes with the lane's socket. Answered by LaneOpen."""
 
     lane: int
-    model: str
+    models: tuple[str, ...]
+    """One; or several that run every batch one after the other."""
+    names: tuple[tuple[str, ...], ...]
+    """Of several: the inputs of each, in the order in which batches give theirs."""
     largest: int
     """Rows of the largest batch the lane will get."""
     batches: tuple[int, ...]
@@ -133,7 +136,13 @@ class LaneFailed(Message, frozen=True):
 
 
 class Unload(Message, frozen=True):
-    """Forget a model whose lanes are closed. A lane is closed by closing its socket."""
+    """Forget a model whose lanes are closed. A lane is closed by closing its socket. Answered by Unloaded."""
+
+    model: str
+
+
+class Unloaded(Message, frozen=True):
+    """What the model had is given back."""
 
     model: str
 
@@ -174,8 +183,10 @@ class Ran(Message, frozen=True, gc=False):
     incarnation: int
     batch: int
     outputs: tuple[Output, ...]
+    """Of each model in turn."""
     gather_ns: int
-    infer_ns: int
+    infer_ns: tuple[int, ...]
+    """Of each model."""
     output_ns: int
 
 
@@ -185,6 +196,8 @@ class Failed(Message, frozen=True):
     incarnation: int
     batch: int
     reason: str
+    model: int = 0
+    """Position of the one that raised."""
 
 
 class Region(Message, frozen=True):
@@ -197,7 +210,7 @@ class Region(Message, frozen=True):
 ToZygote = Fork
 FromZygote = Forked | NotForked | Exited
 ToWorker = Load | Unload | OpenLane
-FromWorker = Loaded | LoadFailed | LaneOpen | LaneFailed
+FromWorker = Loaded | LoadFailed | LaneOpen | LaneFailed | Unloaded
 ToLane = Run
 FromLane = Ran | Failed | Region
 

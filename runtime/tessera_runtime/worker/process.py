@@ -13,8 +13,10 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from tessera_runtime.engines.base import (
@@ -25,10 +27,11 @@ from tessera_runtime.engines.base import (
     TensorMeta,
 )
 from tessera_runtime.engines.loading import load_engine
-from tessera_runtime.memory import keep_freed_memory, map_readonly
+from tessera_runtime.memory import give_back_freed_memory, keep_freed_memory, map_readonly
 from tessera_runtime.worker import messages as m
 from tessera_runtime.worker.confine import Sandbox, confine
 from tessera_runtime.worker.lane import Lane
+from tessera_runtime.worker.part import Part
 
 COPY_BYTES = 1 << 20
 """Of a model that is copied: at a time."""
@@ -74,8 +77,10 @@ class _Worker:
             match m.decode_to_worker(data):
                 case m.Load() as load:
                     self._load(load, fds)
+                    for fd in fds:
+                        os.close(fd)
                 case m.Unload(model):
-                    self._models.pop(model).close()
+                    self._unload(model)
                 case m.OpenLane() as opening:
                     self._open(opening, socket.socket(fileno=fds[0]))
 
@@ -84,38 +89,47 @@ class _Worker:
             m.send(self._control, message, fds)
 
     def _load(self, load: m.Load, fds: list[int]) -> None:
-        """Load it from its path, the first one: that is among what this process then keeps. Rights cannot be had later,
-        and a descriptor cannot be opened anew, so what comes after it is copied from ``fds``. Raises OSError where
-        this process is not confined though it could be.
+        """The path of the first one is among what this process then keeps; ``fds`` are the file's descriptor. Raises
+        OSError where this process is not confined though it could be.
         """
-        path, copy = load.path, ""
-        if self._confined and fds:
-            copy = path = tempfile.mktemp(suffix=Path(path).suffix)  # in a directory of its own
-        elif self._sandbox is not None and not self._confined:
-            confine(self._sandbox, path)
+        later = self._confined
+        if self._sandbox is not None and not later:
+            confine(self._sandbox, load.path)
             self._confined = True
         try:
-            if copy:
-                with open(fds[0], "rb", closefd=False) as file, open(copy, "xb") as target:
-                    shutil.copyfileobj(file, target, COPY_BYTES)
-            engine = load_engine(_model_file(load, path), self._device)
+            if later and fds:
+                engine = self._load_copy(load, fds[0])
+            else:
+                engine = load_engine(_model_file(load, load.path), self._device)
         except LoadRefused as error:
-            self._tell(m.LoadFailed(load.model, str(error)[:2000]))
-            return
+            reason = str(error)
         except Exception as error:
             # A library's own error: the file is at fault, or the memory; either way this worker stays.
-            self._tell(m.LoadFailed(load.model, f"{type(error).__name__}: {error}"[:2000]))
+            reason = f"{type(error).__name__}: {error}"
+        else:
+            self._loaded(load.model, engine)
             return
+        give_back_freed_memory()
+        self._tell(m.LoadFailed(load.model, reason[:2000]))
+
+    def _load_copy(self, load: m.Load, fd: int) -> Engine:
+        """From a copy in this process's own directory, for the time of the load: rights cannot be had later, and a
+        descriptor cannot be opened anew. Raises LoadRefused, OSError.
+        """
+        copy = tempfile.mktemp(suffix=Path(load.path).suffix)
+        try:
+            with open(fd, "rb", closefd=False) as file, open(copy, "xb") as target:
+                shutil.copyfileobj(file, target, COPY_BYTES)
+            return load_engine(_model_file(load, copy), self._device)
         finally:
-            for fd in fds:
-                os.close(fd)
-            if copy:
-                Path(copy).unlink(missing_ok=True)
-        self._models[load.model] = engine
+            Path(copy).unlink(missing_ok=True)
+
+    def _loaded(self, model: str, engine: Engine) -> None:
+        self._models[model] = engine
         signature = engine.signature
         self._tell(
             m.Loaded(
-                load.model,
+                model,
                 tuple(m.Tensor(t.name, t.datatype, t.row_shape) for t in signature.inputs),
                 tuple(m.Tensor(t.name, t.datatype, t.row_shape) for t in signature.outputs),
                 signature.max_rows or 0,
@@ -124,20 +138,42 @@ class _Worker:
             )
         )
 
+    def _unload(self, model: str) -> None:
+        engine = self._models.pop(model, None)  # None: it was given up before it failed to load
+        try:
+            if engine is not None:
+                engine.close()
+        except (Exception, SystemExit) as error:  # the model's own code: the others stay
+            print(f"{model}: closing failed: {error!r}", file=sys.stderr)
+        del engine
+        give_back_freed_memory()
+        self._tell(m.Unloaded(model))
+
     def _open(self, opening: m.OpenLane, sock: socket.socket) -> None:
-        engine = self._models[opening.model]
+        engines = [self._models[model] for model in opening.models]
         # Warming runs on the lane's own thread: the lanes that serve already must not wait for it.
-        threading.Thread(
+        lane = threading.Thread(
             target=self._run_lane,
-            args=(opening, engine, sock),
+            args=(opening, engines, sock),
             name=f"lane-{opening.lane}",
             daemon=True,
-        ).start()
-
-    def _run_lane(self, opening: m.OpenLane, engine: Engine, sock: socket.socket) -> None:
+        )
         try:
-            engine_lane = engine.lane(opening.largest)
-            lane = Lane(sock, self._fork.incarnation, self._arena, engine.signature, engine_lane)
+            lane.start()
+        except RuntimeError as error:  # no memory for its stack: what the others need is theirs
+            self._tell(m.LaneFailed(opening.lane, f"{error}"))
+            sock.close()
+
+    def _run_lane(
+        self, opening: m.OpenLane, engines: Sequence[Engine], sock: socket.socket
+    ) -> None:
+        names = opening.names or ((),) * len(engines)
+        try:
+            parts = [
+                Part(self._arena, engine.signature, engine.lane(opening.largest), inputs)
+                for engine, inputs in zip(engines, names, strict=True)
+            ]
+            lane = Lane(sock, self._fork.incarnation, parts)
             fd, size, warm = lane.warm(opening.batches, opening.row_shapes)
         except Exception as error:
             reason = f"warming failed: {type(error).__name__}: {error}"[:2000]

@@ -27,6 +27,7 @@ from tessera_runtime.engines.preload import write_example
 from tessera_runtime.memory import create_region, map_readonly
 from tessera_runtime.worker import messages as m
 from tessera_runtime.worker.lane import Lane
+from tessera_runtime.worker.part import Part
 
 ARENA_BYTES = 1 << 12
 BATCHES = (1, 2)
@@ -54,7 +55,8 @@ def _act(example: ModelFile) -> None:
     ours, theirs = m.pair()
     with ours, arena:
         inputs = map_readonly(fd, ARENA_BYTES)
-        lane = Lane(theirs, 0, memoryview(inputs), engine.signature, engine.lane(BATCHES[-1]))
+        part = Part(memoryview(inputs), engine.signature, engine.lane(BATCHES[-1]))
+        lane = Lane(theirs, 0, [part])
         lane.warm(BATCHES, {})
         for batch, rows in enumerate(BATCHES + BATCHES):
             m.send(ours, _run(batch, rows, engine.signature))
