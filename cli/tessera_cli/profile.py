@@ -9,7 +9,14 @@ from rich.table import Table
 
 from tessera_cli.files import FileInvalid
 from tessera_cli.output import add_output_argument, emit, fail
-from tessera_cli.serve import Bars, ServeFailed, add_state_dir, core_counts, running_server
+from tessera_cli.serve import (
+    Bars,
+    ServeFailed,
+    add_confinement,
+    add_state_dir,
+    core_counts,
+    running_server,
+)
 from tessera_cli.services import read_services
 from tessera_core.api import ModelProfile
 from tessera_core.plan.state import Policy
@@ -25,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-f", "--file", action="append", required=True, help="ModelService YAML, or a directory"
     )
     add_state_dir(parser)
+    add_confinement(parser)
     parser.add_argument("--cpu-cores", default="1", metavar="N,…", help="sizes of core sets")
     parser.add_argument(
         "--instances", default="1", metavar="N,…", help="instances at once per CPU device"

@@ -93,6 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="refuse TorchScript and Python models: they are programs",
     )
+    add_confinement(parser)
     parser.add_argument("--hang-timeout", type=float, default=10.0, metavar="SECONDS")
     parser.add_argument("--drain-timeout", type=float, default=30.0, metavar="SECONDS")
     parser.add_argument("--log-level", default="warning")
@@ -105,6 +106,22 @@ def add_state_dir(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=DEFAULT_STATE_DIR,
         help="models, profiles, plan and status",
+    )
+
+
+def add_confinement(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--readable",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="file or directory that models may read beside their own files (repeatable)",
+    )
+    parser.add_argument(
+        "--workers-unconfined",
+        action="store_true",
+        help="let models read, write and connect to all that you can",
     )
 
 
@@ -270,6 +287,8 @@ async def running_server(
             "tessera_runtime.supervisor",
             "--plain-names",
             *(f"--{flag}={value}" for flag, value in flags.items()),
+            *(f"--readable={path.absolute()}" for path in arguments.readable),
+            *(("--workers-unconfined",) if arguments.workers_unconfined else ()),
             start_new_session=True,  # Ctrl-C reaches this process alone, and the server is let drain
         )
         control = ControlClient(str(control_path(Path(directory))))

@@ -166,6 +166,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--agent-service-account", default="tessera-agent")
     parser.add_argument("--runtime-priority-class", default="")
     parser.add_argument("--agent-arg", action="append", default=[], help="further agent option")
+    parser.add_argument("--server-arg", action="append", default=[], help="further server option")
     parser.add_argument("--tls-secret", default="", help="of runtime pods; empty: in clear")
     parser.add_argument("--tls-client-ca-secret", default="", help="of those who may ask them")
     parser.add_argument("--tls-peer-name", default="tessera-runtime", help="in the certificate")
@@ -213,6 +214,7 @@ def main() -> int:
         arguments.agent_service_account,
         arguments.runtime_priority_class,
         tuple(arguments.agent_arg),
+        tuple(arguments.server_arg),
         _tls(arguments),
     )
     stop = threading.Event()

@@ -54,6 +54,8 @@ class Installation:
     priority_class: str = ""
     agent_args: tuple[str, ...] = ()
     """Further options of the agents."""
+    server_args: tuple[str, ...] = ()
+    """Further options of the servers."""
     tls: pod_tls.Tls | None = None
     """Of the servers; None: in clear."""
 
@@ -252,6 +254,7 @@ def _server(pool: RuntimePool, image: str, where: Installation) -> dict[str, Any
             f"--shutdown-delay={SHUTDOWN_DELAY_S}",
             f"--drain-timeout={DRAIN_S}",
             *pod_tls.options(where.tls),
+            *where.server_args,
         ],
         "ports": [
             {"name": "http", "containerPort": HTTP_PORT},

@@ -1,5 +1,6 @@
 """The agent's conversation with the server: one JSON document a line, over a Unix socket.
 
+The first line is the secret that lies beside the socket; whoever does not know it is hung up on.
 The server answers every request with one line. The agent may hang up and come back at any time; the server
 keeps running what it was told last.
 """
@@ -13,6 +14,7 @@ from typing import TypeVar
 
 import msgspec
 
+from tessera_runtime.secret import PATIENCE_S, matches, secret_beside
 from tessera_runtime.target import ProfileReport, ProfileRequest, ServerReport, ServerTarget
 
 MAX_LINE = 16 << 20
@@ -70,11 +72,17 @@ class ServerGone(ControlError):
     """It does not answer: what it was told may be lost with it."""
 
 
-async def serve_control(handler: Handler, listener_fd: int) -> asyncio.Server:
-    """Answer on the listening socket ``listener_fd``, which the supervisor owns and keeps."""
+async def serve_control(handler: Handler, listener_fd: int, digest: str) -> asyncio.Server:
+    """Answer on the listening socket ``listener_fd``, which the supervisor owns and keeps, whoever says the secret
+    of ``digest``.
+    """
 
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
+            async with asyncio.timeout(PATIENCE_S):
+                said = await reader.readline()
+            if not matches(said.strip(), digest):
+                return
             while line := await reader.readline():
                 try:
                     answer = await handler(_decode_request(line))
@@ -145,7 +153,9 @@ class ControlClient:
 
     async def _exchange(self, line: bytes) -> bytes:
         if self._stream is None:
+            secret = secret_beside(self._path)
             self._stream = await asyncio.open_unix_connection(self._path, limit=MAX_LINE)
+            self._stream[1].write(secret + b"\n")
         reader, writer = self._stream
         writer.write(line)
         await writer.drain()

@@ -11,10 +11,12 @@ import argparse
 import fcntl
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +26,8 @@ from types import FrameType
 from tessera_runtime import logs
 from tessera_runtime.parent import die_with
 from tessera_runtime.protocol.listen import PortTaken, listen_on
+from tessera_runtime.secret import make_secret, secret_path
+from tessera_runtime.worker.confine import landlock_abi
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +107,10 @@ class ServerOptions:
     shutdown_delay_s: float = 0.0
     """After the signal to end: how long it says that it is not ready, and still takes and answers requests."""
     environment: dict[str, str] = field(default_factory=dict)
+    confined: bool = True
+    """Whether workers are kept from what they do not need, where the kernel can."""
+    readable: tuple[Path, ...] = ()
+    """Files and directories that models may read beside their own."""
 
 
 def control_path(run_dir: Path) -> Path:
@@ -112,6 +120,18 @@ def control_path(run_dir: Path) -> Path:
 
 class DirectoryTaken(OSError):
     """Another server lives in the run directory; the text names it."""
+
+
+def confinement(wanted: bool, abi: int) -> tuple[int, str]:
+    """How workers run, and how loudly that is said. ``abi``: of the kernel's Landlock, 0 where there is none."""
+    if not wanted:
+        return logging.WARNING, "workers are not confined: --workers-unconfined"
+    if not abi:
+        return (
+            logging.WARNING,
+            "workers are not confined: no Landlock on this kernel, or it is kept from us",
+        )
+    return logging.INFO, f"workers are confined: Landlock {abi}"
 
 
 class Supervisor:
@@ -124,6 +144,7 @@ class Supervisor:
         self._lock = -1
         """Of the run directory: a shared port does not keep a second server from its sockets."""
         self._stopping = False
+        self._scratch: Path | None = None
 
     def prepare(self) -> None:
         """Take the ports of clients and the local sockets. Raises PortTaken, DirectoryTaken."""
@@ -136,6 +157,8 @@ class Supervisor:
         zygote = _listen_unix(zygote_path, socket.SOCK_SEQPACKET)
         control = _listen_unix(control_path(options.run_dir), socket.SOCK_STREAM)
         self._sockets = [http, grpc, zygote, control]
+        digest = make_secret(options.run_dir)
+        self._scratch = Path(tempfile.mkdtemp(prefix="tessera-workers-"))
         environment = os.environ | options.environment
         self._children = [
             Child(
@@ -145,8 +168,14 @@ class Supervisor:
                     {
                         "listen-fd": zygote.fileno(),
                         "preload": ",".join(options.preload),
+                        "secret-digest": digest,
+                        "scratch": self._scratch,
                         "parent": os.getpid(),
                     },
+                    (
+                        *(f"--readable={path.absolute()}" for path in options.readable),
+                        *(() if options.confined else ("--unconfined",)),
+                    ),
                 ),
                 (zygote.fileno(),),
                 environment | ZYGOTE_ENVIRONMENT,
@@ -160,6 +189,7 @@ class Supervisor:
                         "grpc-fd": grpc.fileno(),
                         "control-fd": control.fileno(),
                         "zygote": zygote_path,
+                        "secret-digest": digest,
                         "host": options.host,
                         "metrics": options.metrics,
                         "drain-timeout": options.drain_timeout_s,
@@ -183,6 +213,8 @@ class Supervisor:
             signal.signal(signum, self._ask_to_stop)
         signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
         status = 0
+        level, said = confinement(self._options.confined, landlock_abi())
+        log.log(level, said)
         try:
             while True:
                 now = time.monotonic()
@@ -242,13 +274,18 @@ class Supervisor:
             if sock.family == socket.AF_UNIX:
                 Path(sock.getsockname()).unlink(missing_ok=True)
             sock.close()
+        secret_path(options.run_dir).unlink(missing_ok=True)
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
         os.close(self._lock)
 
 
 def _command(
     module: str, flags: Mapping[str, object], further: Sequence[str] = ()
 ) -> tuple[str, ...]:
-    return (sys.executable, "-m", module, *(f"--{k}={v}" for k, v in flags.items()), *further)
+    # -P: what lies in the directory that it was started in is neither imported nor readable by models.
+    options = (f"--{name}={value}" for name, value in flags.items())
+    return (sys.executable, "-P", "-m", module, *options, *further)
 
 
 def _lock(directory: Path) -> int:
@@ -297,6 +334,17 @@ def main() -> None:
         metavar="SECONDS",
         help="after SIGTERM say not ready, but keep answering for so long before the drain",
     )
+    parser.add_argument(
+        "--readable",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="what models may read beside their own files",
+    )
+    parser.add_argument(
+        "--workers-unconfined", action="store_true", help="let models do all that the server may"
+    )
     parser.add_argument("--log-level", default=defaults.log_level)
     parser.add_argument("--parent", type=int, default=0, help="process to drain and end with")
     arguments, further = parser.parse_known_args()
@@ -313,6 +361,8 @@ def main() -> None:
             reuse_port=arguments.reuse_port,
             preload=tuple(filter(None, arguments.preload.split(","))),
             dispatcher=tuple(further),
+            confined=not arguments.workers_unconfined,
+            readable=tuple(arguments.readable),
             log_level=arguments.log_level,
             drain_timeout_s=arguments.drain_timeout,
             shutdown_delay_s=arguments.shutdown_delay,

@@ -19,6 +19,7 @@ from tessera_runtime.agent.translate import Site
 from tessera_runtime.control import ControlClient
 from tessera_runtime.models.cache import ModelCache
 from tessera_runtime.models.errors import NotFound, Unreachable
+from tessera_runtime.secret import make_secret
 from tessera_runtime.target import Ports, ServerReport, ServiceReport
 
 DIGITS = "vision.digits"
@@ -115,7 +116,7 @@ async def pod(tmp_path: Path) -> AsyncIterator[Pod]:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(tmp_path / "control.sock"))
     listener.listen()
-    server = await control.serve_control(found.answer, listener.detach())
+    server = await control.serve_control(found.answer, listener.detach(), make_secret(tmp_path))
     yield found
     await found.client.close()
     server.close()

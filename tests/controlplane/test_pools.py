@@ -119,7 +119,8 @@ def test_what_is_not_asked_for_is_left_out() -> None:
     for name in ("runtimeClassName", "priorityClassName", "imagePullSecrets"):
         assert name not in pod
     images = Images("gpu:1", "cpu:1", "Always", ("registry",))
-    where = Installation("tessera-system", images, "agents", "important", ("--log-level=debug",))
+    further = ("--log-level=debug",), ("--workers-unconfined",)
+    where = Installation("tessera-system", images, "agents", "important", *further)
     pod = pod_of(pool(), where)
     assert pod["priorityClassName"] == "important"
     assert pod["imagePullSecrets"] == [{"name": "registry"}]
@@ -127,6 +128,7 @@ def test_what_is_not_asked_for_is_left_out() -> None:
     agent = containers(pool(), where)["agent"]
     assert agent["imagePullPolicy"] == "Always"
     assert agent["args"][-1] == "--log-level=debug"
+    assert containers(pool(), where)["server"]["args"][-1] == "--workers-unconfined"
 
 
 @pytest.mark.parametrize("allowed", [True, False])

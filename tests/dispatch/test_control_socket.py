@@ -13,6 +13,7 @@ import pytest
 from support.targets import server as target
 from tessera_runtime import control
 from tessera_runtime.control import ControlClient, ControlError
+from tessera_runtime.secret import make_secret, secret_beside
 from tessera_runtime.target import Ports, ServerReport
 
 REPORT = ServerReport(3, True, (), (), 0, 1, 2.5, 0.5, Ports(1, 2, 3))
@@ -35,7 +36,7 @@ async def listening(
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
     listener.listen()
-    server = await control.serve_control(handler, listener.detach())
+    server = await control.serve_control(handler, listener.detach(), make_secret(path.parent))
     client = ControlClient(str(path))
     yield client
     await client.close()
@@ -47,7 +48,13 @@ async def speaking(
     path: Path, converse: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 ) -> AsyncIterator[ControlClient]:
     """A client of a server that does not keep to the protocol."""
-    server = await asyncio.start_unix_server(converse, path)
+
+    async def after_the_secret(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert await reader.readline() == secret_beside(str(path)) + b"\n"
+        await converse(reader, writer)
+
+    make_secret(path.parent)
+    server = await asyncio.start_unix_server(after_the_secret, path)
     client = ControlClient(str(path))
     yield client
     await client.close()
@@ -84,18 +91,49 @@ async def test_a_refusal_is_an_error_with_its_reason(tmp_path: Path):
 async def test_a_bad_message_is_refused_and_the_next_one_answered(tmp_path: Path, line: bytes):
     async with listening(tmp_path / "s"):
         reader, writer = await asyncio.open_unix_connection(tmp_path / "s")
-        writer.write(line + b'\n{"type":"Report"}\n')
+        writer.write(secret_beside(str(tmp_path / "s")) + b"\n" + line + b'\n{"type":"Report"}\n')
         assert b"not a control message" in await reader.readline()
         assert b"Reported" in await reader.readline()
         writer.close()
         await writer.wait_closed()
 
 
+@pytest.mark.parametrize("said", [b'{"type":"Report"}\n', b"\n", b"0" * 64 + b"\n", b"x" * 5000])
+async def test_who_does_not_know_the_secret_is_hung_up_on(tmp_path: Path, monkeypatch, said: bytes):
+    monkeypatch.setattr(control, "MAX_LINE", 1024)
+    async with listening(tmp_path / "s"):
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "s")
+        writer.write(said + b'{"type":"Report"}\n')
+        try:
+            assert await reader.read() == b""
+        except ConnectionResetError:
+            pass  # it did not read all of it
+        writer.close()
+
+
+async def test_who_says_nothing_is_hung_up_on(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(control, "PATIENCE_S", 0.01)
+    async with listening(tmp_path / "s"):
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "s")
+        assert await reader.read() == b""
+        writer.close()
+
+
+async def test_a_server_that_was_started_again_is_told_its_new_secret(tmp_path: Path):
+    async with listening(tmp_path / "s") as client:
+        assert await client.report() == REPORT
+        await client.close()
+    (tmp_path / "s").unlink()
+    async with listening(tmp_path / "s"):
+        assert await client.report() == REPORT
+        await client.close()
+
+
 async def test_an_endless_line_ends_the_conversation(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(control, "MAX_LINE", 1024)
     async with listening(tmp_path / "s") as client:
         reader, writer = await asyncio.open_unix_connection(tmp_path / "s")
-        writer.write(b"x" * 5000)
+        writer.write(secret_beside(str(tmp_path / "s")) + b"\n" + b"x" * 5000)
         assert await reader.read() == b""
         writer.close()
         await writer.wait_closed()

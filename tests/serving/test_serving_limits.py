@@ -31,7 +31,7 @@ class Model:
     def __call__(self, batch):
         x = batch["x"]
         while os.path.exists({gate!r} + ".closed"):
-            open({gate!r} + ".entered", "a").close()
+            os.utime({gate!r} + ".entered")
             time.sleep(0.002)
         shape = np.broadcast_to(np.array(x.shape, "i8"), (len(x), 2)).copy()
         return {{"sum": x.sum(axis=1, keepdims=True), "batch": shape}}

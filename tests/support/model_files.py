@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ class Model:
     def __call__(self, batch):
         x = batch["x"]
         while os.path.exists({gate!r} + ".closed"):
-            open({gate!r} + ".entered", "a").close()
+            os.utime({gate!r} + ".entered")  # all that a confined model can do to it
             time.sleep(0.002)
         told = set(x[:, 0].tolist())
         if {die} in told:
@@ -89,12 +90,16 @@ class ModelFile:
 
     def hold(self) -> None:
         """From now on batches wait inside the model, as in a slow one."""
-        self._entered.unlink(missing_ok=True)
+        self._entered.touch()
+        os.utime(self._entered, (0, 0))
         self._closed.touch()
 
     def wait_held(self) -> None:
         """Until a batch waits inside the model."""
-        wait_until(self._entered.exists, f"a batch held in {self.path.name}")
+        wait_until(self._entered_since, f"a batch held in {self.path.name}")
+
+    def _entered_since(self) -> bool:
+        return self._entered.stat().st_mtime > 0
 
     def let_go(self) -> None:
         self._closed.unlink(missing_ok=True)

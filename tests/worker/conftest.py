@@ -15,6 +15,7 @@ from support.server import PATIENCE_S, wait_until
 from tessera_runtime.dispatch.arena import InputArena
 from tessera_runtime.dispatch.slabs import SLAB
 from tessera_runtime.dispatch.workers import WorkerPool
+from tessera_runtime.secret import make_secret
 from tessera_runtime.supervisor import ZYGOTE_ENVIRONMENT
 
 
@@ -29,13 +30,26 @@ class Zygote:
 
 
 @pytest.fixture
-def zygote(tmp_path: Path) -> Iterator[Zygote]:
+def scratch(tmp_path: Path) -> Path:
+    """Where workers have directories of their own."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def zygote(tmp_path: Path, scratch: Path) -> Iterator[Zygote]:
     path = str(tmp_path / "zygote.sock")
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(path)
         listener.listen(8)
         fd = listener.fileno()
-        flags = [f"--listen-fd={fd}", f"--parent={os.getpid()}"]
+        flags = [
+            f"--listen-fd={fd}",
+            f"--parent={os.getpid()}",
+            f"--secret-digest={make_secret(tmp_path)}",
+            f"--scratch={scratch}",
+        ]
         command = [sys.executable, "-m", "tessera_runtime.worker.zygote", *flags]
         process = subprocess.Popen(command, pass_fds=(fd,), env=os.environ | ZYGOTE_ENVIRONMENT)
     zygote = Zygote(path, process)

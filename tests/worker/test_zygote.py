@@ -13,6 +13,7 @@ import pytest
 from support.server import PATIENCE_S, children
 from tessera_runtime.dispatch.waiting import eventually
 from tessera_runtime.dispatch.workers import LoadFailed, Place, WorkerLost, WorkerPool
+from tessera_runtime.secret import secret_beside
 from tessera_runtime.worker import messages as m
 
 CPU = Place("cpu-0", "cpu")
@@ -112,6 +113,7 @@ def test_a_worker_ends_when_its_control_socket_closes(zygote, arena):
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as dispatcher:
         dispatcher.settimeout(30)
         dispatcher.connect(zygote.path)
+        dispatcher.send(secret_beside(zygote.path))
         ours, theirs = m.pair()
         with theirs:
             fork = m.Fork(7, arena.size, "cpu", (), 1, 0, {})

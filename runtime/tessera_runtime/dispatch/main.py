@@ -49,6 +49,9 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--grpc-fd", type=int, required=True)
     arguments.add_argument("--control-fd", type=int, required=True)
     arguments.add_argument("--zygote", required=True, metavar="PATH")
+    arguments.add_argument(
+        "--secret-digest", required=True, help="of what agents say on the control socket"
+    )
     arguments.add_argument("--host", default="127.0.0.1")
     arguments.add_argument("--metrics", type=int, default=8002)
     arguments.add_argument("--arena-mib", type=int, default=256)
@@ -146,7 +149,7 @@ async def serve(arguments: argparse.Namespace) -> None:
     dispatcher.ports = Ports(
         http_socket.getsockname()[1], grpc_socket.getsockname()[1], metrics.port
     )
-    controls = await control.serve_control(answer, arguments.control_fd)
+    controls = await control.serve_control(answer, arguments.control_fd, arguments.secret_digest)
     # Connections queue in the sockets, which others opened: better late than refused.
     await eventually(dispatcher.ready, arguments.accept_within)
     http = await start_http(

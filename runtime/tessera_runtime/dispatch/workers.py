@@ -23,6 +23,7 @@ import msgspec
 from tessera_runtime.dispatch.arena import InputArena
 from tessera_runtime.dispatch.worker_memory import Gauge, bound
 from tessera_runtime.memory import UntrustedMemory, map_readonly
+from tessera_runtime.secret import secret_beside
 from tessera_runtime.worker import messages as m
 
 if TYPE_CHECKING:
@@ -126,7 +127,12 @@ class Worker:
             self.gauge.begins()
         if request.model not in self._loads:
             self._loads[request.model] = asyncio.get_running_loop().create_future()
-            self._send(request)
+            fds = _opened(request.path)
+            try:
+                self._send(request, fds)
+            finally:
+                for fd in fds:
+                    os.close(fd)
         return await asyncio.shield(self._loads[request.model])
 
     def unload(self, model: str) -> None:
@@ -315,6 +321,7 @@ class WorkerPool:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
             try:
                 sock.connect(self._path)
+                sock.send(secret_beside(self._path))
             except OSError:
                 sock.close()
                 await asyncio.sleep(CONNECT_DELAY_S)
@@ -358,6 +365,14 @@ class WorkerPool:
                 # A negative status is a signal; -9 that nobody here sent is the kernel, out of memory.
                 level = logging.INFO if expected else logging.ERROR
                 log.log(level, "worker %d exited with status %d", incarnation, status)
+
+
+def _opened(path: str) -> tuple[int, ...]:
+    """The file for a worker that may no longer open it itself; nothing where that fails, which the worker then says."""
+    try:
+        return (os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC),)
+    except OSError:
+        return ()
 
 
 T = TypeVar("T")

@@ -23,8 +23,8 @@ exactly the stated datatypes; BYTES are object arrays of ``bytes``; an exception
 else. Calls of one model are serialised: Python code shares one interpreter lock, and few models are
 written for several threads.
 
-The module runs as this process. It is loaded only where code is allowed; a hang or a crash is the
-dispatcher's to notice.
+The module runs as this process, which is confined where the kernel can: it writes into ``TMPDIR``, reads nothing of others
+and makes no connections. It is loaded only where code is allowed; a hang or a crash is the dispatcher's to notice.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from tessera_runtime.engines.staging import (
 from tessera_runtime.engines.version import library_version
 
 MAX_SOURCE = 4 * 2**20
-"""Bytes of the module; weights belong into files that it reads."""
+"""Bytes of the module; weights belong into files that it reads, and that the server lets it (``--readable``)."""
 
 
 def load_python(file: ModelFile, device: EngineDevice) -> PythonEngine:

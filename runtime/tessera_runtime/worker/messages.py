@@ -7,7 +7,7 @@ decoded into these types, never pickles. File descriptors travel beside the mess
 ::
 
     dispatcher ── Fork (+ control, input arena) ──▶ zygote      ── Forked (+ pidfd) | NotForked | Exited ──▶
-    dispatcher ── Load | Unload | OpenLane (+ lane) ──▶ worker ── Loaded | LoadFailed | Unloaded | LaneOpen (+ outputs) ──▶
+    dispatcher ── Load (+ file) | Unload | OpenLane (+ lane) ──▶ worker ── Loaded | LoadFailed | Unloaded | LaneOpen (+ outputs) ──▶
     dispatcher ── Run ──▶ lane                                   ── Ran | Failed | Region (+ outputs) ──▶
 """
 
@@ -78,7 +78,7 @@ class Tensor(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Load(Message, frozen=True):
-    """Load a model file. Answered by Loaded or LoadFailed."""
+    """Load a model file. Comes with its descriptor, where it can be opened. Answered by Loaded or LoadFailed."""
 
     model: str
     """Key of the model within the worker: its digest and options."""

@@ -2,18 +2,22 @@
 
 It is forked from the zygote with the engine libraries imported, and ends when its dispatcher does: the
 control socket then reads as closed. Nothing a model does here can reach further than this process, its
-output regions and a read-only view of the inputs.
+output regions and a read-only view of the inputs; and before the first model is read it is confined
+(:mod:`tessera_runtime.worker.confine`), where the kernel can.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 from tessera_runtime.engines.base import (
     Engine,
@@ -25,26 +29,38 @@ from tessera_runtime.engines.base import (
 from tessera_runtime.engines.loading import load_engine
 from tessera_runtime.memory import give_back_freed_memory, keep_freed_memory, map_readonly
 from tessera_runtime.worker import messages as m
+from tessera_runtime.worker.confine import Sandbox, confine
 from tessera_runtime.worker.lane import Lane
 from tessera_runtime.worker.part import Part
 
+COPY_BYTES = 1 << 20
+"""Of a model that is copied: at a time."""
 
-def run_worker(fork: m.Fork, control: socket.socket, arena_fd: int) -> None:
-    """Serve the control socket until it closes. Runs in the forked child."""
+
+def run_worker(
+    fork: m.Fork, control: socket.socket, arena_fd: int, sandbox: Sandbox | None
+) -> None:
+    """Serve the control socket until it closes. Runs in the forked child. ``sandbox``: None where it is not confined."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle: it drains
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ.update(fork.environment)
+    if sandbox is not None:
+        os.environ["HOME"] = os.environ["TMPDIR"] = tempfile.tempdir = sandbox.own
     if fork.kind == "cpu":
         keep_freed_memory()  # on a GPU lanes share the process, and the host's memory is not what they run in
     if fork.cores:
         os.sched_setaffinity(0, fork.cores)
     arena = map_readonly(arena_fd, fork.arena_size)
-    _Worker(fork, control, arena).serve()
+    _Worker(fork, control, arena, sandbox).serve()
 
 
 class _Worker:
-    def __init__(self, fork: m.Fork, control: socket.socket, arena: mmap.mmap) -> None:
+    def __init__(
+        self, fork: m.Fork, control: socket.socket, arena: mmap.mmap, sandbox: Sandbox | None
+    ) -> None:
         self._fork = fork
+        self._sandbox = sandbox
+        self._confined = False
         self._control = control
         self._inbox = m.Inbox()
         self._arena = memoryview(arena)
@@ -60,7 +76,9 @@ class _Worker:
                 os._exit(0)
             match m.decode_to_worker(data):
                 case m.Load() as load:
-                    self._load(load)
+                    self._load(load, fds)
+                    for fd in fds:
+                        os.close(fd)
                 case m.Unload(model):
                     self._unload(model)
                 case m.OpenLane() as opening:
@@ -70,16 +88,19 @@ class _Worker:
         with self._sending:
             m.send(self._control, message, fds)
 
-    def _load(self, load: m.Load) -> None:
-        file = ModelFile(
-            path=load.path,
-            format=load.format,
-            allow_code=load.allow_code,
-            inputs=tuple(TensorMeta(t.name, t.datatype, t.row_shape) for t in load.inputs),
-            outputs=tuple(TensorMeta(t.name, t.datatype, t.row_shape) for t in load.outputs),
-        )
+    def _load(self, load: m.Load, fds: list[int]) -> None:
+        """The path of the first one is among what this process then keeps; ``fds`` are the file's descriptor. Raises
+        OSError where this process is not confined though it could be.
+        """
+        later = self._confined
+        if self._sandbox is not None and not later:
+            confine(self._sandbox, load.path)
+            self._confined = True
         try:
-            engine = load_engine(file, self._device)
+            if later and fds:
+                engine = self._load_copy(load, fds[0])
+            else:
+                engine = load_engine(_model_file(load, load.path), self._device)
         except LoadRefused as error:
             reason = str(error)
         except Exception as error:
@@ -90,6 +111,18 @@ class _Worker:
             return
         give_back_freed_memory()
         self._tell(m.LoadFailed(load.model, reason[:2000]))
+
+    def _load_copy(self, load: m.Load, fd: int) -> Engine:
+        """From a copy in this process's own directory, for the time of the load: rights cannot be had later, and a
+        descriptor cannot be opened anew. Raises LoadRefused, OSError.
+        """
+        copy = tempfile.mktemp(suffix=Path(load.path).suffix)
+        try:
+            with open(fd, "rb", closefd=False) as file, open(copy, "xb") as target:
+                shutil.copyfileobj(file, target, COPY_BYTES)
+            return load_engine(_model_file(load, copy), self._device)
+        finally:
+            Path(copy).unlink(missing_ok=True)
 
     def _loaded(self, model: str, engine: Engine) -> None:
         self._models[model] = engine
@@ -149,3 +182,13 @@ class _Worker:
             return
         self._tell(m.LaneOpen(opening.lane, size, warm), (fd,))
         lane.serve()
+
+
+def _model_file(load: m.Load, path: str) -> ModelFile:
+    return ModelFile(
+        path=path,
+        format=load.format,
+        allow_code=load.allow_code,
+        inputs=tuple(TensorMeta(t.name, t.datatype, t.row_shape) for t in load.inputs),
+        outputs=tuple(TensorMeta(t.name, t.datatype, t.row_shape) for t in load.outputs),
+    )
