@@ -158,7 +158,7 @@ class Supervisor:
         control = _listen_unix(control_path(options.run_dir), socket.SOCK_STREAM)
         self._sockets = [http, grpc, zygote, control]
         digest = make_secret(options.run_dir)
-        self._scratch = Path(tempfile.mkdtemp(prefix="tessera-workers-"))
+        self._scratch = _new_scratch(options.run_dir)
         environment = os.environ | options.environment
         self._children = [
             Child(
@@ -276,8 +276,23 @@ class Supervisor:
             sock.close()
         secret_path(options.run_dir).unlink(missing_ok=True)
         if self._scratch is not None:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+            _remove_scratch(options.run_dir)
         os.close(self._lock)
+
+
+def _new_scratch(run_dir: Path) -> Path:
+    """Where workers get directories; what those of a server that was killed have left there goes."""
+    _remove_scratch(run_dir)
+    scratch = Path(tempfile.mkdtemp(prefix="tessera-workers-"))
+    (run_dir / "workers").symlink_to(scratch)
+    return scratch
+
+
+def _remove_scratch(run_dir: Path) -> None:
+    link = run_dir / "workers"
+    if link.is_symlink():
+        shutil.rmtree(link.readlink(), ignore_errors=True)
+        link.unlink()
 
 
 def _command(

@@ -14,7 +14,7 @@ import tritonclient.grpc as grpc_client
 from support.certificates import Authority
 from support.clients import infer_grpc
 from support.model_files import ModelFile
-from support.server import PATIENCE_S, Server, running_server
+from support.server import PATIENCE_S, Server, running_server, started, wait_until
 from support.targets import member, service
 from support.targets import server as target
 from tessera_runtime.secret import secret_path
@@ -217,6 +217,28 @@ def test_a_server_without_landlock_says_what_that_means():
     assert (level, "not confined: no Landlock" in said) == (logging.WARNING, True)
     level, said = confinement(False, abi=ABI)
     assert (level, "not confined: --workers-unconfined" in said) == (logging.WARNING, True)
+
+
+def test_what_workers_of_a_killed_server_left_goes_when_it_starts_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    killed = Server(tmp_path / "run", ())
+    killed.report()
+    [scratch] = temporary.iterdir()
+    (scratch / "left").mkdir()
+    dispatcher = killed.dispatcher_pid
+    killed.process.kill()
+    killed.process.wait(PATIENCE_S)
+    killed.hang_up()
+    wait_until(lambda: not started(dispatcher), "the dispatcher of the server that was killed gone")
+    with running_server(tmp_path / "run") as server:
+        server.report()
+        assert not scratch.exists()
+        assert len(list(temporary.iterdir())) == 1
+    assert not list(temporary.iterdir())
 
 
 @pytest.mark.skipif(not ABI, reason="this kernel has no Landlock")

@@ -16,6 +16,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from support.model_files import ModelFile
 from support.server import children, wait_until
 from tessera_runtime.dispatch.workers import LoadFailed, Place, Worker, WorkerPool
 from tessera_runtime.worker import confine as c
@@ -225,6 +226,21 @@ async def test_a_later_model_without_room_for_its_copy_fails_alone(
     resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
     await loads(worker, tmp_path, "second", "pass")
     assert worker.alive
+    await ended(worker)
+
+
+@needs_landlock
+async def test_models_that_are_told_beforehand_are_read_where_they_are(
+    pool: WorkerPool, tmp_path: Path
+):
+    worker = await pool.start(CPU)
+    first, second, third = (ModelFile(tmp_path / f"{name}.py") for name in ("a", "b", "c"))
+    resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, (16, resource.RLIM_INFINITY))
+    load = m.Load("a", str(first.path), "Python", True, (), (), (str(second.path),))
+    await worker.load(load)
+    await worker.load(m.Load("b", str(second.path), "Python", True, (), ()))
+    with pytest.raises(LoadFailed, match="File too large"):
+        await worker.load(m.Load("c", str(third.path), "Python", True, (), ()))
     await ended(worker)
 
 

@@ -36,7 +36,9 @@ DRAIN_TIMEOUT_S = 60.0
 """Most that finishing accepted work may delay the end of an instance."""
 
 
-def load_message(member: MemberTarget, service: ServiceTarget) -> m.Load:
+def load_message(member: MemberTarget, service: ServiceTarget, together: bool = False) -> m.Load:
+    """``together``: whether the other members' models come into the same process."""
+    others = [each.path for each in service.members if each is not member]
     return m.Load(
         model=f"{service.name}/{member.name}@{member.digest}",
         path=member.path,
@@ -44,6 +46,7 @@ def load_message(member: MemberTarget, service: ServiceTarget) -> m.Load:
         allow_code=member.allow_code,
         inputs=tuple(m.Tensor(t.name, t.datatype, t.row_shape) for t in service.inputs),
         outputs=tuple(m.Tensor(t.name, t.datatype, t.row_shape) for t in service.outputs),
+        beside=tuple(others) if together else (),
     )
 
 
@@ -187,7 +190,7 @@ class Instance:
         """From the fork to the end of the process, or to the cancellation of this task."""
         target = self._service.target
         wanted = target.members[self.index]
-        load = load_message(wanted, target)
+        load = load_message(wanted, target, together=self._company is not None)
         self.model = load.model
         namespace = target.name.partition(".")[0]
         worker = await self._workers.acquire(

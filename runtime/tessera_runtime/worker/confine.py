@@ -145,9 +145,10 @@ def grants(own: str, kind: str, readable: Iterable[str]) -> Iterator[Grant]:
     yield Grant(own, OWN)
 
 
-def grants_inside(kind: str, model: str) -> Iterator[Grant]:
-    """What only the worker itself can grant: its first model is told it, and ``/proc/self`` is another one here."""
-    yield Grant(model, READ)
+def grants_inside(kind: str, *models: str) -> Iterator[Grant]:
+    """What only the worker itself can grant: its first models are told it, and ``/proc/self`` is another one here."""
+    for model in models:
+        yield Grant(model, READ)
     if kind == "cuda":
         # CUDA names its threads by their files in there, and does not start where it cannot.
         yield Grant("/proc/self", READ | WRITE_FILE | TRUNCATE)
@@ -169,15 +170,15 @@ def prepare(limits: Limits, own: str, kind: str) -> Sandbox:
     return Sandbox(own, ruleset, limits.abi, kind, socket_filter(kind))
 
 
-def confine(sandbox: Sandbox, model: str) -> None:
-    """Give up, for good, everything of :func:`handled` but what is granted and the file ``model``, and sockets; paths
-    that do not exist are passed over.
+def confine(sandbox: Sandbox, *models: str) -> None:
+    """Give up, for good, everything of :func:`handled` but what is granted and the files ``models``, and sockets;
+    paths that do not exist are passed over.
 
     Of this thread and those that it starts later, after :func:`~tessera_runtime.parent.gain_no_privileges`. Raises
     OSError where the kernel does not carry it out.
     """
     try:
-        for grant in grants_inside(sandbox.kind, model):
+        for grant in grants_inside(sandbox.kind, *models):
             _add(sandbox.ruleset, grant, handled(sandbox.abi).files)
         _checked(_RESTRICT_SELF, sandbox.ruleset, 0)
         refuse_sockets(sandbox.sockets)

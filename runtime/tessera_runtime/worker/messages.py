@@ -87,6 +87,8 @@ class Load(Message, frozen=True):
     allow_code: bool
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    beside: tuple[str, ...] = ()
+    """Files of models that come into the process too: the first load settles what it may read."""
 
 
 class Loaded(Message, frozen=True):

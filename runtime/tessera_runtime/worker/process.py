@@ -89,15 +89,15 @@ class _Worker:
             m.send(self._control, message, fds)
 
     def _load(self, load: m.Load, fds: list[int]) -> None:
-        """The path of the first one is among what this process then keeps; ``fds`` are the file's descriptor. Raises
-        OSError where this process is not confined though it could be.
+        """The paths of the first one and of those beside it are among what this process then keeps; ``fds`` are the
+        file's descriptor. Raises OSError where this process is not confined though it could be.
         """
         later = self._confined
         if self._sandbox is not None and not later:
-            confine(self._sandbox, load.path)
+            confine(self._sandbox, load.path, *load.beside)
             self._confined = True
         try:
-            if later and fds:
+            if later and fds and not _readable(load.path):
                 engine = self._load_copy(load, fds[0])
             else:
                 engine = load_engine(_model_file(load, load.path), self._device)
@@ -182,6 +182,14 @@ class _Worker:
             return
         self._tell(m.LaneOpen(opening.lane, size, warm), (fd,))
         lane.serve()
+
+
+def _readable(path: str) -> bool:
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def _model_file(load: m.Load, path: str) -> ModelFile:
