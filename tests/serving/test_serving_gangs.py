@@ -157,6 +157,21 @@ def test_they_part_and_join_under_load(server: Server, file: ModelFile, twice: P
     server.wait_for(lambda r: len(r.workers) == 1, "one worker")
 
 
+def test_what_comes_while_they_part_goes_to_the_members(
+    server: Server, crowd: Crowd, file: ModelFile, twice: Path, right
+):
+    server.apply(pair(file, twice))
+    server.wait_joined(MODEL, 1)
+    asked = ask_behind_a_held_batch(server, crowd, file, rows(2))
+    server.apply(pair(file, twice, (1, 2)), wait=False)
+    asked.append(crowd.ask(MODEL, rows(3)))
+    server.wait_for(lambda r: r.services[0].members[1].rows == 1, "member b alone, for the last")
+    file.let_go()
+    for x, answer in zip((rows(1), rows(2), rows(3)), asked, strict=True):
+        np.testing.assert_array_equal(answer.result(), right(x))
+    server.wait_joined(MODEL, 0)
+
+
 def test_caps_change_under_load(server: Server, file: ModelFile, twice: Path, right):
     server.apply(pair(file, twice))
     server.wait_joined(MODEL, 1)

@@ -73,7 +73,7 @@ class GangInstance:
         gang, lane = self._gang, self._lane
         if lane is not None:
             lane.leaving = True
-            await eventually(lambda: bool(gang.staying) or not gang.queue, DRAIN_TIMEOUT_S)
+            await eventually(lambda: gang.serves or not gang.queue, DRAIN_TIMEOUT_S)
             gang.detach(lane)
             if await eventually(lambda: not lane.batch, DRAIN_TIMEOUT_S):
                 lane.close()

@@ -146,7 +146,7 @@ class Instance:
             calls = self._service.calls[self.index]
             await eventually(
                 lambda: (
-                    bool(member.staying)
+                    member.serves
                     or (
                         not member.queue
                         and (member.routes is None or member.routes.up)

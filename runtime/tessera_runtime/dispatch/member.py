@@ -82,6 +82,11 @@ class Member:
         return bool(self.lanes) or (self.routes is not None and self.routes.up)
 
     @property
+    def serves(self) -> bool:
+        """Whether work may be given to an instance from now on."""
+        return any(not lane.leaving for lane in self.lanes)
+
+    @property
     def staying(self) -> list[Lane]:
         """The instances that work may be given to from now on."""
         return [lane for lane in self.lanes if not lane.leaving]

@@ -161,9 +161,9 @@ class Routes:
             and (peer.client.address, peer.life) not in tried
         ]
         places = [peer.place(now) for peer in peers]
-        here = member.gang if member.gang is not None and member.gang.staying else member
+        here = member.gang if member.gang is not None and member.gang.serves else member
         local = None
-        if here.staying and member.queued_rows + rows <= limit:
+        if here.serves and member.queued_rows + rows <= limit:
             rate = here.rate() or max((place.rate for place in places), default=1.0)
             local = Place(member.queued_rows + here.running_rows, rate)
         # Waiting for the batch that is running is what every plan counts on, and no reason to leave.

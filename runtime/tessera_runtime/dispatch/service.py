@@ -258,7 +258,7 @@ class Service:
 
     def _enqueue(self, request: Request) -> None:
         gang = self.gang
-        if gang is None or not gang.lanes or self._leaves(request.rows):
+        if gang is None or not gang.serves or self._leaves(request.rows):
             self._to_members(request)
             return
         work = Work(request, gang, TOGETHER)
