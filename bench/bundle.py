@@ -31,7 +31,7 @@ OF_THE_MACHINE = frozenset({"torch", "numpy"})
 
 TESTS = frozenset(
     {
-        "brotli", "certifi", "gevent", "geventhttpclient", "greenlet", "iniconfig", "packaging", "pluggy",
+        "brotli", "certifi", "gevent", "geventhttpclient", "greenlet", "iniconfig", "ml-dtypes", "packaging", "pluggy",
         "pytest", "pytest-asyncio", "pytest-timeout", "python-rapidjson", "tritonclient", "urllib3", "zope-event",
         "zope-interface",
     }
@@ -39,6 +39,14 @@ TESTS = frozenset(
 """Of the packages for tests: the runner and the reference client."""
 
 PLATFORM = "x86_64-manylinux_2_28"
+
+_CHECK = """
+import pytest, pytest_asyncio, pytest_timeout, tritonclient.grpc, tritonclient.http
+import tessera_cli.loadgen, tessera_runtime.dispatch.main, tessera_runtime.supervisor, tessera_runtime.worker.zygote
+from tessera_runtime.dispatch import service
+assert service.__file__.endswith(".so"), "not compiled"
+"""
+"""By a Python that has nothing but numpy beside the bundle."""
 
 _PINNED = re.compile(r"([A-Za-z0-9._-]+)==\S+")
 
@@ -104,6 +112,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("compiling Tessera, some minutes", file=sys.stderr)
         own = ["--no-deps", "--reinstall-package", "tessera", "--target", str(site), str(ROOT)]
         _run([*install, "--python", str(python), *own], {"TESSERA_COMPILE": str(python)})
+        bare = folder / "bare" / "bin" / "python"
+        _run([chosen.uv, "venv", "--quiet", "--python", chosen.python, str(folder / "bare")])
+        _run([*install, "--python", str(bare), "numpy"])
+        _run([str(bare), "-c", _CHECK], {"PYTHONPATH": str(site)})
         size = pack(site, chosen.archive)
     if size > MOST_MIB:
         print(f"{chosen.archive} has {size:.0f} MiB; at most {MOST_MIB:.0f}", file=sys.stderr)

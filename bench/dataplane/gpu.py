@@ -27,6 +27,7 @@ from bench.models.networks import pixels
 from bench.peers.base import HOST, WORKS, Array, Wire, Work
 from bench.peers.tessera import report
 from bench.peers.tessera_gpu import TesseraOn
+from bench.processes import on_cores
 
 from tessera_cli.loadgen import LoadFailed
 
@@ -41,8 +42,10 @@ SHARE = 3
 SLOTS = (1, 2)
 INSTANCES = (1, 2)
 MOST_GENERATORS = 6
-TOLERANCE = 0.02
-"""Of an answer's distance from single precision's, relative to its length: the network runs in half."""
+TOLERANCE = 0.05
+"""Of an answer's distance from single precision's, relative to its length: fifty layers in half precision are off by 0.02,
+and two images' answers by 0.14.
+"""
 RUNS = 50
 
 _STAGE = re.compile(
@@ -110,9 +113,10 @@ def served_rows(
     instances: Sequence[int] = (),
 ) -> list[Row]:
     """The loop at every cap, Tessera at the one that is chosen, and where a batch's time goes."""
-    bench.export(work)
     asked = examples(work)[:CHECKED]
-    expected = reference(work, asked)
+    with on_cores(place.server_cores):
+        bench.export(work)
+        expected = reference(work, asked)
     own = place.labels | {"work": work.name}
     rows: list[Row] = []
     try:

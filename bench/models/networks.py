@@ -160,9 +160,8 @@ def pixels(name: str, precision: Any) -> Any:
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
-    side = 224 if name == "resnet50" else 32
     with torch.no_grad():
-        net.train()(torch.randint(0, 256, (8, 3, side, side), dtype=torch.uint8))
+        net.train()(torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8))
     return net.eval().to(precision, memory_format=torch.channels_last)
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import msgspec
 import numpy as np
@@ -94,7 +95,8 @@ def served(
     if not under_mps:
         yield from _serving(tmp_path, services, device)
         return
-    with mps(tmp_path / "mps", (0,)) as clients:
+    # The names of sockets are short, and those of a test's own folder are not.
+    with TemporaryDirectory(prefix="mps-") as short, mps(Path(short) / "d", (0,)) as clients:
         for name, value in clients.items():
             monkeypatch.setenv(name, value)
         for each in _serving(tmp_path, services, device):
