@@ -88,7 +88,11 @@ def together(bench: Bench, group: Sequence[Child], lanes: int, work: str, batch:
     except ChildFailed as error:
         bench.problem(f"gpu: {lanes} lanes in {len(group)} processes, {work}: {error}")
         return NOTHING
-    return {"rate_per_s": sum(float(answer["rows_per_s"]) for answer in rates)}
+    rate = sum(float(answer["rows_per_s"]) for answer in rates)
+    bench.says(
+        f"gpu {lanes} lanes in {len(group)} processes, {work}, {batch} rows: {rate:,.0f} rows/s"
+    )
+    return {"rate_per_s": rate}
 
 
 def all_answer(group: Sequence[Child], **question: Any) -> list[dict[str, Any]]:

@@ -21,12 +21,14 @@ class TesseraOn(Tessera):
     kind: str = "cuda"
     instances: int = 1
     cap: int = 8
+    confined: bool = True
 
     def prepare(self, work: Work, models: Path, directory: Path) -> None:
         self.write(directory, self._service(work, models))
 
     def command(self, work: Work, models: Path, directory: Path, ports: Ports) -> Command:
-        return server_command(directory, ports, "torch")
+        options = () if self.confined else ("--workers-unconfined",)
+        return server_command(directory, ports, "torch", *options)
 
     def ready(self, work: Work, directory: Path, ports: Ports) -> bool:
         wanted = msgspec.json.decode((directory / "service.json").read_bytes(), type=ServiceTarget)
