@@ -46,6 +46,11 @@ bench-peers: env-demo  ## install the servers and load generators that bench-dat
 bench-dataplane: compiled  ## the server beside its peers and an in-process loop; QUICK=1 for a smoke run
 	PYTHONPATH=$(CURDIR)/build/compiled $(RUN)/python bench/dataplane/main.py $(if $(QUICK),--quick) $(BENCH_ARGS)
 
+# For a machine with torch and a GPU but without a registry; bench/bundle.py says how it is used there.
+.PHONY: bench-gpu-bundle
+bench-gpu-bundle: env-demo  ## pack what bench-dataplane's GPU rows need; BUNDLE_PYTHON (3.12) is that machine's
+	$(RUN)/python bench/bundle.py --uv $(UV) --python $(or $(BUNDLE_PYTHON),3.12)
+
 .PHONY: bench-soak
 bench-soak: compiled  ## steady load for MINUTES (20); fails if memory grows or anything leaks; QUICK=1
 	PYTHONPATH=$(CURDIR)/build/compiled $(RUN)/python bench/soak.py $(if $(QUICK),--quick) $(if $(MINUTES),--minutes $(MINUTES)) $(BENCH_ARGS)

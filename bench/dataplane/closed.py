@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from bench.dataplane.generators import LoadBroke, closed_loop
@@ -15,7 +16,7 @@ from bench.dataplane.running import Running, ServerFailed
 from bench.harness import Figures, Row, Variant, alternate
 from bench.models.networks import export
 from bench.models.served import load
-from bench.peers.base import BATCH_CAP, WORKS, Array, Peer, Wire, Work
+from bench.peers.base import BATCH_CAP, WORKS, Peer, Wire, Work
 from bench.peers.tessera import Tessera
 
 EXAMPLES = 8
@@ -38,6 +39,8 @@ class Bench:
     load_core: int
     open_cores: tuple[int, ...]
     """Of the open-loop generators."""
+    cores: tuple[int, ...]
+    """All that there are."""
     dispatcher_core: int | None
     """One that neither workers nor loads have; None on a small machine."""
     peers: tuple[Peer, ...]
@@ -62,8 +65,10 @@ class Bench:
             export(network, work.row_shape, self.models)
 
 
-def examples(work: Work) -> Array:
+def examples(work: Work) -> Any:
     shape = (EXAMPLES, *work.row_shape)
+    if work.dtype == "u1":
+        return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
 
 

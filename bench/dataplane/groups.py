@@ -11,6 +11,7 @@ from bench.dataplane.closed import Bench, best_loop, contestants, examples, grou
 from bench.dataplane.counters import per_batch
 from bench.dataplane.dispatchers import dispatcher_rows
 from bench.dataplane.generators import closed_loop
+from bench.dataplane.gpu import gpu_rows
 from bench.dataplane.loop import Loop
 from bench.dataplane.open_loop import highest_rate
 from bench.dataplane.overload import overload_rows
@@ -126,7 +127,11 @@ GROUPS: dict[str, Callable[[Bench], list[Row]]] = {
     "payload": payload,
     "models": models,
     "dispatchers": dispatcher_rows,
+    "gpu": gpu_rows,
 }
+
+NEED_NO_PROGRAMS = frozenset({"gpu"})
+"""Groups whose load is our own."""
 
 QUICK_GROUPS = ("identity", "cnn", "ensemble", "overload", "start")
 

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # `python bench/dataplane/ma
 
 from bench.dataplane.closed import Bench
 from bench.dataplane.generators import missing_programs
-from bench.dataplane.groups import GROUPS, QUICK_GROUPS
+from bench.dataplane.groups import GROUPS, NEED_NO_PROGRAMS, QUICK_GROUPS
 from bench.dataplane.targets import lines, number, table
 from bench.harness import Row, arguments, versions, write_results
 from bench.peers.base import BATCH_CAP, Peer
@@ -116,9 +116,12 @@ def measured(rows: Iterable[Row]) -> Table:
 
 
 def revision() -> str:
-    """Of the sources measured; empty outside a repository."""
+    """Of the sources measured; empty outside a repository, and without git."""
     argv = ["git", "describe", "--always", "--dirty"]
-    done = subprocess.run(argv, capture_output=True, text=True, cwd=Path(__file__).parent)
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, cwd=Path(__file__).parent)
+    except OSError:
+        return ""
     return done.stdout.strip()
 
 
@@ -134,11 +137,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = choices(argv)
     progress = Console(stderr=True)
     console = Console(width=max(TABLE_WIDTH, progress.width))
-    if absent := missing_programs():
+    groups = chosen.only or (QUICK_GROUPS if chosen.quick else tuple(GROUPS))
+    if (absent := missing_programs()) and {*groups} - NEED_NO_PROGRAMS:
         progress.print(f"not installed: {absent} (make bench-peers)")
         return 1
     peers, problems = chosen_peers(chosen)
-    server_cores, load_core, open_cores, dispatcher_core = cores_of(sorted(os.sched_getaffinity(0)))
+    cores = tuple(sorted(os.sched_getaffinity(0)))
+    server_cores, load_core, open_cores, dispatcher_core = cores_of(cores)
     rounds = chosen.rounds or (1 if chosen.quick else 3)
     seconds = chosen.seconds or (1.0 if chosen.quick else 2.0)
     began = time.monotonic()
@@ -175,6 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             server_cores=server_cores,
             load_core=load_core,
             open_cores=open_cores,
+            cores=cores,
             dispatcher_core=dispatcher_core,
             peers=peers,
             rounds=rounds,
@@ -184,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             says=says,
             problems=problems,
         )
-        for group in chosen.only or (QUICK_GROUPS if chosen.quick else GROUPS):
+        for group in groups:
             rows += GROUPS[group](bench)
             judged = {"lines": [line.as_dict() for line in lines(rows)], "not_measured": problems}
             # After each group: what was measured is kept if a later one is interrupted.

@@ -77,6 +77,13 @@ class Found:
                 return row.medians.get(figure, NONE)
         return NONE
 
+    def problem(self, **labels: str) -> str:
+        """Why there are no figures of such a row; empty where there are, or nothing was tried."""
+        for row in self._rows:
+            if labels.items() <= row.labels.items() and not row.repeats:
+                return row.labels.get("problem", "")
+        return ""
+
     def best_peer(
         self, figure: str, works: Sequence[str], higher: bool, **labels: str
     ) -> tuple[float, str]:
@@ -106,6 +113,7 @@ def lines(rows: Sequence[Row]) -> list[Line]:
         *_open_loop(found),
         *_inside(found),
         *_dispatchers(found),
+        *_gpu(found),
     ]
 
 
@@ -210,6 +218,27 @@ def _dispatchers(found: Found) -> list[Line]:
         )
         cpu, base = value("cpu_us", **two), value("cpu_us", **one)
         made.append(Line("- CPU µs/request", cpu, base=base, higher_is_better=False))
+    return made
+
+
+def _gpu(found: Found) -> list[Line]:
+    without = found.problem(group="gpu")
+    absent = "no GPU found" if without.startswith("no GPU found") else ""
+    own = {"group": "gpu", "work": "resnet50", "server": TESSERA}
+    rates = [found.value("rate_per_s", **own, instances=count) for count in ("1", "2")]
+    rate = max((rate for rate in rates if not math.isnan(rate)), default=NONE)
+    what = "GPU, ResNet-50: Poisson rate with p99 ≤ 15 ms over the offline loop of CUDA graphs"
+    made = [Line(what, rate, 0.61, 0.85, base=found.value("loop_per_s", **own), note=absent)]
+    small = {"group": "gpu", "work": "resnet18", "batch": "4"}
+    one = found.value("rate_per_s", **small, **{"in": "1 process"}, lanes="1")
+    for where, words, must, aim in (
+        ("1 process", "GPU, ResNet-18 at 4 rows: rows/s of 4 lanes over 1", 1.3, 1.5),
+        ("4 processes", "- of 4 processes over 1 lane", NONE, NONE),
+        ("4 processes, MPS", "- of 4 processes under MPS over 1 lane", NONE, NONE),
+    ):
+        several = found.value("rate_per_s", **small, **{"in": where}, lanes="4")
+        note = absent or ("no MPS" if found.problem(group="gpu", **{"in": where}) else "")
+        made.append(Line(words, several, must, aim, base=one, note=note))
     return made
 
 

@@ -1,12 +1,14 @@
-"""The networks of the data plane's bench, with fixed weights: three small CNNs, their fusion, ResNet-18.
+"""The networks of the data plane's bench, with fixed weights: three small CNNs, their fusion, ResNet-18 and -50.
 
 The small CNN takes about 0.2 ms for one FP32 [3,64,64] image on one core. Batching makes it several times
 cheaper per image, as it does large networks on a GPU; a ResNet on a CPU gains nothing from it, so that it
-tells engines and copies apart, and not servers.
+tells engines and copies apart, and not servers. ResNet-50 is for GPUs: half precision, and images as they come, of
+unsigned bytes.
 """
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +90,89 @@ def resnet18() -> Any:
     ).eval()
 
 
+class _Bottleneck(nn.Module):  # type: ignore[misc]
+    """Bottleneck block (He et al. 2016, figure 5, right), with the stride in its 3x3 convolution."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        outputs = 4 * width
+        self.body = nn.Sequential(
+            nn.Conv2d(inputs, width, 1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, outputs, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        same = inputs == outputs and stride == 1
+        self.shortcut = (
+            nn.Identity()
+            if same
+            else nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+        )
+
+    def forward(self, images: Any) -> Any:
+        return torch.relu(self.body(images) + self.shortcut(images))
+
+
+class Pixels(nn.Module):  # type: ignore[misc]
+    """Bottlenecks on images of unsigned bytes, which it normalises itself; logits in single precision."""
+
+    def __init__(self, width: int, depths: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        blocks: list[Any] = []
+        inputs = width
+        for stage, depth in enumerate(depths):
+            for block in range(depth):
+                stride = 2 if stage and not block else 1
+                blocks.append(_Bottleneck(inputs, width << stage, stride))
+                inputs = 4 * (width << stage)
+        self.body = nn.Sequential(
+            nn.Conv2d(3, width, 7, 2, 3, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.MaxPool2d(3, 2, 1),
+            *blocks,
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(inputs, classes),
+        )
+        self.register_buffer("mean", torch.full((1, 3, 1, 1), 127.5))
+        self.register_buffer("scale", torch.full((1, 3, 1, 1), 1 / 73.6))  # of evenly drawn bytes
+
+    def forward(self, input: Any) -> Any:  # noqa: A002 - its name is that of the served input
+        images = input.to(self.mean.dtype).contiguous(memory_format=torch.channels_last)
+        return self.body((images - self.mean) * self.scale).float()
+
+
+def pixels(name: str, precision: Any) -> Any:
+    """ResNet-50 (He et al. 2016, table 1) or the same kind small, at ``precision``.
+
+    One batch of noise sets the statistics of its normalisations, as training would: without, activations grow from
+    block to block.
+    """
+    torch.manual_seed(50)
+    net = Pixels(64, (3, 4, 6, 3), 1000) if name == "resnet50" else Pixels(8, (1, 2), 10)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        net.train()(torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8))
+    return net.eval().to(precision, memory_format=torch.channels_last)
+
+
+PIXELS = {"resnet50": torch.half, "bottlenecks": torch.float}
+"""Those of bytes, and what they are served at. The second is for tests: it runs on a processor in no time."""
+
+
 def network(name: str) -> Any:
     """By the names of :data:`bench.peers.base.NETWORKS`."""
+    if name in PIXELS:
+        return pixels(name, PIXELS[name])
     if name == "resnet18":
         return resnet18()
     return Fused().eval() if name == "fused" else small_cnn(int(name.removeprefix("cnn")))
@@ -101,6 +184,8 @@ def export(name: str, row_shape: tuple[int, ...], directory: Path) -> None:
     if path.exists():
         return
     rows = torch.export.Dim("rows", min=1, max=MOST_ROWS)
-    example = torch.zeros(2, *row_shape)
+    example = torch.zeros(2, *row_shape, dtype=torch.uint8 if name in PIXELS else torch.float)
     exported = torch.export.export(network(name), (example,), dynamic_shapes=({0: rows},))
-    torch.export.save(exported, path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # weights in channels-last order are no slices of others
+        torch.export.save(exported, path)

@@ -46,6 +46,8 @@ class Work:
     row_shape: tuple[int, ...]
     input: str = "input"
     output: str = "output_0"
+    dtype: str = "f4"
+    """Of the input: single precision, or ``u1``, bytes."""
 
     @property
     def networks(self) -> tuple[str, ...]:
@@ -59,6 +61,8 @@ NETWORKS: Mapping[str, tuple[str, ...]] = {
     "ensemble": ("cnn0", "cnn1", "cnn2"),
     "fused": ("fused",),
     "resnet18": ("resnet18",),
+    "resnet50": ("resnet50",),
+    "bottlenecks": ("bottlenecks",),
 }
 
 IMAGE = (3, 64, 64)
@@ -71,6 +75,8 @@ WORKS: Mapping[str, Work] = {
         Work("ensemble", IMAGE),  # three networks and their mean, as the server composes them
         Work("fused", IMAGE),  # the same in one network
         Work("resnet18", (3, 224, 224)),
+        Work("resnet50", (3, 224, 224), dtype="u1"),  # on a GPU
+        Work("bottlenecks", (3, 32, 32), dtype="u1"),  # its like, where there is none
     )
 }
 

@@ -145,16 +145,20 @@ def server_command(directory: Path, ports: Ports, preload: str, *options: str) -
     )
 
 
-def apply(directory: Path, services: tuple[ServiceTarget, ...]) -> bool:
-    """Tell the server what to run, which it may know already; whether it serves all of it."""
+def apply(
+    directory: Path, services: tuple[ServiceTarget, ...], device: DeviceTarget | None = None
+) -> bool:
+    """Tell the server what to run, which it may know already; whether it serves all of it. Without ``device``: on
+    its cores.
+    """
 
     async def ask() -> bool:
         control = ControlClient(str(control_path(directory)))
         # The cores of this process are those of the bench; the server was started on its own.
         cores = tuple(int(core) for core in (directory / "cores").read_text().split())
-        device = DeviceTarget(DEVICE, "cpu", cores, len(cores))
+        on = device or DeviceTarget(DEVICE, "cpu", cores, len(cores))
         try:
-            await control.apply(ServerTarget(devices=(device,), services=services))
+            await control.apply(ServerTarget(devices=(on,), services=services))
             return (await control.report()).ready
         except ControlError:
             return False

@@ -42,6 +42,9 @@ ZYGOTE_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     # ONNX Runtime starts a thread for it when imported; and a server tells nobody what it serves.
     "ORT_DISABLE_TELEMETRY": "1",
+    # Loading a program makes torch ask whether there is a GPU. Asked of CUDA itself, that starts its driver in the
+    # zygote, and no worker forked from there could use it.
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
 }
 
 ACCEPT_WITHIN_S = 3.0

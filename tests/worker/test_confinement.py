@@ -65,12 +65,49 @@ def test_only_its_directory_and_devices_are_writable():
     assert all(stat.S_ISCHR(os.stat(path).st_mode) for path in c._DEVICES)
 
 
+NVIDIA = (
+    *("nvidia0", "nvidia1", "nvidiactl", "nvidia-modeset", "nvidia-uvm", "nvidia-uvm-tools"),
+    *("nvidia-caps", "nvidia-caps-imex-channels", "nvidia-nvswitch0", "nvidia-nvswitchctl"),
+)
+"""Names below ``/dev`` that NVIDIA's driver documents; MIG's and IMEX's are directories."""
+
+
 def test_a_gpu_adds_its_devices_and_the_names_of_threads(monkeypatch: pytest.MonkeyPatch):
-    present = [Path("/dev/nvidia0"), Path("/dev/nvidia-uvm")]
-    monkeypatch.setattr(Path, "glob", lambda path, pattern: iter(present))
+    monkeypatch.delenv("CUDA_MPS_PIPE_DIRECTORY", raising=False)
+    present = [Path("/dev") / name for name in NVIDIA]
+    others = [Path("/dev/dri"), Path("/dev/vda")]
+    monkeypatch.setattr(
+        Path,
+        "glob",
+        lambda path, pattern: (p for p in present + others if p.match(f"{path}/{pattern}")),
+    )
     more = rights("cuda").items() - rights("cpu").items()
     devices = {(str(path), c.USE) for path in present}
     assert more == {*devices, ("/proc/self", c.READ | c.WRITE_FILE | c.TRUNCATE)}
+
+
+def test_a_gpu_has_what_the_driver_reads_and_a_cache_for_what_it_compiles():
+    found = rights("cuda")
+    read = {path for path, each in found.items() if each & c.READ == c.READ}
+    assert {
+        "/proc",
+        "/sys",
+        "/usr",
+        "/etc/ld.so.cache",
+    } <= read  # /proc/driver/nvidia, PCI, libcuda
+    assert found["/scratch/1"] == c.OWN  # its HOME, below which .nv/ComputeCache is made
+
+
+def test_mps_is_reached_by_a_gpus_worker_where_the_servers_environment_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("CUDA_MPS_PIPE_DIRECTORY", raising=False)
+    before = rights("cuda")
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    more = dict(rights("cuda").items() - before.items())
+    assert more == {str(tmp_path): c.TALK, "/dev/shm": c.SHARE}
+    assert not c.SHARE & (c.EXECUTE | c.MAKE_SOCK | c.MAKE_CHAR)
+    assert not rights("cpu").keys() & more.keys()
 
 
 _ALONE = """

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from tessera_runtime.engines.base import RunFailed, TensorMeta
-from tessera_runtime.engines.staging import HostBuffer, check_answer, check_staged
+from tessera_runtime.engines.staging import HostBuffer, Staged, Staging
 from tessera_runtime.engines.torch_model import TORCH_DTYPES, TorchModel
 
 WARM_RUNS = 3
@@ -60,20 +60,22 @@ def _pinned(count: int, dtype: np.dtype) -> np.ndarray:
     return memory.view(dtype)
 
 
+def _tensors(full: Mapping[str, np.ndarray]) -> Sequence[Any]:
+    return [torch.from_numpy(array) for array in full.values()]
+
+
 class CudaLane:
     """One stream and its static buffers. Capture happens here, so building a lane is its warm-up."""
 
     def __init__(self, model: TorchModel, max_batch: int) -> None:
         self._model = model
-        self._max_batch = max_batch
         signature = model.signature
         rows = model.padded(max_batch)
-        self._host = {meta.name: HostBuffer(meta, rows, _pinned) for meta in signature.inputs}
+        self._staging = Staging(signature, max_batch, prepare=_tensors, allocate=_pinned)
         self._answers = {meta.name: HostBuffer(meta, rows, _pinned) for meta in signature.outputs}
         self._stream = torch.cuda.Stream()
         self._done = torch.cuda.Event()
-        self._rows = 0
-        self._staged: Sequence[Any] = ()
+        self._staged: Staged | None = None
         self._static: list[Any] = []
         self._graphs: dict[int, tuple[Any, Sequence[Any]]] = {}
         if all(-1 not in meta.row_shape for meta in signature.inputs):
@@ -109,50 +111,47 @@ class CudaLane:
                 self._graphs[size] = (graph, outputs)
 
     def stage(self, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, np.ndarray]:
-        signature = self._model.signature
-        self._rows = check_staged(signature, shapes, self._max_batch)
-        arrays = {
-            meta.name: self._host[meta.name].view(shapes[meta.name]) for meta in signature.inputs
-        }
-        self._staged = [torch.from_numpy(array) for array in arrays.values()]
-        return arrays
+        self._staged = self._staging.stage(shapes)
+        return self._staged.given
 
     def run(self) -> Mapping[str, np.ndarray]:
+        staged = self._staged
+        assert staged is not None, "staged before it is run"
         try:
             with torch.inference_mode(), torch.cuda.stream(self._stream):
-                results = self._launch()
+                results = self._launch(staged)
                 outputs = {
-                    meta.name: self._fetch(meta, result)
+                    meta.name: self._fetch(meta, result[: staged.rows])
                     for meta, result in zip(self._model.signature.outputs, results, strict=True)
                 }
                 self._done.record(self._stream)
             self._done.synchronize()
         except (Exception, SystemExit) as error:
             raise RunFailed(f"the model failed: {error}") from error
-        return check_answer(self._model.signature, outputs, self._rows)
+        return staged.checked(outputs)
 
-    def _launch(self) -> Sequence[Any]:
-        rows = self._rows
+    def _launch(self, staged: Staged) -> Sequence[Any]:
+        rows = staged.rows
         size = next((size for size in sorted(self._graphs) if size >= rows), None)
         if size is None:
-            return self._model.call(self._padded_inputs(self._model.padded(rows)))
-        for static, staged in zip(self._static, self._staged, strict=True):
-            static[:rows].copy_(staged, non_blocking=True)
+            return self._model.call(self._padded_inputs(staged))
+        for static, tensor in zip(self._static, staged.prepared, strict=True):
+            static[:rows].copy_(tensor, non_blocking=True)
         graph, outputs = self._graphs[size]
         graph.replay()
         return outputs
 
-    def _padded_inputs(self, padded: int) -> list[Any]:
+    def _padded_inputs(self, staged: Staged) -> list[Any]:
+        padded = self._model.padded(staged.rows)
         tensors = []
-        for staged, dtype in zip(self._staged, self._model.input_dtypes, strict=True):
-            tensor = torch.zeros((padded, *staged.shape[1:]), dtype=dtype, device="cuda")
-            tensor[: self._rows].copy_(staged, non_blocking=True)
+        for given, dtype in zip(staged.prepared, self._model.input_dtypes, strict=True):
+            tensor = torch.zeros((padded, *given.shape[1:]), dtype=dtype, device="cuda")
+            tensor[: staged.rows].copy_(given, non_blocking=True)
             tensors.append(tensor)
         return tensors
 
-    def _fetch(self, meta: TensorMeta, result: Any) -> np.ndarray:
-        """Start the copy of this batch's rows of ``result`` into pinned memory, in the signature's datatype."""
-        rows = result[: self._rows]
+    def _fetch(self, meta: TensorMeta, rows: Any) -> np.ndarray:
+        """Start the copy of ``rows`` into pinned memory, in the signature's datatype."""
         array = self._answers[meta.name].view(tuple(rows.shape))
         wanted = TORCH_DTYPES[meta.datatype]
         torch.from_numpy(array).copy_(rows.to(wanted), non_blocking=True)
@@ -162,4 +161,5 @@ class CudaLane:
         self._stream.synchronize()
         self._graphs.clear()
         self._static.clear()
-        self._staged = ()
+        self._staged = None
+        self._staging.close()

@@ -67,6 +67,14 @@ _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAM
 
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 
+_MPS_PIPES, _MPS_MEMORY = "CUDA_MPS_PIPE_DIRECTORY", "/dev/shm"
+"""A client of MPS opens what is in the directory that the first names, and shares memory with MPS's server in files of
+the second. CUDA looks in ``/tmp`` where the variable is not set: nobody gains rights by what anybody can make there.
+"""
+
+TALK = READ | WRITE_FILE
+SHARE = TALK | TRUNCATE | MAKE_REG | REMOVE_FILE
+
 
 @dataclass(frozen=True, slots=True)
 class Handled:
@@ -142,6 +150,9 @@ def grants(own: str, kind: str, readable: Iterable[str]) -> Iterator[Grant]:
     if kind == "cuda":
         for device in sorted(Path("/dev").glob("nvidia*")):
             yield Grant(str(device), USE)
+        if pipes := os.environ.get(_MPS_PIPES):
+            yield Grant(pipes, TALK)
+            yield Grant(_MPS_MEMORY, SHARE)
     yield Grant(own, OWN)
 
 

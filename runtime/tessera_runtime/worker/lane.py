@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tessera_runtime.engines.device import end_if_lost
 from tessera_runtime.memory import create_region, give_back_freed_memory
 from tessera_runtime.worker import messages as m
 from tessera_runtime.worker.part import Packed, Part, PlannedPart
@@ -135,6 +136,7 @@ class Lane:
                 self._remember(run, rows, outputs)
         except Exception as error:
             # Whatever a model raises ends its batch, not its instance.
+            end_if_lost(error)
             reason = f"{type(error).__name__}: {error}"[:1000]
             model = min(len(infer_ns), len(self._parts) - 1)
             m.send(self._sock, m.Failed(self._incarnation, run.batch, reason, model))

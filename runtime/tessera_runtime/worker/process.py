@@ -26,6 +26,7 @@ from tessera_runtime.engines.base import (
     ModelFile,
     TensorMeta,
 )
+from tessera_runtime.engines.device import end_if_lost
 from tessera_runtime.engines.loading import load_engine
 from tessera_runtime.memory import give_back_freed_memory, keep_freed_memory, map_readonly
 from tessera_runtime.worker import messages as m
@@ -102,9 +103,11 @@ class _Worker:
             else:
                 engine = load_engine(_model_file(load, load.path), self._device)
         except LoadRefused as error:
+            end_if_lost(error)
             reason = str(error)
         except Exception as error:
             # A library's own error: the file is at fault, or the memory; either way this worker stays.
+            end_if_lost(error)
             reason = f"{type(error).__name__}: {error}"
         else:
             self._loaded(load.model, engine)
@@ -176,6 +179,7 @@ class _Worker:
             lane = Lane(sock, self._fork.incarnation, parts)
             fd, size, warm = lane.warm(opening.batches, opening.row_shapes)
         except Exception as error:
+            end_if_lost(error)
             reason = f"warming failed: {type(error).__name__}: {error}"[:2000]
             self._tell(m.LaneFailed(opening.lane, reason))
             sock.close()
