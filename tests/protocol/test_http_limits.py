@@ -209,6 +209,25 @@ def test_pipelining_without_reading_is_held_back():
             assert raw.read().status == 200
 
 
+@pytest.mark.parametrize("floats", [16, 20_000])
+def test_what_waits_of_pipelined_requests_is_at_most_a_head_and_a_scratch_buffer(floats):
+    """With 10,000 connections that is 200 MB; the rest stays with the clients."""
+    with serving(hold=True) as front_ends, RawClient(front_ends.http.port) as raw:
+        body, headers = binary_infer(np.zeros((1, floats), np.float32))
+        whole = request("POST", ECHO, body, headers)
+        raw.send(whole)
+        in_flight(front_ends)
+        raw.socket.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            while True:
+                raw.socket.send(whole * 10)
+        (connection,) = front_ends.http._hub.connections
+        wait_until(lambda: not connection._transport.is_reading(), "the server to read no more")
+        assert len(connection._pending) <= 20 << 10
+        assert len(front_ends.plane.live_slots) == 1
+        finish(front_ends)
+
+
 def test_unread_answers_are_bounded_over_all_connections():
     limit = 40 << 20
     with serving(max_buffered_response=limit) as front_ends, ExitStack() as stack:

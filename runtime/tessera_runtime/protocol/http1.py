@@ -10,8 +10,10 @@ under the event loop's buffered protocol, without tasks, streams or timers::
 - Heads arrive in one scratch buffer that all connections share: the loop fills it and calls back before
   it reads for anybody else. So an idle connection holds no buffer at all.
 - The rest of an inference body is received straight into the arena slot that the call will carry: the
-  only copy, but for the part that came in with the head.
-- Pipelined requests wait, bounded, until the one before is answered; answers stay in order.
+  only copy, but for the part that came in with the head. A client repeats its heads, so behind a long body
+  no more is received than the head was long: the next body lies in place from its first byte.
+- Pipelined requests wait until the one before is answered, and answers stay in order. What waits is at most
+  a head and a scratch buffer of each connection: with more than a head nothing is read.
 - The end of the input while a request is in flight means that the client is gone, and cancels it.
 - Time is the server's periodic sweep (:meth:`HttpConnection.sweep`), coarse and free for each request.
 """
@@ -23,7 +25,7 @@ import enum
 import logging
 import random
 from collections.abc import Callable
-from typing import cast
+from typing import Final, cast
 
 from tessera_runtime.dataplane import InferReply, Slot, Ticket
 from tessera_runtime.errors import InvalidRequest, ModelFailed, ServeError, TooLarge, status_of
@@ -43,6 +45,9 @@ _USUAL_HEAD = 1024
 """Bytes in which the end of a head is looked for first."""
 _PROGRESS = 1024
 """Bytes: the least that counts as progress of a chunked body, whose length is unknown."""
+_SPARE: Final = 1
+"""Bytes received in place beyond a body. A loop takes a buffer that was filled to the end as a sign that there is
+more, and asks once more in vain."""
 
 
 class State(enum.Enum):
@@ -56,7 +61,7 @@ class State(enum.Enum):
 
 class HttpConnection(asyncio.BufferedProtocol):
     __slots__ = (
-        "_chunks", "_drained_at", "_encoding", "_filled", "_head", "_hub", "_mark", "_model", "_old",
+        "_aim", "_chunks", "_drained_at", "_encoding", "_filled", "_head", "_hub", "_mark", "_model", "_old",
         "_old_at", "_partial", "_pending", "_reading", "_since", "_size", "_slot", "_state", "_ticket",
         "_transport", "_unsent", "_view",
     )  # fmt: skip
@@ -76,6 +81,8 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._partial = False
         """``_since`` is the first byte of the head in ``_pending``."""
         self._reading = True
+        self._aim = 0
+        """Bytes of the last inference's head, where a long body came behind it; else 0."""
         self._head: Head | None = None
         self._model = ""
         self._slot: Slot | None = None
@@ -99,15 +106,22 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         if self._state is State.BODY:
-            return self._view[self._filled : self._size]
+            return self._view[self._filled :]
+        if self._aim and self._state is State.HEAD and not self._pending:
+            return self._hub.scratch[: self._aim]
         return self._hub.scratch
 
     def buffer_updated(self, nbytes: int) -> None:
         state = self._state
         if state is State.BODY:
             self._filled += nbytes
-            if self._filled == self._size:
+            if self._filled >= self._size:
+                if self._filled > self._size:
+                    self._pending = bytes(self._view[self._size : self._filled])
+                    self._filled = self._size
                 self._execute()
+                if self._pending:
+                    self._advance()
             elif (self._filled - self._mark) * 16 >= self._size:
                 self._mark = self._filled
                 self._since = self._hub.now
@@ -272,10 +286,11 @@ class HttpConnection(asyncio.BufferedProtocol):
             if head.chunked:
                 self._chunks = ChunkedBody(allocate, allowed)
             elif size:
-                slot = allocate(size)
+                slot = allocate(size if have == size else min(size + _SPARE, allowed))
                 view = slot.view
-                view[:have] = data[at:stop]
-                hub.copied += have
+                if have:
+                    view[:have] = data[at:stop]
+                    hub.copied += have
                 self._slot, self._view, self._size = slot, view, size
         except ServeError as error:
             if have < size or head.chunked:
@@ -284,6 +299,8 @@ class HttpConnection(asyncio.BufferedProtocol):
                 self._answer_error(error)
             return bytes(data[stop:])
         self._filled = self._mark = have
+        if head.infer:
+            self._aim = at if size > len(hub.scratch) else 0
         if head.expect_continue and at == len(data) and (size or head.chunked):
             self._transport.write(CONTINUE)
         if self._chunks is not None:
