@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import gzip
 import resource
+import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import numpy as np
 import pytest
@@ -209,6 +210,25 @@ def test_pipelining_without_reading_is_held_back():
             assert raw.read().status == 200
 
 
+@pytest.mark.parametrize("floats", [16, 20_000])
+def test_what_waits_of_pipelined_requests_is_at_most_a_head_and_a_scratch_buffer(floats):
+    """With 10,000 connections that is 200 MB; the rest stays with the clients."""
+    with serving(hold=True) as front_ends, RawClient(front_ends.http.port) as raw:
+        body, headers = binary_infer(np.zeros((1, floats), np.float32))
+        whole = request("POST", ECHO, body, headers)
+        raw.send(whole)
+        in_flight(front_ends)
+        raw.socket.setblocking(False)
+        with suppress(BlockingIOError):
+            while raw.socket.send(whole * 10):
+                pass
+        (connection,) = front_ends.http._hub.connections
+        wait_until(lambda: not connection._transport.is_reading(), "the server to read no more")
+        assert len(connection._pending) <= 20 << 10
+        assert len(front_ends.plane.live_slots) == 1
+        finish(front_ends)
+
+
 def test_unread_answers_are_bounded_over_all_connections():
     limit = 40 << 20
     with serving(max_buffered_response=limit) as front_ends, ExitStack() as stack:
@@ -332,6 +352,18 @@ async def test_a_given_socket_is_served():
     assert server.port == sock.getsockname()[1]
     await server.close()
     await server.close()
+
+
+def test_a_connection_has_room_for_a_tensor_and_tells_of_a_single_byte():
+    with (
+        listen_on("127.0.0.1", 0) as sock,
+        RawClient(sock.getsockname()[1]) as raw,
+        sock.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= 256 << 10
+        assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1
+        raw.send(b"G")
+        assert accepted.recv(10) == b"G"
 
 
 def test_addresses_that_do_not_exist_are_named():

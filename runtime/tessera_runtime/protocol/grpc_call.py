@@ -213,11 +213,12 @@ class Call(Stream):
             self._prefix += data[at:stop]
             if len(self._prefix) < PREFIX_SIZE:
                 return stop
-            compressed, size = PREFIX.unpack(self._prefix)
+            prefix: tuple[int, int] = PREFIX.unpack(self._prefix)
             at = stop
         else:
-            compressed, size = PREFIX.unpack_from(data, at)
+            prefix = PREFIX.unpack_from(data, at)
             at += PREFIX_SIZE
+        compressed, size = prefix
         self._prefix = b""
         if compressed and (compressed > 1 or not self.head.encoding):
             raise ModelFailed("a message is compressed, but there is no grpc-encoding")

@@ -33,6 +33,8 @@ _RAW: Final = 7 << 3 | 2
 _KEPT = 512
 _KEPT_BYTES = 4096
 """Of one kept description."""
+_NEAR: Final = 256
+"""Bytes at the beginning, where most tags are: cheaper to look at when they are copied."""
 
 
 Walked = tuple[bytes, str, list[tuple[int, int]]]
@@ -42,19 +44,20 @@ Walked = tuple[bytes, str, list[tuple[int, int]]]
 def walk(message: bytes | memoryview) -> Walked | None:
     """Take a ModelInferRequest apart; None for what protobuf has to judge."""
     size = len(message)
+    near = bytes(message[:_NEAR])
     kept: list[bytes | memoryview] = []
     raw: list[tuple[int, int]] = []
     identifier = ""
     at = begin = 0
     """``begin``: of the fields that are kept and not yet in ``kept``."""
     while at < size:
-        tag = message[at]
+        tag: int = near[at] if at < _NEAR else message[at]
         if tag & 7 != 2 or tag > 0x7F or tag < 8:
             return None
         start = at + 1
         if start == size:
             return None
-        length = message[start]
+        length: int = near[start] if start < _NEAR else message[start]
         start += 1
         if length > 0x7F:
             length &= 0x7F
@@ -62,7 +65,7 @@ def walk(message: bytes | memoryview) -> Walked | None:
             while True:
                 if start == size or shift > 28:
                     return None
-                group = message[start]
+                group: int = near[start] if start < _NEAR else message[start]
                 start += 1
                 length |= (group & 0x7F) << shift
                 if group < 0x80:

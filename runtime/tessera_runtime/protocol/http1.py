@@ -10,8 +10,10 @@ under the event loop's buffered protocol, without tasks, streams or timers::
 - Heads arrive in one scratch buffer that all connections share: the loop fills it and calls back before
   it reads for anybody else. So an idle connection holds no buffer at all.
 - The rest of an inference body is received straight into the arena slot that the call will carry: the
-  only copy, but for the part that came in with the head.
-- Pipelined requests wait, bounded, until the one before is answered; answers stay in order.
+  only copy, but for the part that came in with the head. A client repeats its heads, so behind a long body
+  no more is received than the head was long: the next body lies in place from its first byte.
+- Pipelined requests wait until the one before is answered, and answers stay in order. What waits is at most
+  a head and a scratch buffer of each connection: with more than a head nothing is read.
 - The end of the input while a request is in flight means that the client is gone, and cancels it.
 - Time is the server's periodic sweep (:meth:`HttpConnection.sweep`), coarse and free for each request.
 """
@@ -19,23 +21,20 @@ under the event loop's buffered protocol, without tasks, streams or timers::
 from __future__ import annotations
 
 import asyncio
-import enum
 import logging
-import random
 from collections.abc import Callable
-from typing import cast
+from typing import Final, cast
 
-from tessera_runtime.dataplane import InferReply, Slot, Ticket
+from tessera_runtime.dataplane import Slot
 from tessera_runtime.errors import InvalidRequest, ModelFailed, ServeError, TooLarge, status_of
-from tessera_runtime.protocol import rest
 from tessera_runtime.protocol.body import ChunkedBody, HeapSlot
 from tessera_runtime.protocol.compression import inflate
 from tessera_runtime.protocol.head import BadHead, Head, parse_head
+from tessera_runtime.protocol.http1_answers import Answering, State
 from tessera_runtime.protocol.hub import Hub
-from tessera_runtime.protocol.reply import CONTINUE, infer_answer, plain_answer
-from tessera_runtime.protocol.routes import Endpoint
+from tessera_runtime.protocol.reply import CONTINUE
 from tessera_runtime.protocol.tensors import place
-from tessera_runtime.protocol.v2json import Encoding, RequestBody, decode_call
+from tessera_runtime.protocol.v2json import RequestBody, decode_call
 
 _log = logging.getLogger(__name__)
 
@@ -43,49 +42,25 @@ _USUAL_HEAD = 1024
 """Bytes in which the end of a head is looked for first."""
 _PROGRESS = 1024
 """Bytes: the least that counts as progress of a chunked body, whose length is unknown."""
+_SPARE: Final = 1
+"""Bytes received in place beyond a body. A loop takes a buffer that was filled to the end as a sign that there is
+more, and asks once more in vain."""
 
 
-class State(enum.Enum):
-    HEAD = enum.auto()
-    BODY = enum.auto()
-    CHUNKED = enum.auto()
-    BUSY = enum.auto()
-    LINGER = enum.auto()
-    GONE = enum.auto()
+class HttpConnection(Answering):
+    """A BufferedProtocol: see the asyncio documentation for who calls what."""
 
-
-class HttpConnection(asyncio.BufferedProtocol):
-    __slots__ = (
-        "_chunks", "_drained_at", "_encoding", "_filled", "_head", "_hub", "_mark", "_model", "_old",
-        "_old_at", "_partial", "_pending", "_reading", "_since", "_size", "_slot", "_state", "_ticket",
-        "_transport", "_unsent", "_view",
-    )  # fmt: skip
-
-    _transport: asyncio.Transport
+    __slots__ = ("_aim", "_filled", "_mark", "_model", "_partial", "_reading", "_size")
 
     def __init__(self, hub: Hub) -> None:
-        self._hub = hub
-        self._state = State.GONE
-        self._since = hub.now
-        """When the state was entered, or last made progress."""
-        self._old_at = hub.now + hub.limits.max_connection_age_s * random.uniform(0.9, 1.0)
-        self._old = False
-        """Whether the next answer ends the connection."""
-        self._pending = b""
-        """Received but not consumed: part of a head, or pipelined requests."""
+        super().__init__(hub)
         self._partial = False
         """``_since`` is the first byte of the head in ``_pending``."""
         self._reading = True
-        self._head: Head | None = None
+        self._aim = 0
+        """Bytes of the last inference's head, where a long body came behind it; else 0."""
         self._model = ""
-        self._slot: Slot | None = None
-        self._view = hub.scratch
         self._size = self._filled = self._mark = 0
-        self._chunks: ChunkedBody | None = None
-        self._ticket: Ticket | None = None
-        self._encoding = Encoding(False, {})
-        self._unsent = 0
-        self._drained_at = hub.now
 
     # --- events of the transport -------------------------------------------------------------------
 
@@ -99,15 +74,22 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         if self._state is State.BODY:
-            return self._view[self._filled : self._size]
+            return self._view[self._filled :]
+        if self._aim and self._state is State.HEAD and not self._pending:
+            return self._hub.scratch[: self._aim]
         return self._hub.scratch
 
     def buffer_updated(self, nbytes: int) -> None:
         state = self._state
         if state is State.BODY:
             self._filled += nbytes
-            if self._filled == self._size:
+            if self._filled >= self._size:
+                if self._filled > self._size:
+                    self._pending = bytes(self._view[self._size : self._filled])
+                    self._filled = self._size
                 self._execute()
+                if self._pending:
+                    self._advance()
             elif (self._filled - self._mark) * 16 >= self._size:
                 self._mark = self._filled
                 self._since = self._hub.now
@@ -139,19 +121,6 @@ class HttpConnection(asyncio.BufferedProtocol):
         hub.blocked.pop(self, None)
         if hub.draining and not hub.connections:
             hub.empty.set()
-
-    def pause_writing(self) -> None:
-        hub = self._hub
-        hub.blocked[self] = None
-        self._unsent = self._transport.get_write_buffer_size()
-        self._drained_at = hub.now
-        unsent = sum(one._transport.get_write_buffer_size() for one in hub.blocked)
-        for one in list(hub.blocked):
-            if unsent <= hub.limits.max_buffered_response:
-                break
-            unsent -= one._transport.get_write_buffer_size()
-            del hub.blocked[one]
-            one.abort()
 
     def resume_writing(self) -> None:
         self._hub.blocked.pop(self, None)
@@ -196,10 +165,6 @@ class HttpConnection(asyncio.BufferedProtocol):
         """
         if self._state is State.HEAD and not self._pending and self._head is not None:
             self._close()
-
-    def abort(self) -> None:
-        self._forget()
-        self._transport.abort()
 
     # --- a request, from its head to the call --------------------------------------------------------
 
@@ -272,10 +237,11 @@ class HttpConnection(asyncio.BufferedProtocol):
             if head.chunked:
                 self._chunks = ChunkedBody(allocate, allowed)
             elif size:
-                slot = allocate(size)
+                slot = allocate(size if have == size else min(size + _SPARE, allowed))
                 view = slot.view
-                view[:have] = data[at:stop]
-                hub.copied += have
+                if have:
+                    view[:have] = data[at:stop]
+                    hub.copied += have
                 self._slot, self._view, self._size = slot, view, size
         except ServeError as error:
             if have < size or head.chunked:
@@ -284,6 +250,8 @@ class HttpConnection(asyncio.BufferedProtocol):
                 self._answer_error(error)
             return bytes(data[stop:])
         self._filled = self._mark = have
+        if head.infer:
+            self._aim = at if size > len(hub.scratch) else 0
         if head.expect_continue and at == len(data) and (size or head.chunked):
             self._transport.write(CONTINUE)
         if self._chunks is not None:
@@ -351,105 +319,3 @@ class HttpConnection(asyncio.BufferedProtocol):
             plane, self._model, head.route.version, body, head.traceparent
         )
         self._ticket = plane.submit(call, self._done)
-
-    def _answer_plain(self, head: Head, body: bytes) -> None:
-        plane, route = self._hub.plane, head.route
-        response = rest.refuse_method(head)
-        if response is None and route.endpoint in (Endpoint.LOAD, Endpoint.UNLOAD):
-            task = asyncio.get_running_loop().create_task(self._change(head, body))
-            self._hub.tasks.add(task)
-            task.add_done_callback(self._hub.tasks.discard)
-            return
-        self._respond(response or rest.answer(plane, head, body))
-
-    async def _change(self, head: Head, body: bytes) -> None:
-        try:
-            response = await rest.change(self._hub.plane, head, body)
-        except ServeError as error:
-            response = rest.Response(status_of(error).http, rest.error_body(str(error)))
-        except Exception:
-            _log.exception("request to %s failed", head.route)
-            response = rest.Response(500, rest.error_body("internal error"))
-        if self._state is State.BUSY:
-            self._respond(response)
-            self._advance()
-
-    # --- an answer -----------------------------------------------------------------------------------
-
-    def _done(self, result: InferReply | ServeError) -> None:
-        """The data plane's callback."""
-        self._ticket = None
-        if self._state is not State.BUSY:
-            return
-        if isinstance(result, ServeError):
-            self._answer_error(result)
-        else:
-            try:
-                self._answer_infer(result)
-            except ServeError as error:
-                self._answer_error(error)
-            except Exception:
-                _log.exception("an answer of %s cannot be encoded", result.model)
-                self._answer_error(ModelFailed("the model answered something malformed"))
-        if self._pending:
-            self._advance()
-
-    def _answer_infer(self, reply: InferReply) -> None:
-        head = self._head
-        assert head is not None
-        close = not head.keep_alive or self._old or self._hub.closing
-        parts = infer_answer(head, reply, self._encoding, close)
-        if len(parts) == 1:
-            self._transport.write(parts[0])
-        else:
-            self._transport.writelines(parts)
-        self._answered(close)
-
-    def _answer_error(self, error: ServeError) -> None:
-        self._respond(rest.Response(status_of(error).http, rest.error_body(str(error))))
-
-    def _respond(self, response: rest.Response) -> None:
-        head = self._head
-        close = head is None or not head.keep_alive or self._old or self._hub.closing
-        self._transport.write(plain_answer(head, response, close))
-        self._answered(close)
-
-    def _answered(self, close: bool) -> None:
-        if self._state is State.GONE:  # aborted by the write, as one unread answer too many
-            return
-        self._since = self._hub.now
-        if close:
-            self._close()
-            return
-        self._state = State.HEAD
-
-    # --- ends ----------------------------------------------------------------------------------------
-
-    def _refuse(self, status: int, message: str) -> None:
-        """Answer while bytes of the request may still be on their way, and end the connection."""
-        self._forget()
-        response = rest.Response(status, rest.error_body(message))
-        self._transport.write(plain_answer(None, response, True))
-        self._state = State.LINGER
-        self._since = self._hub.now
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-
-    def _close(self) -> None:
-        self._forget()
-        self._since = self._hub.now
-        self._transport.close()
-
-    def _forget(self) -> None:
-        """Drop whatever is under way."""
-        self._state = State.GONE
-        self._pending = b""
-        ticket, self._ticket = self._ticket, None
-        if ticket is not None:
-            ticket.cancel()
-        slot, self._slot = self._slot, None
-        if slot is None and self._chunks is not None:
-            slot = self._chunks.take()
-        self._view, self._chunks = self._hub.scratch, None
-        if slot is not None:
-            slot.release()

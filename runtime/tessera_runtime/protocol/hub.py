@@ -11,6 +11,7 @@ from tessera_runtime.protocol.limits import HttpLimits
 
 if TYPE_CHECKING:
     from tessera_runtime.protocol.http1 import HttpConnection
+    from tessera_runtime.protocol.http1_answers import Answering
 
 
 @dataclass(slots=True)
@@ -22,7 +23,7 @@ class Hub:
     scratch: memoryview
     """Receives heads, for one connection at a time."""
     connections: set[HttpConnection] = field(default_factory=set)
-    blocked: dict[HttpConnection, None] = field(default_factory=dict)
+    blocked: dict[Answering, None] = field(default_factory=dict)
     """Connections whose client does not read, the longest blocked first."""
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     """Loads and unloads under way; they outlive the connection that asked."""

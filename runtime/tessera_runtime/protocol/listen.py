@@ -7,6 +7,9 @@ import os
 import socket
 
 BACKLOG = 1024
+_WINDOW = 128 * 1024
+"""Bytes that a client may send at once on a new connection. A reader that takes more than half of its window at once
+has to tell the client that there is room again, a packet beside each answer; a tensor of some ten KiB is not to."""
 
 
 class PortTaken(OSError):
@@ -32,6 +35,9 @@ def listen_on(host: str, port: int, shared: bool = False) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if shared:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        # Raises the buffer of what is accepted and leaves it to grow, which a size of our own (SO_RCVBUF) would not.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, _WINDOW)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
         sock.bind(address)
         if not shared:
             sock.listen(BACKLOG)

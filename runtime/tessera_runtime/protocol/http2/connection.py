@@ -167,7 +167,7 @@ class Connection(Control):
             self._partial_since = None
         elif self._partial_since is None or (at > begin and self._block is None):
             self._partial_since = self.hub.now
-        self._pending = bytes(data[at:])
+        self._pending = bytes(data[at:]) if at < size else b""
 
     def _take_headers(self, flags: int, number: int, payload: bytes) -> None:
         if flags & frames.PADDED:
