@@ -71,9 +71,14 @@ class FrontEnd(Generic[H]):
         """Bytes of requests that were not received where they are used, each time that they were copied."""
         return self._hub.copied
 
-    async def renew(self, context: ssl.SSLContext | None) -> None:
-        """New connections are under ``context`` from now on."""
-        await self._accepting.use(context)
+    @property
+    def handshakes(self) -> int:
+        """Of TLS, under way: no connections yet."""
+        return self._accepting.handshakes
+
+    def renew(self, context: ssl.SSLContext | None) -> None:
+        """New connections are under ``context`` from now on, which is None where it was before."""
+        self._accepting.use(context)
 
     async def drain(self, timeout_s: float) -> None:
         """Stop listening, have clients go away, answer all that they sent before, then cut what is left.
@@ -97,7 +102,7 @@ class FrontEnd(Generic[H]):
         """Stop at once: what is in flight is cancelled. Idempotent."""
         hub = self._hub
         hub.draining = True
-        self._accepting.close()
+        await self._accepting.close()
         self._sweeper.cancel()
         await asyncio.wait([self._sweeper])
         for connection in list(hub.connections):

@@ -61,7 +61,7 @@ async def start_grpc(
     """
     hub, service = make_hub(plane, limits or GrpcLimits())
     sock = sock or listen_on(host, port)
-    accepting = await accept_on(sock, lambda: Connection(hub), context)
+    accepting = await accept_on(sock, lambda: Connection(hub), context, hub.limits.max_handshakes)
     return GrpcServer(hub, accepting, service)
 
 

@@ -56,5 +56,5 @@ async def start_http(
     now = asyncio.get_running_loop().time()
     hub = Hub(plane, limits, now, memoryview(bytearray(min(SCRATCH, limits.max_head))))
     sock = sock or listen_on(host, port)
-    accepting = await accept_on(sock, lambda: HttpConnection(hub), context)
+    accepting = await accept_on(sock, lambda: HttpConnection(hub), context, limits.max_handshakes)
     return HttpServer(hub, accepting)
