@@ -6,6 +6,7 @@ import argparse
 import asyncio
 from pathlib import Path
 
+from tessera_runtime import server_options
 from tessera_runtime.dispatch.peers import Channels
 from tessera_runtime.protocol.grpc_server import GrpcServer
 from tessera_runtime.protocol.http_server import HttpServer
@@ -19,14 +20,7 @@ LOOK_S = 2.0
 def add_options(arguments: argparse.ArgumentParser) -> None:
     """Of the dispatcher; all files are PEM, and are read again when they change."""
     options = arguments.add_argument_group("TLS of HTTP and gRPC; in clear without")
-    options.add_argument("--tls-cert", type=Path, metavar="FILE", help="certificate and its chain")
-    options.add_argument("--tls-key", type=Path, metavar="FILE", help="its key, without a password")
-    options.add_argument(
-        "--tls-client-ca",
-        type=Path,
-        metavar="FILE",
-        help="clients have to show a certificate of one of these authorities",
-    )
+    server_options.add(options, *server_options.TLS_FILES)
     options.add_argument(
         "--peer-ca",
         type=Path,
