@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import resource
 import socket
 import ssl
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from tessera_runtime.protocol.front_end import FrontEnd
 from tessera_runtime.protocol.grpc_server import start_grpc
 from tessera_runtime.protocol.http_server import start_http
 from tessera_runtime.protocol.limits import GrpcLimits, HttpLimits
+from tessera_runtime.protocol.listen import listen_on
 from tessera_runtime.protocol.tls import Tls, TlsFiles
 
 FEW = 16
@@ -58,10 +62,11 @@ def test_handshakes_that_do_not_end_are_bounded_and_clients_are_served(
     tls: Tls, tmp_path: Path, front_end: str
 ):
     """Of many who connect and say little or nothing, those go first that came first: an honest client needs less time."""
-    uvloop.run(_crowded(tls, tmp_path / "ca.pem", front_end))
+    trusting = ssl.create_default_context(cafile=tmp_path / "ca.pem")
+    uvloop.run(_crowded(tls, trusting, front_end))
 
 
-async def _crowded(tls: Tls, trusted: Path, front_end: str) -> None:
+async def _crowded(tls: Tls, trusting: ssl.SSLContext, front_end: str) -> None:
     server = await _start(tls, front_end)
     beginnings = (b"", b"\x16\x03\x01", b"\x16\x03\x01\x40\x00" + b"\x01" * 500)
     slow = await _connect(server.port)
@@ -71,12 +76,12 @@ async def _crowded(tls: Tls, trusted: Path, front_end: str) -> None:
         if (
             number == FEW // 2
         ):  # not all that may be under way: who came before them still has its time
-            await _handshake(slow, trusted)
+            await _handshake(slow, trusting)
     # Whoever is still there got in after the others had to go.
     await asyncio.wait_for(asyncio.gather(*(_end(each) for each in strangers[:-FEW])), 20)
     assert server.handshakes == FEW
     for _ in range(2 * FEW):
-        await _handshake(await _connect(server.port), trusted)
+        await _handshake(await _connect(server.port), trusting)
     staying = [asyncio.create_task(_end(each)) for each in strangers[-FEW:]]
     await server.close()
     assert server.handshakes == 0
@@ -100,11 +105,10 @@ async def _connect(port: int, sent: bytes = b"") -> socket.socket:
     return sock
 
 
-async def _handshake(sock: socket.socket, trusted: Path) -> None:
+async def _handshake(sock: socket.socket, trusting: ssl.SSLContext) -> None:
     """Become a client whom the server talks to: it speaks first, or answers a request."""
-    reader, writer = await asyncio.open_connection(
-        sock=sock, ssl=ssl.create_default_context(cafile=trusted), server_hostname="127.0.0.1"
-    )
+    opening = asyncio.open_connection(sock=sock, ssl=trusting, server_hostname="127.0.0.1")
+    reader, writer = await asyncio.wait_for(opening, 20)
     writer.write(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     assert await asyncio.wait_for(reader.read(), 20)
     writer.close()
@@ -119,6 +123,33 @@ async def _end(sock: socket.socket) -> None:
     except ConnectionError:
         pass
     sock.close()
+
+
+def test_handshakes_that_do_not_end_leave_descriptors_to_clients(
+    tls: Tls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(accepting, "HANDSHAKE_S", 1000.0)
+    uvloop.run(_exhausted(tls, ssl.create_default_context(cafile=tmp_path / "ca.pem")))
+    assert "Too many open files" in caplog.text
+
+
+async def _exhausted(tls: Tls, trusting: ssl.SSLContext) -> None:
+    listening = listen_on("127.0.0.1", 0)
+    port = listening.getsockname()[1]
+    strangers = [await _connect(port) for _ in range(3 * FEW)]
+    client = await _connect(port)
+    taken = {int(each) for each in os.listdir("/proc/self/fd")}
+    free = (number for number in range(10_000) if number not in taken)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next(islice(free, FEW, None)), hard))
+    try:
+        server = await start_http(served_plane(), listening, context=tls.http)
+        await _handshake(client, trusting)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    await server.close()
+    for each in strangers:
+        each.close()
 
 
 def test_a_client_may_not_ask_for_new_keys_again_and_again(tls: Tls):

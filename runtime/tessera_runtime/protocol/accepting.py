@@ -2,7 +2,7 @@
 
 A handshake costs a client nothing that it does not finish, so many can be under way at once. Then those are ended that
 take longest: an honest client needs some round trips, so it gets through unless as many others as are allowed come in
-that time. To refuse the newest instead would keep honest clients out for as long as a stranger may take.
+that time. To refuse the newest, or to let them wait, would keep honest clients out for as long as strangers may take.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 
 from tessera_runtime.protocol.listen import BACKLOG
 from tessera_runtime.protocol.tls import CLOSE_S, HANDSHAKE_S
@@ -20,11 +21,10 @@ from tessera_runtime.protocol.tls import CLOSE_S, HANDSHAKE_S
 log = logging.getLogger(__name__)
 
 ACCEPTS = 32
-"""Connections taken from the queue in a turn of the loop. Handshakes have their turns too: of clients that all come at
-once, some are through before so many are accepted that others are ended."""
+"""Connections taken from the queue in a turn of the loop: who is connected, or nearly so, has its turns too."""
 
-PAUSE_S = 0.5
-"""After the system could not give a connection: it has no descriptors left."""
+PAUSE_S = 0.1
+"""Before the next look at the queue when descriptors have run out: those of handshakes that are ended are free then."""
 
 
 class Accepting:
@@ -46,6 +46,8 @@ class Accepting:
         """Accepts in clear."""
         self._opening: dict[asyncio.Task[None], None] = {}
         """Connections that are none yet, the oldest first."""
+        self._short = False
+        """Whether the system could not give a connection when it was asked last."""
         self._closed = False
         self.port: int = sock.getsockname()[1]
 
@@ -90,7 +92,7 @@ class Accepting:
         self._stop()
         for each in waiting:
             self._open(each)
-        await asyncio.gather(*self._opening)
+        await asyncio.gather(*self._opening, return_exceptions=True)
 
     def _stop(self) -> None:
         if self._closed:
@@ -113,21 +115,29 @@ class Accepting:
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError as error:
-                log.error("cannot accept connections: %s", error)
+                if not self._short:
+                    log.error("cannot accept connections: %s", error)
+                self._short = True
+                self._end_oldest(ACCEPTS)
                 self._loop.remove_reader(self._sock)
                 self._loop.call_later(PAUSE_S, self._listen)
                 return
+            self._short = False
+            if len(self._opening) >= self._most:
+                self._end_oldest(1)
             self._open(sock)
 
     def _open(self, sock: socket.socket) -> None:
         sock.setblocking(False)
-        if self._context is not None and len(self._opening) >= self._most:
-            oldest = next(iter(self._opening))
-            del self._opening[oldest]
-            oldest.cancel()
         task = self._loop.create_task(self._connect(sock))
         self._opening[task] = None
         task.add_done_callback(partial(self._opened, sock))
+
+    def _end_oldest(self, count: int) -> None:
+        """Of handshakes."""
+        for task in list(islice(self._opening, count)):
+            del self._opening[task]
+            task.cancel()
 
     def _opened(self, sock: socket.socket, task: asyncio.Task[None]) -> None:
         self._opening.pop(task, None)
