@@ -82,6 +82,25 @@ def installed(
         yield found
 
 
+@pytest.fixture(scope="module")
+def release(
+    said_aloud: SaidAloud, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Installation]:
+    """Tessera on a cluster of the module's own, which its tests may change and take away."""
+    try:
+        environment = choose()
+        environment.prepare()
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    with ExitStack() as stack, said_aloud():
+        cluster = stack.enter_context(environment.cluster(tmp_path_factory.mktemp("release-nodes")))
+        if cluster.host is None:
+            pytest.skip(
+                "this machine reaches no ClusterIP of that cluster: TESSERA_E2E=native does"
+            )
+        yield stack.enter_context(installation(cluster, tmp_path_factory.mktemp("release")))
+
+
 @pytest.fixture
 def namespace(installed: Installation, request: pytest.FixtureRequest) -> Iterator[str]:
     """A namespace of the test's own, empty again when it ends."""

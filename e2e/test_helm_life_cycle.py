@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import yaml
-from e2e.chart import CHART, NAMESPACE, Object, Refused, helm
-from e2e.conftest import SaidAloud
-from e2e.environment import Unavailable, choose
-from e2e.system.installation import ACTIVATOR, OPERATOR, RUNTIME, Installation, installation
+from e2e.chart import NAMESPACE, Object, Refused, helm
+from e2e.system.installation import ACTIVATOR, OPERATOR, RUNTIME, Installation
 from e2e.system.load import Load, zero_failures
 from e2e.system.models import answer, classifier, example
 from e2e.system.services import Service, model_service
@@ -24,23 +20,6 @@ GONE_S = 120.0
 NOT_KEPT = ("apiregistration.k8s.io", "events.k8s.io")
 """Groups of objects that the API server makes of others, and that pass."""
 HELM_S = 180
-
-
-@pytest.fixture(scope="module")
-def release(
-    said_aloud: SaidAloud, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Installation]:
-    """An installation that a test may take away."""
-    try:
-        environment = choose()
-        environment.prepare()
-    except Unavailable as reason:
-        pytest.skip(str(reason))
-    with ExitStack() as stack, said_aloud():
-        cluster = stack.enter_context(environment.cluster(tmp_path_factory.mktemp("release-nodes")))
-        if cluster.host is None:
-            pytest.skip("this machine reaches no ClusterIP of that cluster")
-        yield stack.enter_context(installation(cluster, tmp_path_factory.mktemp("release")))
 
 
 @pytest.fixture(scope="module")
@@ -59,24 +38,13 @@ def uids(release: Installation, selector: str) -> set[str]:
     return {pod["metadata"]["uid"] for pod in release.pods(selector)}
 
 
-def upgrade(release: Installation, folder: Path, **values: object) -> None:
-    path = folder / "changed.yaml"
-    path.write_text(yaml.safe_dump(values))
-    files = [f"--values={each}" for each in (*release.values, path)]
-    helm(
-        *("upgrade", "tessera", str(CHART), f"--namespace={NAMESPACE}", "--reuse-values", *files),
-        *("--wait", f"--timeout={HELM_S}s"),
-        kubeconfig=release.cluster.kubeconfig,
-    )
-
-
 @pytest.mark.timeout(300, func_only=True)
 def test_changed_settings_restart_the_operator_and_nothing_else(
     release: Installation, service: Service, tmp_path: Path
 ) -> None:
     before = {each: uids(release, each) for each in (OPERATOR, RUNTIME, ACTIVATOR)}
     with Load(service.target(), X, {"right": answer(FILE, X)}) as load:
-        upgrade(release, tmp_path, config={"headroom": "1.3"}, operator={"logLevel": "debug"})
+        release.upgrade(tmp_path, config={"headroom": "1.3"}, operator={"logLevel": "debug"})
         release.wait(
             "new operators", lambda: not before[OPERATOR] & uids(release, OPERATOR), GONE_S
         )

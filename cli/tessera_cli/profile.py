@@ -12,7 +12,6 @@ from tessera_cli.output import add_output_argument, emit, fail
 from tessera_cli.serve import (
     Bars,
     ServeFailed,
-    add_confinement,
     add_state_dir,
     core_counts,
     running_server,
@@ -20,6 +19,7 @@ from tessera_cli.serve import (
 from tessera_cli.services import read_services
 from tessera_core.api import ModelProfile
 from tessera_core.plan.state import Policy
+from tessera_runtime import server_options
 from tessera_runtime.agent.local import LocalAgent, Options
 from tessera_runtime.agent.profiles import EngineMissing, engine_version
 from tessera_runtime.control import ControlError
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-f", "--file", action="append", required=True, help="ModelService YAML, or a directory"
     )
     add_state_dir(parser)
-    add_confinement(parser)
+    server_options.add(parser, *server_options.CONFINEMENT)
     parser.add_argument("--cpu-cores", default="1", metavar="N,…", help="sizes of core sets")
     parser.add_argument(
         "--instances", default="1", metavar="N,…", help="instances at once per CPU device"

@@ -24,6 +24,7 @@ from tessera_core.api import ModelProfile, ModelService
 from tessera_core.plan.decision import Plan
 from tessera_core.plan.explain import explain
 from tessera_core.plan.state import Goal, Policy
+from tessera_runtime import server_options
 from tessera_runtime.agent.local import LocalAgent, Options
 from tessera_runtime.agent.local import Progress as AgentProgress
 from tessera_runtime.agent.profiles import EngineMissing, engine_version, read_profiles
@@ -35,13 +36,6 @@ from tessera_runtime.supervisor import control_path
 
 READY_TIMEOUT_S = 300.0
 DEFAULT_STATE_DIR = Path(os.environ.get("XDG_STATE_HOME", Path.home() / ".local/state")) / "tessera"
-
-
-_TLS_FILES = {
-    "tls-cert": "serve HTTP and gRPC over TLS: certificate and its chain, PEM",
-    "tls-key": "its key, without a password",
-    "tls-client-ca": "clients have to show a certificate of one of these authorities",
-}
 
 
 class ServeFailed(Exception):
@@ -56,10 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-f", "--file", action="append", required=True, help="ModelService YAML, or a directory"
     )
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--http", type=int, default=8000, help="port; 0 takes any free one")
-    parser.add_argument("--grpc", type=int, default=8001)
-    parser.add_argument("--metrics", type=int, default=8002)
+    server_options.add(parser, *server_options.ADDRESSES)
     parser.add_argument(
         "--profile",
         type=Path,
@@ -68,8 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ModelProfile JSON to use instead of measuring (repeatable)",
     )
     add_state_dir(parser)
-    for name, text in _TLS_FILES.items():
-        parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=text)
+    server_options.add(parser, *server_options.TLS_FILES)
     parser.add_argument(
         "--objective",
         choices=("rate", "cost"),
@@ -93,10 +83,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="refuse TorchScript and Python models: they are programs",
     )
-    add_confinement(parser)
-    parser.add_argument("--hang-timeout", type=float, default=10.0, metavar="SECONDS")
-    parser.add_argument("--drain-timeout", type=float, default=30.0, metavar="SECONDS")
-    parser.add_argument("--log-level", default="warning")
+    server_options.add(parser, *server_options.CONFINEMENT)
+    server_options.add(parser, "hang-timeout", "drain-timeout", "log-level")
+    parser.set_defaults(log_level="warning")
     parser.add_argument("--live", action="store_true", help="draw the state every second")
 
 
@@ -106,22 +95,6 @@ def add_state_dir(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=DEFAULT_STATE_DIR,
         help="models, profiles, plan and status",
-    )
-
-
-def add_confinement(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--readable",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="PATH",
-        help="file or directory that models may read beside their own files (repeatable)",
-    )
-    parser.add_argument(
-        "--workers-unconfined",
-        action="store_true",
-        help="let models read, write and connect to all that you can",
     )
 
 
@@ -265,30 +238,15 @@ async def running_server(
 ) -> AsyncIterator[tuple[ControlClient, Process]]:
     """The server as a child process that answers on its control socket. Raises ServeFailed."""
     with tempfile.TemporaryDirectory(prefix="tessera-") as directory:
-        flags = {
-            "run-dir": directory,
-            "host": arguments.host,
-            "http": arguments.http,
-            "grpc": arguments.grpc,
-            "metrics": arguments.metrics,
-            "preload": ",".join(libraries),
-            "hang-timeout": arguments.hang_timeout,
-            "drain-timeout": arguments.drain_timeout,
-            "log-level": arguments.log_level,
-            "parent": os.getpid(),
-        }
-        for name in _TLS_FILES:  # what only measures has none of them
-            file = getattr(arguments, name.replace("-", "_"), None)
-            if file is not None:
-                flags[name] = file.absolute()
         server = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             "tessera_runtime.supervisor",
             "--plain-names",
-            *(f"--{flag}={value}" for flag, value in flags.items()),
-            *(f"--readable={path.absolute()}" for path in arguments.readable),
-            *(("--workers-unconfined",) if arguments.workers_unconfined else ()),
+            f"--run-dir={directory}",
+            f"--preload={','.join(libraries)}",
+            f"--parent={os.getpid()}",
+            *server_options.again(arguments),
             start_new_session=True,  # Ctrl-C reaches this process alone, and the server is let drain
         )
         control = ControlClient(str(control_path(Path(directory))))

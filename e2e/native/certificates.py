@@ -34,14 +34,24 @@ class Authority:
         self.certificate.write_bytes(self._signed(self._name, self._key, extensions))
 
     def issue(
-        self, name: str, *, groups: Sequence[str] = (), hosts: Sequence[str] = ()
+        self,
+        name: str,
+        *,
+        groups: Sequence[str] = (),
+        hosts: Sequence[str] = (),
+        calls: bool = False,
     ) -> tuple[Path, Path]:
-        """Certificate and key files for user ``name`` of ``groups``, or for a server at ``hosts``."""
+        """Certificate and key files for user ``name`` of ``groups``, or for a server at ``hosts``.
+
+        ``calls``: the server shows it to other servers too.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
-        purpose = ExtendedKeyUsageOID.SERVER_AUTH if hosts else ExtendedKeyUsageOID.CLIENT_AUTH
+        purposes = [ExtendedKeyUsageOID.SERVER_AUTH] if hosts else []
+        if calls or not hosts:
+            purposes.append(ExtendedKeyUsageOID.CLIENT_AUTH)
         extensions: list[Any] = [
             x509.BasicConstraints(ca=False, path_length=None),
-            x509.ExtendedKeyUsage([purpose]),
+            x509.ExtendedKeyUsage(purposes),
             x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()),
             _usage(ca=False),
         ]

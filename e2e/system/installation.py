@@ -97,6 +97,17 @@ class Installation:
     def apply(self, *documents: Object) -> None:
         self.kubectl("apply", "--filename=-", stdin=yaml.safe_dump_all(documents))
 
+    def upgrade(self, folder: Path, **values: object) -> None:
+        """Change values of the chart; returns when its own Deployments run with them. ``folder``: for a file."""
+        changed = folder / "changed.yaml"
+        changed.write_text(yaml.safe_dump(values))
+        helm(
+            *("upgrade", "tessera", str(CHART), f"--namespace={SYSTEM}", "--reuse-values"),
+            *(f"--values={each}" for each in (*self.values, changed)),
+            *("--wait", f"--timeout={_INSTALL_S}s"),
+            kubeconfig=self.cluster.kubeconfig,
+        )
+
     def service(self, namespace: str, name: str) -> Service:
         """A handle; the object need not be there."""
         return Service(self, namespace, name)

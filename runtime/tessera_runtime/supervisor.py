@@ -19,11 +19,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from tessera_runtime import logs
+from tessera_runtime import logs, server_options
 from tessera_runtime.parent import die_with
 from tessera_runtime.protocol.listen import PortTaken, listen_on
 from tessera_runtime.secret import make_secret, secret_path
@@ -95,24 +95,23 @@ class ServerOptions:
 
     run_dir: Path
     """For the sockets; private to the server and its agent."""
-    host: str = "127.0.0.1"
-    http: int = 8000
-    grpc: int = 8001
-    metrics: int = 8002
-    preload: tuple[str, ...] = ("torch", "onnxruntime")
+    host: str
+    http: int
+    grpc: int
+    metrics: int
+    preload: tuple[str, ...]
     """Modules that the zygote imports, where they are installed."""
-    dispatcher: tuple[str, ...] = ()
+    dispatcher: tuple[str, ...]
     """Further options of the dispatcher process."""
-    log_level: str = "info"
-    reuse_port: bool = False
+    log_level: str
+    reuse_port: bool
     """Whether other servers may take the ports for HTTP and gRPC as well."""
-    drain_timeout_s: float = 30.0
-    shutdown_delay_s: float = 0.0
+    drain_timeout_s: float
+    shutdown_delay_s: float
     """After the signal to end: how long it says that it is not ready, and still takes and answers requests."""
-    environment: dict[str, str] = field(default_factory=dict)
-    confined: bool = True
+    confined: bool
     """Whether workers are kept from what they do not need, where the kernel can."""
-    readable: tuple[Path, ...] = ()
+    readable: tuple[Path, ...]
     """Files and directories that models may read beside their own."""
 
 
@@ -162,7 +161,7 @@ class Supervisor:
         self._sockets = [http, grpc, zygote, control]
         digest = make_secret(options.run_dir)
         self._scratch = _new_scratch(options.run_dir)
-        environment = os.environ | options.environment
+        environment = dict(os.environ)
         self._children = [
             Child(
                 "zygote",
@@ -328,13 +327,9 @@ def _listen_unix(path: Path, kind: int) -> socket.socket:
 
 def main() -> None:
     """Entry point of ``python -m tessera_runtime.supervisor``; options it does not know are the dispatcher's."""
-    defaults = ServerOptions(run_dir=Path("."))
     parser = argparse.ArgumentParser(prog="tessera-server")
     parser.add_argument("--run-dir", type=Path, required=True)
-    parser.add_argument("--host", default=defaults.host)
-    parser.add_argument("--http", type=int, default=defaults.http)
-    parser.add_argument("--grpc", type=int, default=defaults.grpc)
-    parser.add_argument("--metrics", type=int, default=defaults.metrics)
+    server_options.add(parser, *server_options.ADDRESSES)
     parser.add_argument(
         "--reuse-port",
         action="store_true",
@@ -343,27 +338,14 @@ def main() -> None:
         " --run-dir, --metrics port and statistics, and is told what to serve by itself; readiness and calls that load,"
         " unload or count are of the one that is reached",
     )
-    parser.add_argument("--preload", default=",".join(defaults.preload))
-    parser.add_argument("--drain-timeout", type=float, default=defaults.drain_timeout_s)
     parser.add_argument(
-        "--shutdown-delay",
-        type=float,
-        default=defaults.shutdown_delay_s,
-        metavar="SECONDS",
-        help="after SIGTERM say not ready, but keep answering for so long before the drain",
+        "--preload",
+        default="torch,onnxruntime",
+        metavar="LIBRARY,…",
+        help="what the zygote imports, where it is installed",
     )
-    parser.add_argument(
-        "--readable",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="PATH",
-        help="what models may read beside their own files",
-    )
-    parser.add_argument(
-        "--workers-unconfined", action="store_true", help="let models do all that the server may"
-    )
-    parser.add_argument("--log-level", default=defaults.log_level)
+    server_options.add(parser, *server_options.CONFINEMENT)
+    server_options.add(parser, "drain-timeout", "shutdown-delay", "log-level")
     parser.add_argument("--parent", type=int, default=0, help="process to drain and end with")
     arguments, further = parser.parse_known_args()
     if arguments.parent:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import resource
 import socket
 import ssl
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
@@ -13,9 +17,14 @@ import uvloop
 from support.certificates import Authority
 from support.served_models import served_plane
 from tessera_runtime.protocol import accepting
+from tessera_runtime.protocol.front_end import FrontEnd
 from tessera_runtime.protocol.grpc_server import start_grpc
 from tessera_runtime.protocol.http_server import start_http
+from tessera_runtime.protocol.limits import GrpcLimits, HttpLimits
+from tessera_runtime.protocol.listen import listen_on
 from tessera_runtime.protocol.tls import Tls, TlsFiles
+
+FEW = 16
 
 
 @pytest.fixture
@@ -48,6 +57,101 @@ async def _ended(tls: Tls, sent: bytes) -> None:
     await grpc.close()
 
 
+@pytest.mark.parametrize("front_end", ["http", "grpc"])
+def test_handshakes_that_do_not_end_are_bounded_and_clients_are_served(
+    tls: Tls, tmp_path: Path, front_end: str
+):
+    """Of many who connect and say little or nothing, those go first that came first: an honest client needs less time."""
+    trusting = ssl.create_default_context(cafile=tmp_path / "ca.pem")
+    uvloop.run(_crowded(tls, trusting, front_end))
+
+
+async def _crowded(tls: Tls, trusting: ssl.SSLContext, front_end: str) -> None:
+    server = await _start(tls, front_end)
+    beginnings = (b"", b"\x16\x03\x01", b"\x16\x03\x01\x40\x00" + b"\x01" * 500)
+    slow = await _connect(server.port)
+    strangers = []
+    for number in range(6 * FEW):
+        strangers.append(await _connect(server.port, beginnings[number % len(beginnings)]))
+        if (
+            number == FEW // 2
+        ):  # not all that may be under way: who came before them still has its time
+            await _handshake(slow, trusting)
+    # Whoever is still there got in after the others had to go.
+    await asyncio.wait_for(asyncio.gather(*(_end(each) for each in strangers[:-FEW])), 20)
+    assert server.handshakes == FEW
+    for _ in range(2 * FEW):
+        await _handshake(await _connect(server.port), trusting)
+    staying = [asyncio.create_task(_end(each)) for each in strangers[-FEW:]]
+    await server.close()
+    assert server.handshakes == 0
+    await asyncio.wait_for(asyncio.gather(*staying), 20)
+    assert server.connections == 0
+
+
+async def _start(tls: Tls, front_end: str) -> FrontEnd[Any]:
+    if front_end == "grpc":
+        limits = GrpcLimits(max_handshakes=FEW)
+        return await start_grpc(served_plane(), limits=limits, context=tls.grpc)
+    return await start_http(served_plane(), limits=HttpLimits(max_handshakes=FEW), context=tls.http)
+
+
+async def _connect(port: int, sent: bytes = b"") -> socket.socket:
+    """Returns when the connection is in the server's queue."""
+    sock = socket.socket()
+    sock.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
+    sock.send(sent)
+    return sock
+
+
+async def _handshake(sock: socket.socket, trusting: ssl.SSLContext) -> None:
+    """Become a client whom the server talks to: it speaks first, or answers a request."""
+    opening = asyncio.open_connection(sock=sock, ssl=trusting, server_hostname="127.0.0.1")
+    reader, writer = await asyncio.wait_for(opening, 20)
+    writer.write(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert await asyncio.wait_for(reader.read(), 20)
+    writer.close()
+    await writer.wait_closed()
+
+
+async def _end(sock: socket.socket) -> None:
+    """Returns when the server has ended the connection."""
+    try:
+        while await asyncio.get_running_loop().sock_recv(sock, 4096):
+            pass
+    except ConnectionError:
+        pass
+    sock.close()
+
+
+def test_handshakes_that_do_not_end_leave_descriptors_to_clients(
+    tls: Tls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(accepting, "HANDSHAKE_S", 1000.0)
+    uvloop.run(_exhausted(tls, ssl.create_default_context(cafile=tmp_path / "ca.pem")))
+    assert "Too many open files" in caplog.text
+
+
+async def _exhausted(tls: Tls, trusting: ssl.SSLContext) -> None:
+    listening = listen_on("127.0.0.1", 0)
+    port = listening.getsockname()[1]
+    strangers = [await _connect(port) for _ in range(3 * FEW)]
+    client = await _connect(port)
+    taken = {int(each) for each in os.listdir("/proc/self/fd")}
+    free = (number for number in range(10_000) if number not in taken)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next(islice(free, FEW, None)), hard))
+    try:
+        server = await start_http(served_plane(), listening, context=tls.http)
+        await _handshake(client, trusting)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    await server.close()
+    for each in strangers:
+        each.close()
+
+
 def test_a_client_may_not_ask_for_new_keys_again_and_again(tls: Tls):
     """TLS 1.2 can negotiate anew on a connection, which costs the server more than the client."""
     assert tls.http is not None
@@ -73,7 +177,8 @@ async def _replaced(tls: Tls, trusted: Path) -> None:
 
     async def replace() -> None:
         for _ in range(20):
-            await http.renew(tls.http)
+            http.renew(tls.http)
+            await asyncio.sleep(0)
 
     answers, _ = await asyncio.gather(asyncio.gather(*(ask() for _ in range(100))), replace())
     assert all(answer.startswith(b"HTTP/1.1 200") for answer in answers)

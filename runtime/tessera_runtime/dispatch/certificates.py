@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 from pathlib import Path
 
+from tessera_runtime import server_options
 from tessera_runtime.dispatch.peers import Channels
 from tessera_runtime.protocol.grpc_server import GrpcServer
 from tessera_runtime.protocol.http_server import HttpServer
 from tessera_runtime.protocol.peer_client import PeerSecurity
 from tessera_runtime.protocol.tls import Tls, TlsFiles
-
-log = logging.getLogger(__name__)
 
 LOOK_S = 2.0
 """Between two looks at the files: soon enough for who waits for it, and four small files cost nothing."""
@@ -22,14 +20,7 @@ LOOK_S = 2.0
 def add_options(arguments: argparse.ArgumentParser) -> None:
     """Of the dispatcher; all files are PEM, and are read again when they change."""
     options = arguments.add_argument_group("TLS of HTTP and gRPC; in clear without")
-    options.add_argument("--tls-cert", type=Path, metavar="FILE", help="certificate and its chain")
-    options.add_argument("--tls-key", type=Path, metavar="FILE", help="its key, without a password")
-    options.add_argument(
-        "--tls-client-ca",
-        type=Path,
-        metavar="FILE",
-        help="clients have to show a certificate of one of these authorities",
-    )
+    server_options.add(options, *server_options.TLS_FILES)
     options.add_argument(
         "--peer-ca",
         type=Path,
@@ -61,17 +52,9 @@ async def follow(
     tls: Tls, peer_name: str, http: HttpServer, grpc: GrpcServer, channels: Channels
 ) -> None:
     """For ever: have new connections use what the files say."""
-    told = True
     while True:
         await asyncio.sleep(LOOK_S)
-        told = not tls.renew() and told
-        if told:
-            continue
-        try:
-            await http.renew(tls.http)
-            await grpc.renew(tls.grpc)
-        except OSError as error:  # no descriptors: the former certificates are good for a while
-            log.error("the new certificates are not used yet: %s", error)
-            continue
-        channels.renew(security(tls, peer_name))
-        told = True
+        if tls.renew():
+            http.renew(tls.http)
+            grpc.renew(tls.grpc)
+            channels.renew(security(tls, peer_name))

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine, Iterator, Mapping
+from itertools import count
 from typing import Any
 
 from tessera_core.ensemble.metadata import CombineError
@@ -82,6 +83,7 @@ class Dispatcher:
         """Next versions that are being loaded, by name."""
         self.fleets: dict[Service, Fleet] = {}
         """Of all versions that are being loaded, serve, or finish what they have."""
+        self._fleet_numbers = count()
         self._routes: dict[Service, dict[int, Routes]] = {}
         """By member index, of members that have or had peers."""
         self.holds = Holds(self.serving.get, self._submit_held, hold_s)
@@ -198,7 +200,8 @@ class Dispatcher:
 
     def _scale(self, service: Service) -> None:
         if service not in self.fleets:
-            self.fleets[service] = Fleet(service, self._start, self._timeouts, self._run)
+            number = next(self._fleet_numbers)
+            self.fleets[service] = Fleet(service, number, self._start, self._timeouts, self._run)
         devices = {device.id: device for device in self.target.devices}
         self.fleets[service].scale(devices, service.name not in self.unloaded)
 

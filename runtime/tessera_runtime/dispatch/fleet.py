@@ -31,14 +31,16 @@ class Fleet:
     def __init__(
         self,
         service: Service,
+        number: int,
         start: Start,
         timeouts: Timeouts,
         run: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
-        """``run``: see to it that something is done, without waiting for it."""
+        """``number``: of no other fleet, ever. ``run``: see to it that something is done, without waiting for it."""
         self.wanted: dict[InstanceKey, Instance] = {}
         self._leaving: dict[InstanceKey, Instance] = {}
         self._service = service
+        self._number = number
         self._start = start
         self._timeouts = timeouts
         self._run = run
@@ -109,5 +111,5 @@ class Fleet:
     def _begin(self, key: InstanceKey, device: DeviceTarget) -> None:
         index, _, ordinal = key
         # Of this very version: the next one's members are not to join a process of it.
-        company = f"{self._service.name} {id(self._service)} {ordinal}" if self._alike else None
+        company = f"{self._service.name} {self._number} {ordinal}" if self._alike else None
         self.wanted[key] = self._start(self._service, index, device, company)

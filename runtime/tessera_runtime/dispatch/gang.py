@@ -16,7 +16,7 @@ import numpy as np
 
 from tessera_runtime.dispatch.lane import Lane
 from tessera_runtime.dispatch.member import Member, rows_of
-from tessera_runtime.dispatch.request import Outputs
+from tessera_runtime.dispatch.request import Outputs, Work
 from tessera_runtime.target import ServiceTime
 from tessera_runtime.worker import messages as m
 
@@ -42,8 +42,9 @@ class Gang(Member):
         self.caps = dict(self.members[0].caps)
         self.input_names = self.members[0].input_names
 
-    def ran(self, lane: Lane, ran: m.Ran, outputs: Sequence[np.ndarray]) -> None:
-        batch = self._over(lane)
+    def answer(
+        self, lane: Lane, batch: tuple[Work, ...], ran: m.Ran, outputs: Sequence[np.ndarray]
+    ) -> None:
         rows, share = rows_of(batch), len(self.members)
         answers: list[Outputs] = []
         first = 0

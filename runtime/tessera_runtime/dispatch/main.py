@@ -12,7 +12,7 @@ import sys
 
 import uvloop
 
-from tessera_runtime import control, logs
+from tessera_runtime import control, logs, server_options
 from tessera_runtime.dispatch import certificates
 from tessera_runtime.dispatch.arena import InputArena
 from tessera_runtime.dispatch.dispatcher import Dispatcher
@@ -52,12 +52,11 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument(
         "--secret-digest", required=True, help="of what agents say on the control socket"
     )
-    arguments.add_argument("--host", default="127.0.0.1")
-    arguments.add_argument("--metrics", type=int, default=8002)
+    server_options.add(arguments, "host", "metrics", "hang-timeout", "drain-timeout")
+    server_options.add(arguments, "shutdown-delay", "log-level")
     arguments.add_argument("--arena-mib", type=int, default=256)
     arguments.add_argument("--max-request-mib", type=int, default=64)
     arguments.add_argument("--load-timeout", type=float, default=300.0, metavar="SECONDS")
-    arguments.add_argument("--hang-timeout", type=float, default=10.0, metavar="SECONDS")
     arguments.add_argument(
         "--worker-growth-mib",
         type=int,
@@ -65,8 +64,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="MIB",
         help="a process on a CPU that has grown by so much, beside what was loaded, is replaced",
     )
-    arguments.add_argument("--drain-timeout", type=float, default=30.0, metavar="SECONDS")
-    arguments.add_argument("--shutdown-delay", type=float, default=0.0, metavar="SECONDS")
     arguments.add_argument(
         "--grpc-connection-age",
         type=float,
@@ -83,7 +80,6 @@ def parser() -> argparse.ArgumentParser:
     )
     certificates.add_options(arguments)
     arguments.add_argument("--plain-names", action="store_true")
-    arguments.add_argument("--log-level", default="info")
     arguments.add_argument(
         "--parent", type=int, required=True, help="process to drain and end with"
     )

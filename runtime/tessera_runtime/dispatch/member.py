@@ -39,7 +39,11 @@ MOST_KILLS = 2
 
 
 class Member:
-    """The queue of one member and the instances that serve it."""
+    """The queue of one member and the instances that serve it.
+
+    Members that run as one differ in what becomes of answers (:meth:`answer`), who is to blame (:meth:`blamed`), whose
+    bytes are counted (:meth:`count_gathered`), and what waits when no instance is left (:meth:`strand`).
+    """
 
     def __init__(
         self,
@@ -218,6 +222,7 @@ class Member:
                 work.request.service.late(work)
 
     def count_gathered(self, nbytes: int) -> None:
+        """Workers copy so many bytes of inputs to form a batch."""
         self.statistics.gathered_bytes += nbytes
 
     def _free_beside_no_suspect(self) -> Lane | None:
@@ -269,7 +274,12 @@ class Member:
 
         ``outputs``: as the model announced them.
         """
-        batch = self._over(lane)
+        self.answer(lane, self._over(lane), ran, outputs)
+
+    def answer(
+        self, lane: Lane, batch: tuple[Work, ...], ran: m.Ran, outputs: Sequence[np.ndarray]
+    ) -> None:
+        """Hand out the answers of ``batch``, which ``lane`` has run; its next one is under way."""
         self.statistics.batch(rows_of(batch), ran.gather_ns, ran.infer_ns[0], ran.output_ns)
         first = 0
         for work in batch:

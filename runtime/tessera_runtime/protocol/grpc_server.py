@@ -1,15 +1,15 @@
-"""The gRPC front end of one process: a listening socket, its connections and the sweep over them."""
+"""The gRPC front end of one process."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import ssl
 from functools import partial
 
 from tessera_runtime.dataplane import DataPlane
 from tessera_runtime.protocol.accepting import Accepting, accept_on
+from tessera_runtime.protocol.front_end import FrontEnd
 from tessera_runtime.protocol.grpc_call import Service, open_call
 from tessera_runtime.protocol.grpc_head import head_reader
 from tessera_runtime.protocol.grpc_health import HEALTH_SERVICE, health_methods
@@ -24,74 +24,26 @@ from tessera_runtime.protocol.limits import KIB, GrpcLimits
 from tessera_runtime.protocol.listen import listen_on
 from tessera_runtime.protocol.messages import SERVICE
 
-_log = logging.getLogger(__name__)
-
 _SCRATCH = 64 * KIB
 """Bytes read at once: many small calls, or a tensor of some ten KiB in whatever frames a client cuts it into. A second
 read would cost more than copying that much; what is longer is received in place."""
 
 
-class GrpcServer:
+class GrpcServer(FrontEnd[Hub]):
     """Made by :func:`start_grpc`."""
 
-    def __init__(
-        self,
-        hub: Hub,
-        service: Service,
-        accepting: Accepting,
-        sweeper: asyncio.Task[None],
-    ) -> None:
-        self._hub = hub
+    def __init__(self, hub: Hub, accepting: Accepting, service: Service) -> None:
+        super().__init__(hub, accepting)
         self._service = service
-        self._accepting = accepting
-        self._sweeper = sweeper
-        self.port: int = accepting.port
-
-    @property
-    def connections(self) -> int:
-        return len(self._hub.connections)
-
-    @property
-    def copied(self) -> int:
-        """Bytes of messages that were not received where they are used, each time that they were copied."""
-        return self._hub.copied
-
-    async def renew(self, context: ssl.SSLContext | None) -> None:
-        """New connections are under ``context`` from now on."""
-        await self._accepting.use(context)
-
-    async def drain(self, timeout_s: float) -> None:
-        """Stop listening, have clients go away, answer all that they sent before, then cut what is left.
-
-        Returns when no connection is left, or after ``timeout_s``.
-        """
-        hub = self._hub
-        hub.draining = True
-        for connection in list(hub.connections):
-            connection.go_away()
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._accepting.refuse()
-                while hub.connections:
-                    hub.empty.clear()
-                    await hub.empty.wait()
-        except TimeoutError:
-            pass
-        await self.close()
 
     async def close(self) -> None:
-        """Stop at once: calls in flight are cancelled. Idempotent."""
-        hub = self._hub
-        hub.draining = True
-        self._accepting.close()
-        self._sweeper.cancel()
-        await asyncio.wait([self._sweeper])
-        for connection in list(hub.connections):
-            connection.abort()
-        if hub.connections:
-            await hub.empty.wait()
+        await super().close()
         if self._service.tasks:
             await asyncio.wait(self._service.tasks)
+
+    def dismiss(self) -> None:
+        for connection in list(self._hub.connections):
+            connection.go_away()
 
 
 async def start_grpc(
@@ -109,8 +61,8 @@ async def start_grpc(
     """
     hub, service = make_hub(plane, limits or GrpcLimits())
     sock = sock or listen_on(host, port)
-    accepting = await accept_on(sock, lambda: Connection(hub), context)
-    return GrpcServer(hub, service, accepting, service.loop.create_task(_sweep(hub)))
+    accepting = await accept_on(sock, lambda: Connection(hub), context, hub.limits.max_handshakes)
+    return GrpcServer(hub, accepting, service)
 
 
 def make_hub(plane: DataPlane, limits: GrpcLimits) -> tuple[Hub, Service]:
@@ -137,16 +89,3 @@ def make_hub(plane: DataPlane, limits: GrpcLimits) -> tuple[Hub, Service]:
         memoryview(bytearray(_SCRATCH)),
     )
     return hub, service
-
-
-async def _sweep(hub: Hub) -> None:
-    loop = asyncio.get_running_loop()
-    while True:
-        await asyncio.sleep(hub.limits.sweep_interval_s)
-        hub.now = loop.time()
-        for connection in list(hub.connections):
-            try:
-                connection.sweep(hub.now)
-            except Exception:  # one connection's trouble must not end the timeouts of all others
-                _log.exception("a connection could not be swept")
-                connection.abort()

@@ -19,6 +19,8 @@ class HttpLimits:
     max_inflated: int = 16 * MIB
     """Bytes of a compressed request once inflated: inflating holds the event loop, about 4 ms per MiB."""
     max_connections: int = 10_000
+    max_handshakes: int = 3000
+    """Of TLS, under way at once; those that take longest are cut off for others."""
     max_buffered_response: int = 256 * MIB
     """Bytes of answers that clients have not read, over all connections; the longest blocked go first."""
     head_timeout_s: float = 10.0
@@ -54,6 +56,8 @@ class GrpcLimits:
     max_inflated: int = 16 * MIB
     """Bytes of a compressed request once inflated: inflating holds the event loop, about 4 ms per MiB."""
     max_connections: int = 10_000
+    max_handshakes: int = 3000
+    """Of TLS, under way at once; those that take longest are cut off for others."""
     max_concurrent_rpcs: int = 4096
     """Calls and open streams over all connections; more are answered RESOURCE_EXHAUSTED."""
     max_concurrent_streams: int = 1024
