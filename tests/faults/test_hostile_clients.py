@@ -216,13 +216,16 @@ def test_a_worker_lost_without_free_descriptors_comes_back_with_them(
     with load:
         load.wait_right(40)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (descriptors(server) - 4, allowed[1]))
-        killed = min(server.worker_pids())
-        os.kill(killed, signal.SIGKILL)
-        server.wait_for(
-            lambda r: "Too many open files" in r.services[0].members[0].problem, "the reason said"
-        )
-        load.wait_right(40)
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, allowed)
+        try:
+            killed = min(server.worker_pids())
+            os.kill(killed, signal.SIGKILL)
+            server.wait_for(
+                lambda r: "Too many open files" in r.services[0].members[0].problem,
+                "the reason said",
+            )
+            load.wait_right(40)
+        finally:  # the others of this folder need them
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, allowed)
         server.wait_served()
         load.wait_right(40)
     counts = counted(load)

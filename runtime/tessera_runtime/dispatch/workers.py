@@ -102,6 +102,8 @@ class Worker:
         self._lanes: dict[int, asyncio.Future[tuple[memoryview, tuple[float, ...]]]] = {}
         self._unloading: dict[str, asyncio.Future[None]] = {}
         self._next_lane = 0
+        self._why = ""
+        """Why it was ended, where that is known."""
         self._turn = asyncio.Lock()
         control.setblocking(False)
         loop = asyncio.get_running_loop()
@@ -206,6 +208,7 @@ class Worker:
             pass  # it ended before it had read all that it was told
         except (OSError, msgspec.MsgspecError, UntrustedMemory, IndexError) as error:
             log.error("worker %d sent something unusable: %s", self.incarnation, error)
+            self._why = f": {error}"
         finally:
             for fd in fds:
                 os.close(fd)
@@ -240,7 +243,7 @@ class Worker:
         os.close(self._pidfd)
         self._control.close()
         self.alive = False
-        gone = WorkerLost(f"worker {self.incarnation} (pid {self.pid}) ended")
+        gone = WorkerLost(f"worker {self.incarnation} (pid {self.pid}) ended{self._why}")
         waiting: list[asyncio.Future[Any]] = [
             *self._loads.values(),
             *self._unloading.values(),
