@@ -18,7 +18,7 @@ from tessera_core.control.dnnscaler import (
     Knob,
     Probe,
 )
-from tessera_core.control.setpoint import Goal, Setpoint, Window
+from tessera_core.control.setpoint import Batch, Goal, Setpoint, Window
 from tessera_core.control.static import Static
 
 MOST = Setpoint(cap=128, instances=10)
@@ -27,10 +27,10 @@ GOAL = Goal(slo_ms=100.0, most=MOST)
 
 def seen(*batch_ms: float) -> Window:
     """By the first instance."""
-    return Window(3.0, len(batch_ms), (batch_ms,), batch_ms)
+    return Window(3.0, len(batch_ms), (tuple(Batch(1, ms) for ms in batch_ms),))
 
 
-NOTHING = Window(3.0, 0, (), ())
+NOTHING = Window(3.0, 0, ())
 
 
 @pytest.mark.parametrize(

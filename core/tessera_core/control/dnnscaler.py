@@ -9,7 +9,6 @@ lies one past the end of its list.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import ceil, floor
@@ -145,7 +144,7 @@ class DnnScalerInstances:
         return InstancesState(instances, wait_s=START_S * instances)
 
     def step(self, state: InstancesState, window: Window, goal: Goal) -> InstancesState:
-        first: Sequence[float] = window.batch_ms[0] if window.batch_ms else ()
+        first = [batch.ms for batch in window.batches[0]] if window.batches else []
         remembered_ms = (*state.remembered_ms, *first)[-REMEMBERED:]
         seen_ms = sum(remembered_ms) / REMEMBERED  # what was not seen yet counts as 0
         state = replace(state, remembered_ms=remembered_ms, wait_s=SAMPLING_S)

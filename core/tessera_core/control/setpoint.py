@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,12 @@ class Goal:
             raise ValueError(f"slo_ms: must be positive, found {self.slo_ms}")
 
 
+class Batch(NamedTuple):
+    rows: int
+    ms: float
+    """Service time: what requests waited before is not in it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """What was seen since the last decision."""
@@ -42,15 +48,15 @@ class Window:
     seconds: float
     arrivals: int
     """Rows that came, whatever became of them."""
-    batch_ms: tuple[tuple[float, ...], ...]
-    """By instance: the time of each of its batches, without waiting, in order."""
-    latency_ms: tuple[float, ...]
-    """Of answered requests, from arrival to answer."""
+    batches: tuple[tuple[Batch, ...], ...]
+    """Of each instance, in order."""
+    burstiness: float = 1.0
+    """Squared coefficient of variation of the gaps between arrivals; 1 is Poisson."""
 
     @property
     def batches_ms(self) -> tuple[float, ...]:
         """Of all instances."""
-        return tuple(each for instance in self.batch_ms for each in instance)
+        return tuple(batch.ms for instance in self.batches for batch in instance)
 
 
 class State(Protocol):
