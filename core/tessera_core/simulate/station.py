@@ -11,7 +11,7 @@ array, found by bisection, and the cost is per batch. Mixed deadlines need a hea
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush, heapreplace
@@ -178,12 +178,9 @@ def _without_hopeless(
     head: int,
     tail: int,
 ) -> tuple[int, int]:
-    """Drop heads that cannot finish in the batch, refill it, until all of it can; may leave it empty."""
-    while head < tail:
-        kept = bisect_left(deadlines, now + times[tail - head], head, tail)
-        if kept == head:
-            break
-        head = kept
+    """Drop heads that cannot finish in the batch, one by one, for without one it may be smaller; may leave it empty."""
+    while head < tail and deadlines[head] < now + times[tail - head]:
+        head += 1
         tail = bisect_right(arrivals, now, head, min(head + len(times) - 1, len(arrivals)))
     return head, tail
 
@@ -231,10 +228,9 @@ def _by_deadline(
             while waiting and len(batch) < len(times) - 1:
                 batch.append(heappop(waiting)[1])
             end = now + times[len(batch)]
-            kept = [request for request in batch if deadlines[request] >= end]
-            if len(kept) == len(batch):
+            if not batch or deadlines[batch[0]] >= end:  # the first is the most urgent
                 break
-            batch = kept
+            del batch[0]
         if batch:
             latency[batch] = end - arrivals_ms[batch]
             sizes.append(len(batch))
