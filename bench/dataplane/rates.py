@@ -14,6 +14,8 @@ from bench.peers.base import Wire
 from tessera_cli.loadgen import LoadFailed
 
 P99_BOUND_MS = 15.0
+TRIES = 2
+"""Of a rate before it counts as too high, for every server: one stall of a shared machine is a p99 of its own here."""
 
 
 def closed_rate(rows: Sequence[Row], work: str, server: str, wire: Wire = Wire.HTTP) -> float:
@@ -44,6 +46,9 @@ def _poisson(bench: Bench, server: Running, closed: Sequence[Row]) -> Row:
     tried: dict[float, Outcome] = {}
 
     def holds(rate: float) -> bool:
+        return any(once(rate) for _ in range(TRIES))
+
+    def once(rate: float) -> bool:
         asked = examples(server.work)
         seen = poisson(server, Wire.HTTP, asked, rate, seconds, bench.open_cores)
         tried[rate] = seen

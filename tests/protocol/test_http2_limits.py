@@ -274,19 +274,26 @@ def test_a_client_that_never_reads_is_cut_off():
 
 
 def test_a_client_that_reads_no_errors_is_read_no_further():
-    with serving() as (front_ends, client):
+    with serving(max_unread=64 * 1024) as (front_ends, client):
         block = client.encoder.encode(call_fields("/none").items())
         flags = frames.END_HEADERS | frames.END_STREAM
         client.socket.settimeout(0.5)
         client.frame(frames.HEADERS, flags, 1, block)
-        # Long enough for all that the sockets hold on the way to be full.
         block = client.encoder.encode(call_fields("/none").items()) + b"\0\x01a\x78" + b"v" * 120
         calls = [frames.frame(frames.HEADERS, flags, one, block) for one in range(3, 500_000, 2)]
-        with pytest.raises(TimeoutError):
-            client.send(*calls)
-        limits = front_ends.grpc._hub.limits
+        client.barrier()
         (connection,) = front_ends.grpc._hub.connections
-        assert connection._transport.get_write_buffer_size() < 6 * limits.max_unread
+        transport = connection._transport
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
+        async def flood() -> None:
+            """The loop is busy until the sockets are full: it finds at once all that they hold."""
+            with pytest.raises(TimeoutError):
+                client.send(*calls)
+
+        front_ends.run(flood())
+        wait_until(lambda: not transport.is_reading(), "the server to read no more")
+        assert 0 < transport.get_write_buffer_size() < 6 * 64 * 1024
 
 
 def test_unread_answers_are_bounded_over_all_connections():

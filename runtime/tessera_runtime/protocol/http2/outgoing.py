@@ -32,6 +32,9 @@ _TURN = 128 * 1024
 """Bytes that one stream sends before the next one has its turn."""
 _UNREAD = 4
 """Times :attr:`GrpcLimits.max_unread`: with so much unread, nothing more is read either."""
+_MANY = 256
+"""Frames that are written without waiting for the turn's end: a loop may read one client many times in a
+turn, and each time has to know whether that client reads."""
 _LEAST_PROGRESS = 64 * 1024
 """Bytes read in one period that are progress, however much waits."""
 
@@ -83,6 +86,8 @@ class Outgoing(asyncio.BufferedProtocol):
         if not out:
             self.hub.flush_soon(self)
         out.append(data)
+        if len(out) == _MANY:
+            self.flush()
 
     def flush(self) -> None:
         """Hand what was written to the transport."""
