@@ -59,6 +59,7 @@ NETWORKS: Mapping[str, tuple[str, ...]] = {
     "ensemble": ("cnn0", "cnn1", "cnn2"),
     "fused": ("fused",),
     "resnet18": ("resnet18",),
+    "mlp": ("mlp",),
 }
 
 IMAGE = (3, 64, 64)
@@ -71,6 +72,7 @@ WORKS: Mapping[str, Work] = {
         Work("ensemble", IMAGE),  # three networks and their mean, as the server composes them
         Work("fused", IMAGE),  # the same in one network
         Work("resnet18", (3, 224, 224)),
+        Work("mlp", (16,)),
     )
 }
 

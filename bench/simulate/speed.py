@@ -1,0 +1,44 @@
+"""How many requests a second of wall time one queue is simulated with, on one core."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+from bench.harness import Row
+
+from tessera_core.perf import ServiceModel
+from tessera_core.simulate import Station, simulate
+from tessera_core.simulate.arrivals import poisson
+
+V100 = ServiceModel(0.1438, 1.8874, cap=64)
+P4 = ServiceModel(0.5833, 1.4284, cap=64)
+"""ResNet-50; Inoue 2021."""
+
+LOADS = (0.05, 0.3, 0.5, 0.8, 0.95)
+"""Shares of the capacity. Small loads are slow: a batch is an event, and theirs hold few requests."""
+
+
+def speed_rows(requests: int, rounds: int) -> Iterator[Row]:
+    for name, model in {"V100": V100, "P4": P4}.items():
+        station = Station(model.batch_times_ms())
+        for load in LOADS:
+            rate = load * model.capacity_per_s
+            arrivals = poisson(rate, requests / rate, np.random.default_rng(1))
+            slo_ms = 10 * model.batch_ms(1)
+            mixed = slo_ms * (1.0 + np.arange(len(arrivals)) % 2)
+            for deadlines, allowed in (("none", None), ("one SLO", slo_ms), ("mixed", mixed)):
+                repeats = []
+                for _ in range(rounds):
+                    began = time.perf_counter()
+                    served = simulate(station, arrivals, allowed)
+                    took = time.perf_counter() - began
+                    repeats.append(
+                        {
+                            "requests_per_s": len(arrivals) / took,
+                            "mean_batch": float(served.batch_sizes.mean()),
+                        }
+                    )
+                labels = {"group": "speed", "profile": name, "load": f"{load:g}"}
+                yield Row(labels | {"deadlines": deadlines}, tuple(repeats))
