@@ -248,9 +248,11 @@ def _by_deadline(
             if coming == total:
                 break
             # What comes before a server is free finds all of them busy.
-            if limits is None or came >= free_from:
-                heappush(waiting, (deadlines[coming], coming))
-            elif expected.finish_ms(len(waiting)) <= limits[coming]:
+            if (
+                limits is None
+                or came >= free_from
+                or expected.finish_ms(len(waiting)) <= limits[coming]
+            ):
                 heappush(waiting, (deadlines[coming], coming))
             else:
                 refused += 1

@@ -129,8 +129,10 @@ def parse_trace(text: str) -> Trace:
 
 def trace_text(trace: Trace) -> str:
     """What :func:`parse_trace` makes ``trace`` of, with all its values."""
-    kind = next(kind for kind, made in reversed(KINDS.items()) if made is type(trace))
-    values = {each.name.replace("_", "-"): float(getattr(trace, each.name)) for each in fields(trace)}
+    kind = next(kind for kind, made in reversed(list(KINDS.items())) if made is type(trace))
+    values = {
+        each.name.replace("_", "-"): float(getattr(trace, each.name)) for each in fields(trace)
+    }
     written = [f"{name}={str(value).removesuffix('.0')}" for name, value in values.items()]
     return f"{kind}:{','.join(written)}"
 
