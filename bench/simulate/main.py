@@ -24,7 +24,6 @@ from bench.dataplane.running import Running, ServerFailed
 from bench.harness import Figures, Row, arguments, machine, versions, write_results
 from bench.models.networks import export
 from bench.peers.base import BATCH_CAP, WORKS
-from bench.peers.tessera import Tessera
 from bench.processes import on_cores
 from bench.simulate.judged import TARGET_P99, judged, verdict
 from bench.simulate.served import SATURATING, Served, compared, load, measured_facts
@@ -69,7 +68,15 @@ def served_rows(
 
 def shown(rows: Sequence[Row]) -> tuple[Table, Table]:
     beside = Table(title="Latency in ms, measured / simulated: medians of the runs")
-    for heading in ("model", "load", "req/s", "p50", "p95", "p99", "p99 error: median [least, most]"):
+    for heading in (
+        "model",
+        "load",
+        "req/s",
+        "p50",
+        "p95",
+        "p99",
+        "p99 error: median [least, most]",
+    ):
         beside.add_column(heading)
     for heading in ("with own batch times", "drift", ""):
         beside.add_column(heading)
@@ -80,7 +87,9 @@ def shown(rows: Sequence[Row]) -> tuple[Table, Table]:
         m, of = row.medians, row.labels
         if of["group"] == "speed":
             speed = f"{m['requests_per_s'] / 1e6:.2f}"
-            fast.add_row(of["profile"], of["load"], of["deadlines"], f"{m['mean_batch']:.1f}", speed)
+            fast.add_row(
+                of["profile"], of["load"], of["deadlines"], f"{m['mean_batch']:.1f}", speed
+            )
             continue
         pairs = [
             f"{m[f'measured_p{q}_ms']:.2f} / {m[f'simulated_p{q}_ms']:.2f}" for q in (50, 95, 99)

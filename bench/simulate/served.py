@@ -134,7 +134,9 @@ def measured_facts(server: Running, seconds: float, core: int, seed: int) -> Fac
     one_ms = alone.since(begun).table_ms(1)[0]
     full_ms = saturated.since(alone)
     if BATCH_CAP not in full_ms.count:
-        raise ServerFailed(f"batches of {sorted(full_ms.count)} rows only at {SATURATING} in flight")
+        raise ServerFailed(
+            f"batches of {sorted(full_ms.count)} rows only at {SATURATING} in flight"
+        )
     busy_ms = full_ms.total_ms[BATCH_CAP] / full_ms.count[BATCH_CAP]
     turn_ms = max(0.0, BATCH_CAP / capacity * 1e3 - busy_ms)
     lone_ms = float(np.median(latencies_ms(lone)))
@@ -210,4 +212,3 @@ def load(server: Running, shape: OpenLoop | ClosedLoop, core: int) -> Samples:
     plan = LoadPlan((target,), shape, progress_s=60.0, cores=(core,))
     with LoadProcess(plan) as process:
         return process.samples()
-

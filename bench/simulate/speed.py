@@ -27,7 +27,7 @@ def speed_rows(requests: int, rounds: int) -> Iterator[Row]:
             rate = load * model.capacity_per_s
             arrivals = poisson(rate, requests / rate, np.random.default_rng(1))
             slo_ms = 10 * model.batch_ms(1)
-            mixed = slo_ms * (1.0 + np.arange(len(arrivals)) % 2)
+            mixed = slo_ms + slo_ms * np.arange(len(arrivals), dtype=np.float64) % (2 * slo_ms)
             for deadlines, allowed in (("none", None), ("one SLO", slo_ms), ("mixed", mixed)):
                 repeats = []
                 for _ in range(rounds):
