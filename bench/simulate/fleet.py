@@ -1,0 +1,70 @@
+"""A whole cluster: how long its simulation takes, and how much memory, in a process of its own.
+
+The fleet of the planner's bench: hundreds of ensembles on hundreds of boards. Every request goes to all members of its
+service, so member requests are several times those of the services.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+import numpy as np
+from bench.harness import Figures, Row
+from bench.planner.fleet import mixed_fleet
+
+from tessera_core.plan import plan
+from tessera_core.simulate.cluster import device_loads, replay
+from tessera_core.simulate.scenarios import scenarios
+from tessera_core.simulate.traces import Gamma
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    nodes: int = 60
+    services: int = 300
+    requests: int = 40_000
+    """Of each service."""
+
+
+QUICK = Fleet(nodes=4, services=8, requests=5_000)
+
+
+def fleet_rows(fleet: Fleet) -> Iterator[Row]:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        figures = pool.submit(simulated, fleet).result()
+    yield Row({"group": "fleet", "services": str(fleet.services)}, (figures,))
+
+
+def simulated(fleet: Fleet) -> Figures:
+    """In this process, whose peak of memory it tells."""
+    state = mixed_fleet(fleet.nodes, fleet.services, seed=1)
+    planned = plan(state)
+    found = scenarios(planned, state)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.perf_counter()
+    results = []
+    for scenario in found:
+        rng = np.random.default_rng([1, *scenario.service.encode()])
+        rate = scenario.rate_per_s
+        arrivals = Gamma(scenario.burstiness).times_ms(rate, fleet.requests / rate, rng)
+        results.append(replay(scenario, arrivals, rng, as_served=True).result())
+    devices = device_loads(planned, state, results)
+    took = time.perf_counter() - began
+    requests = sum(each.requests for each in results)
+    member_requests = sum(each.requests * len(each.scenario.members) for each in results)
+    return {
+        "seconds": took,
+        "services": float(len(results)),
+        "devices": float(len(devices)),
+        "requests": float(requests),
+        "member_requests": float(member_requests),
+        "member_requests_per_s": member_requests / took,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mib_before": before / 1024,
+        "met": sum(each.met for each in results) / len(results),
+    }
