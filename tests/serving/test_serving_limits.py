@@ -146,19 +146,19 @@ def test_work_that_would_be_late_is_refused_at_once(server: Server, file: ModelF
 def test_a_busy_instance_takes_no_more_than_it_can_answer_in_time(
     server: Server, crowd: Crowd, file: ModelFile
 ):
-    """Ten seconds a batch of one: half of the running one, those that wait, and its own; of 40, one tenth is kept."""
+    """Ten seconds a batch of one: the running one, those that wait, and its own; of 45, one tenth is kept."""
     ten_s = ServiceTime(alpha_ms=0.0, tau0_ms=10_000.0)
     server.apply(one(file, service_time=ten_s, max_batch=1))
     file.hold()
-    asked = [(rows(0), crowd.ask(MODEL, rows(0), timeout=40_000_000, client_timeout=90))]
+    asked = [(rows(0), crowd.ask(MODEL, rows(0), timeout=45_000_000, client_timeout=90))]
     file.wait_held()
     for waiting in (1, 2, 3):
         asked.append(
-            (x := rows(waiting), crowd.ask(MODEL, x, timeout=40_000_000, client_timeout=90))
+            (x := rows(waiting), crowd.ask(MODEL, x, timeout=45_000_000, client_timeout=90))
         )
         queued(server, waiting)
     with pytest.raises(InferenceServerException, match="3 rows are waiting") as raised:
-        infer_http(server.http(), MODEL, rows(4), timeout=40_000_000)
+        infer_http(server.http(), MODEL, rows(4), timeout=45_000_000)
     assert raised.value.status() == "429"
     patient = rows(5), crowd.ask(MODEL, rows(5), timeout=80_000_000, client_timeout=90)
     queued(server, 4)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tessera_core.batching.admission import Admission
 from tessera_core.batching.policy import EdfQueue
 from tessera_core.perf.histogram import Histogram
 from tessera_runtime.dispatch.lane import Lane
@@ -35,11 +36,6 @@ only. What cannot be answered in time is refused before."""
 
 MOST_KILLS = 2
 """A request that two processes did not survive is not given a third."""
-
-
-ADMITTED = 0.9
-"""Of the time that is left: work that is expected to take more is refused at once. The rest is for what no profile
-tells, the way of the answer and batches that take longer than the mean."""
 
 
 class Member:
@@ -71,6 +67,7 @@ class Member:
         self.gang: Member | None = None
         """Its service's members as one, where they are placed alike: what waits there waits for this one too."""
         self.pace = Pace()
+        self._admission = Admission()
         self._pump_due = False
         self._alone = False
         """Whether the last batch was one request and nothing else waited."""
@@ -150,25 +147,27 @@ class Member:
     def offer(self, work: Work) -> bool:
         """Queue work that is expected to be answered in time; False for other work, and when the queue is full.
 
-        Under overload, work that waits until it is late costs those behind it their time, and an ensemble the work of
-        the members that were not late. An idle instance refuses nothing, so whatever the pace was, it is seen again.
+        An idle instance refuses nothing, so whatever the pace was, it is seen again.
         """
         if self.service_time is not None and self.lanes and not self._free:
-            left_s = work.request.deadline - work.queued
-            if self.finish_s(work.request.rows) > ADMITTED * left_s:
+            now, rows = work.queued, work.request.rows
+            fills = self.queue.rows + rows > min(self.cap, self.largest)
+            left_s = work.request.deadline - now
+            if not self._admission.admits(now, left_s, self.done_s(rows, now), fills):
                 return False
         return self.push(work)
 
-    def finish_s(self, rows: int) -> float:
-        """Until ``rows`` more would be done, while all instances are busy: half a batch that is running, what waits,
-        and the batch they are in. 0 without a profile.
+    def done_s(self, rows: int, now: float) -> float:
+        """Until ``rows`` more would be done, while all instances are busy: what is left of the batch that ends first,
+        what waits, and the batch they are in. 0 without a profile.
         """
         rate = self.rate()
         if self.service_time is None or rate <= 0.0:
             return 0.0
         batch = min(self.queue.rows + rows, self.cap, self.largest)
-        running_s = self.batch_s() / 2
-        return self.pace.ratio * (running_s + self.queue.rows / rate + self.expected_s(batch))
+        running_s = min([lane.began + self.likely_s(lane.rows) - now for lane in self.lanes])
+        waits_s = self.queue.rows / rate + self.expected_s(batch)
+        return max(running_s, 0.0) + self.pace.ratio * waits_s
 
     def withdraw(self, work: Work) -> bool:
         """Take work back out of the queue; False when it is running or done."""
@@ -196,7 +195,9 @@ class Member:
                     return
                 lane = other
             now = time.monotonic()
-            taken = self.queue.take(now, self.cap_of(lane), self.likely_s)
+            cap = self.cap_of(lane)
+            taken = self.queue.take(now, cap, self.likely_s)
+            self._admission.took(now, self.queue.rows, cap)
             if not taken.batch:
                 self.pace.doubt()
             if taken.batch:
