@@ -27,7 +27,7 @@ from tessera_core.perf.service import MS_PER_S
 from tessera_core.plan.decision import Plan
 from tessera_core.plan.state import ClusterState, Slice
 from tessera_core.simulate.scenarios import Part, Queue, Scenario, Servers
-from tessera_core.simulate.station import ADMITTED, Served, Station, simulate
+from tessera_core.simulate.station import Served, Station, simulate
 
 WARM_UP = 0.05
 """Share of the requests that is not counted: the queues start empty."""
@@ -230,7 +230,7 @@ def _serve(
     stations = [
         Station(each.model.batch_times_ms(), each.model.instances) for each in queue.servers
     ]
-    served = simulate(stations, arrivals_ms, slo_ms, None if slo_ms is None else ADMITTED)
+    served = simulate(stations, arrivals_ms, slo_ms, slo_ms is not None)
     spread = np.array([each.model.spread_ms for each in queue.servers])[served.stations]
     # The last entry is that of requests without a batch, whose latency is inf.
     latency = served.latency_ms + np.append(spread, 0.0)[served.batches]

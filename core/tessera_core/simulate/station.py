@@ -1,6 +1,6 @@
 """One queue in front of servers that batch: a discrete-event simulation with one event per batch.
 
-The rules are those of :mod:`tessera_core.batching.policy`. A batch forms the moment a server is free and something
+The rules are those of :mod:`tessera_core.batching`, whose admission runs here as it is. A batch forms the moment a server is free and something
 waits (work-conserving, no timer): all that wait, at most the server's cap, earliest deadline first. Of several free
 servers the one takes it that would finish it first. With deadlines, heads that could not finish in the batch about to
 start are dropped one by one; a batch is never cut short to save its head.
@@ -21,12 +21,10 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
+from tessera_core.batching.admission import Admission
+
 Vector = NDArray[np.float64]
 Counts = NDArray[np.int64]
-
-
-ADMITTED = 0.9
-"""Of the time that a request has: the dispatcher refuses one that is expected to take more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +86,13 @@ def simulate(
     servers: Station | Sequence[Station],
     arrivals_ms: Vector,
     slo_ms: float | Vector | None = None,
-    admitted: float | None = None,
+    admission: bool = False,
 ) -> Served:
     """Run ``servers``, which take from one queue, on ascending ``arrivals_ms``, shape (requests,).
 
     ``slo_ms``: time allowed per request (one number, or one per request); late requests are dropped.
-    None: nothing is dropped and the queue is first in, first out. ``admitted``: a request that finds all servers busy is
-    refused if it is expected to take more than this share of its time; ``ADMITTED`` is the dispatcher's. None: never.
+    None: nothing is dropped and the queue is first in, first out. ``admission``: whether a request that finds all servers
+    busy is refused where the dispatcher would.
 
     Raises ``ValueError`` without a server, when arrivals are not ascending, an SLO is not positive, or requests are to be
     refused that have none.
@@ -105,17 +103,16 @@ def simulate(
     if arrivals_ms.ndim != 1 or (np.diff(arrivals_ms) < 0).any():
         raise ValueError("arrivals_ms: must be one ascending list of times")
     if slo_ms is None:
-        if admitted is not None:
-            raise ValueError("admitted: needs slo_ms, of which it is a share")
+        if admission:
+            raise ValueError("admission: needs slo_ms, the time that requests have")
         return _in_order(stations, arrivals_ms, None)
     allowed = np.broadcast_to(np.asarray(slo_ms, dtype=np.float64), arrivals_ms.shape)
     if allowed.size and not allowed.min() > 0:
         raise ValueError(f"slo_ms: must be positive, found {allowed.min()}")
     deadlines = arrivals_ms + allowed
-    if admitted is None and (np.diff(deadlines) >= 0).all():
+    if not admission and (np.diff(deadlines) >= 0).all():
         return _in_order(stations, arrivals_ms, deadlines)
-    limits = None if admitted is None else allowed * admitted
-    return _by_deadline(stations, arrivals_ms, deadlines, limits)
+    return _by_deadline(stations, arrivals_ms, deadlines, _Gate(stations) if admission else None)
 
 
 class _Servers:
@@ -222,12 +219,10 @@ def _by_deadline(
     stations: tuple[Station, ...],
     arrivals_ms: Vector,
     deadlines_ms: Vector,
-    limits_ms: Vector | None,
+    gate: _Gate | None,
 ) -> Served:
     arrivals, deadlines = arrivals_ms.tolist(), deadlines_ms.tolist()
     arrivals.append(inf)
-    limits = None if limits_ms is None else limits_ms.tolist()
-    expected = _Expected(stations)
     servers = _Servers(stations)
     equal, taker = len(stations) == 1, 0
     free, times = servers.free[0], servers.times[0]
@@ -249,9 +244,9 @@ def _by_deadline(
                 break
             # What comes before a server is free finds all of them busy.
             if (
-                limits is None
+                gate is None
                 or came >= free_from
-                or expected.finish_ms(len(waiting)) <= limits[coming]
+                or gate.admits(came, deadlines[coming] - came, free_from - came, len(waiting))
             ):
                 heappush(waiting, (deadlines[coming], coming))
             else:
@@ -266,6 +261,8 @@ def _by_deadline(
             heappop(waiting)
             size = min(len(waiting), len(times) - 1)
             end = now + times[size]
+        if gate is not None:
+            gate.took(now, len(waiting) - size, len(times) - 1)
         if not size:
             continue
         number = len(ends)
@@ -285,8 +282,8 @@ def _by_deadline(
     return _summary(stations, arrivals_ms, of_requests, ends, batch_sizes, takers, refused)
 
 
-class _Expected:
-    """When a request would be done, as the dispatcher reckons: half a batch that runs, what waits, its own batch."""
+class _Gate:
+    """Who is queued, as a member of the dispatcher decides. It reckons in seconds; only ratios count."""
 
     def __init__(self, stations: Sequence[Station]) -> None:
         # The dispatcher knows one law of batch times for all instances of a member.
@@ -294,11 +291,15 @@ class _Expected:
         self._rate = sum(
             station.instances * len(station.batch_ms) / station.batch_ms[-1] for station in stations
         )
+        self._admission = Admission()
+        self.took = self._admission.took
 
-    def finish_ms(self, waiting: int) -> float:
+    def admits(self, now: float, left_ms: float, busy_ms: float, waiting: int) -> bool:
+        """``busy_ms``: until the first server is free."""
         times = self._times
-        batch = times[min(waiting + 1, len(times)) - 1]
-        return times[-1] / 2 + waiting / self._rate + batch
+        batch_ms = times[min(waiting + 1, len(times)) - 1]
+        done_ms = busy_ms + waiting / self._rate + batch_ms
+        return self._admission.admits(now, left_ms, done_ms, waiting + 1 > len(times))
 
 
 def _summary(
