@@ -25,6 +25,7 @@ from bench.harness import Figures, Row, arguments, machine, versions, write_resu
 from bench.models.networks import export
 from bench.peers.base import BATCH_CAP, WORKS
 from bench.processes import on_cores
+from bench.simulate.fleet import QUICK, Fleet, fleet_rows
 from bench.simulate.judged import TARGET_P99, judged, verdict
 from bench.simulate.served import SATURATING, Served, compared, load, measured_facts
 from bench.simulate.speed import speed_rows
@@ -85,6 +86,8 @@ def shown(rows: Sequence[Row]) -> tuple[Table, Table]:
         fast.add_column(heading)
     for row in rows:
         m, of = row.medians, row.labels
+        if of["group"] == "fleet":
+            continue
         if of["group"] == "speed":
             speed = f"{m['requests_per_s'] / 1e6:.2f}"
             fast.add_row(
@@ -103,9 +106,16 @@ def shown(rows: Sequence[Row]) -> tuple[Table, Table]:
     return beside, fast
 
 
+def fleet_line(m: Figures) -> str:
+    return (
+        f"fleet: {m['services']:.0f} services on {m['devices']:.0f} devices, {m['requests'] / 1e6:.1f} M requests, "
+        f"{m['member_requests'] / 1e6:.1f} M of members, in {m['seconds']:.0f} s; at most {m['peak_mib']:.0f} MiB"
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments(__doc__.partition("\n\n")[0])
-    parser.add_argument("--only", choices=(*MODELS, "speed"), help="one part of it")
+    parser.add_argument("--only", choices=(*MODELS, "speed", "fleet"), help="one part of it")
     chosen = parser.parse_args(argv)
     progress = Console(stderr=True)
     console = Console(width=max(TABLE_WIDTH, progress.width))
@@ -130,6 +140,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         progress.print("speed")
         with on_cores(cores[:1]):
             rows += speed_rows(100_000 if chosen.quick else 1_000_000, min(rounds, 3))
+    if chosen.only in (None, "fleet"):
+        progress.print("fleet")
+        with on_cores(cores[:1]):
+            rows += fleet_rows(QUICK if chosen.quick else Fleet())
     facts = {
         "revision": revision(),
         "compiled": is_compiled(),
@@ -155,6 +169,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for each in shown(rows):
         if each.row_count:
             console.print(each)
+    for row in rows:
+        if row.labels["group"] == "fleet":
+            console.print(fleet_line(row.medians))
     console.print(f"load average before {before['load_average']}, after {list(os.getloadavg())}")
     for problem in problems:
         console.print(f"- {problem}", markup=False, highlight=False)
