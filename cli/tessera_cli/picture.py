@@ -10,10 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from tessera_cli.simulate_svg import MOST_SERVICES
 from tessera_core.simulate.cluster import POINTS, Result
-
-MOST_SERVICES = 12
-"""More lines cannot be told apart."""
 
 
 def draw(results: Sequence[Result], file: str) -> None:

@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Sequence
 from importlib.util import find_spec
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tessera_cli.files import FileInvalid, add_state_argument, read_state
 from tessera_cli.output import add_output_argument, emit, fail, stderr
 from tessera_cli.simulate_load import Load, LoadInvalid, add_load_arguments, load_of, number, whole
+from tessera_cli.simulate_svg import svg
 from tessera_cli.simulate_tables import as_document, device_table, service_table
 from tessera_core.perf import ServiceModel, latency_percentile
 from tessera_core.plan import plan, plan_to_dict
@@ -53,7 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     quick.add_argument(
         "--percentile", type=number(1, 99.999), default=99.0, metavar="P", help="of the target"
     )
-    parser.add_argument("--plot", metavar="FILE.png", help="draw the latencies; needs matplotlib")
+    parser.add_argument(
+        "--plot", metavar="FILE.svg", help="draw the latencies; .png and others need matplotlib"
+    )
     add_output_argument(parser)
     parser.set_defaults(refuse=parser.error)
 
@@ -62,8 +66,10 @@ def run(arguments: argparse.Namespace) -> int:
     wrong = _usage(arguments)
     if wrong:
         arguments.refuse(wrong)
-    if arguments.plot and find_spec("matplotlib") is None:
-        return fail("simulate", "--plot: matplotlib is not installed; pip install matplotlib")
+    other = arguments.plot and not arguments.plot.endswith(".svg")
+    if other and find_spec("matplotlib") is None:
+        missing = "matplotlib is not installed; pip install matplotlib, or draw a .svg"
+        return fail("simulate", f"--plot: {missing}")
     try:
         load = load_of(arguments)
         if not arguments.file:
@@ -109,10 +115,8 @@ def _show(
     devices: Sequence[DeviceLoad],
 ) -> int:
     if arguments.plot:
-        from tessera_cli.picture import draw
-
         try:
-            draw(results, arguments.plot)
+            _draw(results, arguments.plot)
         except (OSError, ValueError) as error:  # ValueError: a format that is not known
             return fail("simulate", f"--plot {arguments.plot}: {error}")
     data = as_document(load, results, refused, devices)
@@ -120,6 +124,15 @@ def _show(
     if devices and arguments.output == "table":
         emit("table", None, lambda: device_table(devices))
     return 1 if refused or not all(each.met for each in results) else 0
+
+
+def _draw(results: Sequence[Result], file: str) -> None:
+    if file.endswith(".svg"):
+        Path(file).write_text(svg(results), encoding="utf-8")
+        return
+    from tessera_cli.picture import draw
+
+    draw(results, file)
 
 
 def _one_member(arguments: argparse.Namespace, load: Load) -> Scenario:

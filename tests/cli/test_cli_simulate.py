@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -243,6 +244,22 @@ def test_a_missing_state_is_a_failure(tessera) -> None:
     result = tessera("simulate", "-f", "none.yaml")
     assert result.returncode == 1
     assert result.stderr == "tessera simulate: none.yaml: No such file or directory\n"
+
+
+def test_a_plot_shows_every_service_and_needs_no_library(tessera, state_file, tmp_path) -> None:
+    result = tessera("simulate", "-f", state_file, *FEW, "--plot", "latency.svg")
+    assert result.returncode == 0, result.stderr
+    root = ElementTree.parse(tmp_path / "latency.svg").getroot()
+    name = "{http://www.w3.org/2000/svg}"
+    assert {"forms.digits", "vision.quality"} <= {each.text for each in root.iter(f"{name}text")}
+    for line in root.iter(f"{name}polyline"):
+        points = [tuple(map(float, each.split(","))) for each in line.get("points", "").split()]
+        assert len(points) > 100
+        # To the right and down: longer times are exceeded by fewer.
+        assert points == sorted(points)
+    nowhere = tessera("simulate", "-f", state_file, *FEW, "--plot", "none/latency.svg")
+    assert nowhere.returncode == 1
+    assert nowhere.stderr.startswith("tessera simulate: --plot none/latency.svg: ")
 
 
 def test_a_plot_is_a_picture(tessera, state_file: Path, tmp_path: Path) -> None:
