@@ -87,8 +87,8 @@ def run(arguments: argparse.Namespace) -> int:
                 message = f"--service: found {arguments.service!r}, allowed: {known}"
                 return fail("simulate", message)
             found = tuple(named)
-        load.check_names([each.service for each in found])
-        results = _simulated(found, load)
+        known = {each.served_name for each in state.services}
+        results = _simulated(load.asked(found, known), load)
         return _show(arguments, load, results, refused, device_loads(planned, state, results))
     except (FileInvalid, LoadInvalid, ValueError) as error:
         return fail("simulate", str(error))

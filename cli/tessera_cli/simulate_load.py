@@ -6,7 +6,7 @@ LoadInvalid     a load that cannot be simulated; the message names the option, w
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,20 +56,26 @@ class Load:
             return "recorded"
         return trace_text(self.trace) if self.trace is not None else "own burstiness"
 
-    def check_names(self, services: Sequence[str]) -> None:
-        """Raises LoadInvalid where the recorded requests are not those of ``services``."""
+    def asked(self, found: Sequence[Scenario], known: Collection[str]) -> list[Scenario]:
+        """Those of ``found`` that get requests. ``known``: names of all services of the state.
+
+        Raises LoadInvalid where recorded requests are of none of them, or nobody's.
+        """
         if self.recorded is None:
-            return
-        known = ", ".join(services)
+            return list(found)
+        names = ", ".join(sorted(known))
         if "" in self.recorded:
-            if len(services) > 1:
+            if len(found) > 1:
                 raise LoadInvalid(
-                    f"--replay: found no services, allowed: a column service with {known}; or choose one with --service"
+                    f"--replay: found no services, allowed: a column service with {names}; or choose one with --service"
                 )
-            return
-        if not self.recorded.keys() & set(services):
-            found = ", ".join(sorted(self.recorded))
-            raise LoadInvalid(f"--replay: found the services {found[:200]}, allowed: {known}")
+            return list(found)
+        unknown = sorted(self.recorded.keys() - set(known))
+        if unknown:
+            raise LoadInvalid(
+                f"--replay: found the services {', '.join(unknown)[:200]}, allowed: {names}; rename or remove them"
+            )
+        return [each for each in found if each.service in self.recorded]
 
     def recorded_rate(self) -> float:
         """Requests per second of a recorded trace without services."""

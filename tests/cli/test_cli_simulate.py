@@ -136,6 +136,12 @@ def test_recorded_requests_belong_to_services(tessera, state_file: Path, tmp_pat
     assert again["forms.digits"]["simulated"] == found["forms.digits"]["simulated"]
 
 
+def test_a_service_of_which_nothing_is_recorded_is_left_out(tessera, state_file, tmp_path) -> None:
+    lines = "".join(f"{t / 100},forms.digits\n" for t in range(2000))
+    (tmp_path / "trace.csv").write_text("time_s,service\n" + lines)
+    assert set(_services(tessera("simulate", "-f", state_file, *REPLAY))) == {"forms.digits"}
+
+
 REPLAY = ("--replay", "trace.csv", "-o", "json")
 
 
@@ -146,7 +152,10 @@ REPLAY = ("--replay", "trace.csv", "-o", "json")
         ("time_s\n2\n1\n", "line 3, time_s: found '1' after 2, allowed: no less; sort the file"),
         ("1\n2\n", "line 1: found '1', allowed: time_s or time_s,service; write that heading"),
         ("time_s\n1\n", "found no services, allowed: a column service with "),
-        ("time_s,service\n1,x\n", "found the services x, allowed: "),
+        (
+            "time_s,service\n1,x\n",
+            "found the services x, allowed: forms.digits, vision.quality; rename",
+        ),
         ("\xff", "not UTF-8 text; export it as CSV"),
     ],
 )
