@@ -83,8 +83,8 @@ def run(arguments: argparse.Namespace) -> int:
             named = [each for each in found if each.service == arguments.service]
             refused = [each for each in refused if each["service"] == arguments.service]
             if not named and not refused:
-                known = ", ".join(each.service for each in found) or "none"
-                message = f"--service: found {arguments.service!r}, allowed: {known}"
+                names = ", ".join(each.service for each in found) or "none"
+                message = f"--service: found {arguments.service!r}, allowed: {names}"
                 return fail("simulate", message)
             found = tuple(named)
         known = {each.served_name for each in state.services}
