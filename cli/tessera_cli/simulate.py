@@ -23,7 +23,7 @@ from tessera_cli.simulate_svg import svg
 from tessera_cli.simulate_tables import as_document, device_table, service_table
 from tessera_core.perf import ServiceModel, latency_percentile
 from tessera_core.plan import plan, plan_to_dict
-from tessera_core.simulate.cluster import DeviceLoad, Result, device_loads, replay
+from tessera_core.simulate.cluster import DeviceLoad, NoRequest, Result, device_loads, replay
 from tessera_core.simulate.scenarios import Queue, Scenario, Servers, scenarios
 
 _QUICK = ("alpha_ms", "tau0_ms", "cap", "rate", "slo_ms")
@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
         known = {each.served_name for each in state.services}
         results = _simulated(load.asked(found, known), load)
         return _show(arguments, load, results, refused, device_loads(planned, state, results))
-    except (FileInvalid, LoadInvalid, ValueError) as error:
+    except (FileInvalid, LoadInvalid, NoRequest) as error:
         return fail("simulate", str(error))
 
 
@@ -137,6 +137,7 @@ def _draw(results: Sequence[Result], file: str) -> None:
 
 def _one_member(arguments: argparse.Namespace, load: Load) -> Scenario:
     model = ServiceModel(arguments.alpha_ms, arguments.tau0_ms, arguments.cap, arguments.instances)
+    load.check_alone()
     rate = load.recorded_rate() if arguments.rate is None else arguments.rate * load.rate_factor
     burstiness = 1.0 if load.burstiness is None else load.burstiness
     predicted = latency_percentile(model, rate, arguments.percentile, burstiness)

@@ -77,12 +77,17 @@ class Load:
             )
         return [each for each in found if each.service in self.recorded]
 
+    def check_alone(self) -> None:
+        """Raises LoadInvalid where recorded requests are of services, but there is one member."""
+        if self.recorded is not None and "" not in self.recorded:
+            raise LoadInvalid(
+                "--replay: found a column service, allowed: time_s alone for one member"
+            )
+
     def recorded_rate(self) -> float:
         """Requests per second of a recorded trace without services."""
         assert self.recorded is not None, "the rate is given otherwise"
-        times = self.recorded.get("")
-        if times is None:
-            raise LoadInvalid("--replay: one member has no column service; leave it out")
+        times = self.recorded[""]
         return self.rate_factor * len(times) * MS_PER_S / max(float(times[-1]), 1.0)
 
     def arrivals_ms(self, scenario: Scenario, rng: np.random.Generator) -> Times:

@@ -167,6 +167,22 @@ def test_a_bad_recording_is_explained(tessera, state_file, tmp_path, text, messa
     assert message in result.stderr
 
 
+def test_one_member_has_no_services(tessera, tmp_path) -> None:
+    (tmp_path / "trace.csv").write_text("time_s,service\n1,a\n")
+    for rate in ((), ("--rate", "5")):
+        result = tessera("simulate", *QUICK, "--slo-ms", "20", *rate, *REPLAY)
+        assert result.returncode == 1
+        assert "--replay: found a column service, allowed: time_s alone" in result.stderr
+
+
+def test_a_time_without_requests_is_a_failure(tessera, tmp_path) -> None:
+    (tmp_path / "trace.csv").write_text("time_s\n10\n")
+    short = ("--slo-ms", "20", *REPLAY, "--duration", "5")
+    result = tessera("simulate", *QUICK, *short)
+    assert result.returncode == 1
+    assert result.stderr.startswith("tessera simulate: one member: no request came")
+
+
 def test_a_missing_recording_is_a_failure(tessera, state_file) -> None:
     result = tessera("simulate", "-f", state_file, "--replay", "none.csv")
     assert result.returncode == 1

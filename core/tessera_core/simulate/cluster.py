@@ -38,6 +38,10 @@ POINTS = np.concatenate((np.linspace(0, 0.9, 91), 1 - np.geomspace(0.1, 1e-4, 61
 Vector = NDArray[np.float64]
 
 
+class NoRequest(ValueError):
+    """No request came in the time that is simulated."""
+
+
 @dataclass(frozen=True, slots=True)
 class PartLoad:
     """What the instances of one queue did in one part."""
@@ -201,11 +205,10 @@ def replay(
 ) -> Outcome:
     """Simulate ``scenario`` on ascending ``arrivals_ms``, shape (requests,); ``rng`` divides them over queues.
 
-    ``as_served``: late requests are refused and dropped. ``done`` is called after every member. Raises ``ValueError``
-    when no request came.
+    ``as_served``: late requests are refused and dropped. ``done`` is called after every member. Raises ``NoRequest``.
     """
     if not arrivals_ms.size:
-        raise ValueError(f"{scenario.service}: no request came in this time: simulate a longer one")
+        raise NoRequest(f"{scenario.service}: no request came in this time: simulate a longer one")
     slo_ms = max(scenario.target_ms - scenario.overhead_ms, 1e-9) if as_served else None
     latencies, loads = [], []
     for queues in scenario.members:
