@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # `python bench/simulate/main.py` as well as -m
@@ -46,9 +46,13 @@ def served_rows(
     cores: Sequence[int],
     rounds: int,
     seconds: float,
-    progress: Console,
+    says: Callable[[str], None],
+    problems: list[str],
 ) -> Iterator[Row]:
-    """One row per load; every round measures what the simulator is told anew. Raises ServerFailed and LoadFailed."""
+    """One row per load; every run measures what the simulator is told anew. One that fails is a problem of its own.
+
+    Raises ServerFailed and LoadFailed where there is no server.
+    """
     work = MODELS[name]
     for network in work.networks:
         export(network, work.row_shape, folder)
@@ -59,11 +63,17 @@ def served_rows(
         load(server, ClosedLoop(SATURATING, 1.0), other)
         for turn in range(rounds):
             for number, share in enumerate(LOADS):
-                progress.print(f"{name}: round {turn + 1}/{rounds}, load {share:g}")
-                facts = measured_facts(server, max(seconds / 8, 1.0), other, 7000 + 10 * turn)
-                seed = 100 * turn + number
-                found[share].append(compared(server, facts, share, seconds, other, seed))
+                says(f"{name}: round {turn + 1}/{rounds}, load {share:g}")
+                try:
+                    facts = measured_facts(server, max(seconds / 8, 1.0), other, 7000 + 10 * turn)
+                    seed = 100 * turn + number
+                    found[share].append(compared(server, facts, share, seconds, other, seed))
+                except (ServerFailed, LoadFailed) as error:
+                    busy = os.getloadavg()[0]
+                    problems.append(f"{name} at {share:g}, load average {busy:.0f}: {error}")
     for share, repeats in found.items():
+        if not repeats:
+            continue
         yield Row({"group": "served", "model": name, "load": f"{share:g}"}, tuple(repeats))
 
 
@@ -81,17 +91,17 @@ def shown(rows: Sequence[Row]) -> tuple[Table, Table]:
         beside.add_column(heading)
     for heading in ("with own batch times", "drift", ""):
         beside.add_column(heading)
-    fast = Table(title="Simulated requests per second of wall time, one queue, one core")
-    for heading in ("profile", "load", "deadlines", "batch", "M requests/s"):
+    fast = Table(title="Simulated requests per second, one queue, one core")
+    for heading in ("profile", "load", "deadlines", "batch", "M per s", "M per CPU s"):
         fast.add_column(heading)
     for row in rows:
         m, of = row.medians, row.labels
         if of["group"] == "fleet":
             continue
         if of["group"] == "speed":
-            speed = f"{m['requests_per_s'] / 1e6:.2f}"
+            speed = [f"{m[f'requests_per_{unit}'] / 1e6:.2f}" for unit in ("s", "cpu_s")]
             fast.add_row(
-                of["profile"], of["load"], of["deadlines"], f"{m['mean_batch']:.1f}", speed
+                of["profile"], of["load"], of["deadlines"], f"{m['mean_batch']:.1f}", *speed
             )
             continue
         pairs = [
@@ -133,7 +143,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 tempfile.TemporaryDirectory(prefix="bench-simulate-") as folder,
                 on_cores(cores[-1:]),  # this process stays off the worker's core
             ):
-                rows += served_rows(name, Path(folder), cores, rounds, seconds, progress)
+                rows += served_rows(
+                    name, Path(folder), cores, rounds, seconds, progress.print, problems
+                )
         except (ServerFailed, LoadFailed) as error:
             problems.append(f"{name}: {error}")
     if chosen.only in (None, "speed"):

@@ -14,6 +14,7 @@ Latency counts from when a request was sent, so lateness of the client is no par
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -182,6 +183,7 @@ def compared(
         "batch_1_ms": facts.batch_ms[0],
         "batch_full_ms": facts.batch_ms[-1],
         "sent_1ms_late": late,
+        "load_average": os.getloadavg()[0],
     }
 
 
