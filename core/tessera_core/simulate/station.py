@@ -153,16 +153,21 @@ def _in_order(
     servers = _Servers(stations)
     equal, taker = len(stations) == 1, 0
     free, times = servers.free[0], servers.times[0]
+    most = servers.most
     total, head = len(arrivals), 0
+    arrivals.append(inf)
     heads: list[int] = []
     ends: list[float] = []
     sizes: list[int] = []
     takers: list[int] = []
     while head < total:
         now = free[0] if equal else servers.free_from()
-        if arrivals[head] > now:
-            now = arrivals[head]
-        tail = bisect_right(arrivals, now, head, min(head + servers.most, total))
+        came = arrivals[head]
+        if came > now:
+            now = came
+        tail = head + 1
+        if arrivals[tail] <= now and most > 1:  # most batches of a light load hold one
+            tail = bisect_right(arrivals, now, tail, min(head + most, total))
         if not equal:
             taker = servers.fastest(now, tail - head)
             free, times = servers.free[taker], servers.times[taker]
@@ -176,7 +181,8 @@ def _in_order(
         heads.append(head)
         ends.append(end)
         sizes.append(tail - head)
-        takers.append(taker)
+        if not equal:
+            takers.append(taker)
         heapreplace(free, end)
         head = tail
     return _served(stations, arrivals_ms, heads, ends, sizes, takers)
@@ -275,7 +281,8 @@ def _by_deadline(
                 batches[heappop(waiting)[1]] = number
         ends.append(end)
         sizes.append(size)
-        takers.append(taker)
+        if not equal:
+            takers.append(taker)
         heapreplace(free, end)
     batch_sizes = np.array(sizes, dtype=np.int64)
     of_requests = np.array(batches, dtype=np.int64)
@@ -311,7 +318,7 @@ def _summary(
     takers: list[int],
     refused: int = 0,
 ) -> Served:
-    by_batch = np.array(takers, dtype=np.int64)
+    by_batch = np.array(takers or [0] * len(ends), dtype=np.int64)
     busy = sum(
         float(np.asarray(station.batch_ms)[sizes[by_batch == index] - 1].sum())
         for index, station in enumerate(stations)
