@@ -60,6 +60,10 @@ bench-soak: compiled  ## steady load for MINUTES (20); fails if memory grows or 
 bench-planner: env-bench  ## the planner beside other rules, bounds and brute force; QUICK=1 for a smoke run
 	$(RUN)/python bench/planner/main.py $(if $(QUICK),--quick)
 
+.PHONY: bench-simulate
+bench-simulate: compiled  ## the simulator beside the real server, and its speed; QUICK=1 for a smoke run
+	PYTHONPATH=$(CURDIR)/build/compiled $(RUN)/python bench/simulate/main.py $(if $(QUICK),--quick) $(BENCH_ARGS)
+
 # On kind where Docker runs, else on a cluster of two nodes that it starts here: that needs Linux, root, Go 1.24 or newer
 # and apt, installs containerd, runc, CNI plugins, iptables, conntrack, socat, buildah and mmdebstrap, and builds
 # Kubernetes, CoreDNS and Helm from their Go modules into ~/.cache (the first run: some 15 minutes, 12 GB).

@@ -1,4 +1,4 @@
-"""The networks of the data plane's bench, with fixed weights: three small CNNs, their fusion, ResNet-18 and -50.
+"""The networks of the data plane's bench, with fixed weights: three small CNNs, their fusion, ResNet-18 and -50, an MLP.
 
 The small CNN takes about 0.2 ms for one FP32 [3,64,64] image on one core. Batching makes it several times
 cheaper per image, as it does large networks on a GPU; a ResNet on a CPU gains nothing from it, so that it
@@ -169,12 +169,22 @@ PIXELS = {"resnet50": torch.half, "bottlenecks": torch.float}
 """Those of bytes, and what they are served at. The second is for tests: it runs on a processor in no time."""
 
 
+def mlp() -> Any:
+    """Six wide layers: 57 MB of weights, read once a batch, so that batches gain what they gain on a GPU."""
+    torch.manual_seed(6)
+    width = 1536
+    hidden = [layer for _ in range(6) for layer in (nn.ReLU(), nn.Linear(width, width))]
+    return nn.Sequential(nn.Linear(16, width), *hidden, nn.ReLU(), nn.Linear(width, 10)).eval()
+
+
 def network(name: str) -> Any:
     """By the names of :data:`bench.peers.base.NETWORKS`."""
     if name in PIXELS:
         return pixels(name, PIXELS[name])
     if name == "resnet18":
         return resnet18()
+    if name == "mlp":
+        return mlp()
     return Fused().eval() if name == "fused" else small_cnn(int(name.removeprefix("cnn")))
 
 

@@ -63,6 +63,7 @@ NETWORKS: Mapping[str, tuple[str, ...]] = {
     "resnet18": ("resnet18",),
     "resnet50": ("resnet50",),
     "bottlenecks": ("bottlenecks",),
+    "mlp": ("mlp",),
 }
 
 IMAGE = (3, 64, 64)
@@ -77,6 +78,7 @@ WORKS: Mapping[str, Work] = {
         Work("resnet18", (3, 224, 224)),
         Work("resnet50", (3, 224, 224), dtype="u1"),  # on a GPU
         Work("bottlenecks", (3, 32, 32), dtype="u1"),  # its like, where there is none
+        Work("mlp", (16,)),
     )
 }
 

@@ -10,14 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from tessera_cli.replay import Outcome
-
-MOST_SERVICES = 12
-"""More lines cannot be told apart."""
-_POINTS = np.concatenate((np.linspace(0, 0.9, 91), 1 - np.geomspace(0.1, 1e-4, 61)))
+from tessera_cli.simulate_svg import MOST_SERVICES
+from tessera_core.simulate.cluster import POINTS, Result
 
 
-def draw(outcomes: Sequence[Outcome], file: str) -> None:
+def draw(results: Sequence[Result], file: str) -> None:
     """Save the first ``MOST_SERVICES`` services; the format follows from the name of ``file``.
 
     Latency is shown in multiples of the target. A service keeps its SLO where its line passes left of its
@@ -26,13 +23,13 @@ def draw(outcomes: Sequence[Outcome], file: str) -> None:
     # Not through pyplot: a figure of its own needs no display and no global state.
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    for each in outcomes[:MOST_SERVICES]:
+    for each in results[:MOST_SERVICES]:
         scenario = each.scenario
-        latency = np.quantile(each.latency_ms, _POINTS) / scenario.target_ms
-        (line,) = axes.semilogy(latency, 1 - _POINTS, label=scenario.service)
+        latency = np.array(each.curve_ms) / scenario.target_ms
+        (line,) = axes.semilogy(latency, 1 - POINTS, label=scenario.service)
         axes.plot(1, 1 - scenario.percentile / 100, "o", color=line.get_color())
     axes.axvline(1, color="grey", linestyle=":")
     axes.set(xlabel="latency / target", ylabel="share of requests that take longer", xlim=(0, 2))
-    if outcomes:
+    if results:
         axes.legend()
     figure.savefig(file, dpi=120)

@@ -1,17 +1,18 @@
 """One queue in front of servers that batch: a discrete-event simulation with one event per batch.
 
-A batch forms the moment a server is free and something waits (work-conserving, no timer): all that wait, at
-most the server's cap, earliest deadline first. Of several free servers the one takes it that would finish it
-first. With deadlines, a request that could not finish in the batch about to start is dropped and the batch
-refilled; a batch is never cut short to save its head.
+The rules are those of :mod:`tessera_core.batching`, whose admission runs here as it is. A batch forms the moment a server is free and something
+waits (work-conserving, no timer): all that wait, at most the server's cap, earliest deadline first. Of several free
+servers the one takes it that would finish it first. With deadlines, heads that could not finish in the batch about to
+start are dropped one by one; a batch is never cut short to save its head.
 
 When deadlines follow the order of arrival (one SLO: the common case) a batch is a slice of the arrival
-array, found by bisection, and the cost is per batch. Mixed deadlines need a heap and cost per request.
+array, found by bisection, and the cost is per batch. Mixed deadlines need a heap and cost per request, and so does
+admission, which looks at the queue that each request finds.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush, heapreplace
@@ -19,6 +20,8 @@ from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tessera_core.batching.admission import Admission
 
 Vector = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -44,6 +47,8 @@ class Served:
 
     latency_ms: Vector
     """End of its batch minus arrival, shape (requests,); ``inf`` for a dropped request."""
+    batches: Counts
+    """By request: position of its batch; -1 for one that was dropped or refused."""
     batch_sizes: Counts
     stations: Counts
     """By batch: position of the station whose server ran it."""
@@ -52,11 +57,13 @@ class Served:
     span_ms: float
     """From time 0 to the last completion (or arrival)."""
     instances: int
+    refused: int = 0
+    """Requests that were not admitted to the queue."""
 
     @property
     def dropped(self) -> int:
-        """Requests that were given up because they could not meet their deadline."""
-        return int(np.count_nonzero(np.isinf(self.latency_ms)))
+        """Requests that were queued and given up because they could not meet their deadline."""
+        return int(np.count_nonzero(self.batches < 0)) - self.refused
 
     @property
     def utilisation(self) -> float:
@@ -79,13 +86,16 @@ def simulate(
     servers: Station | Sequence[Station],
     arrivals_ms: Vector,
     slo_ms: float | Vector | None = None,
+    admission: bool = False,
 ) -> Served:
     """Run ``servers``, which take from one queue, on ascending ``arrivals_ms``, shape (requests,).
 
     ``slo_ms``: time allowed per request (one number, or one per request); late requests are dropped.
-    None: nothing is dropped and the queue is first in, first out.
+    None: nothing is dropped and the queue is first in, first out. ``admission``: whether a request that finds all servers
+    busy is refused where the dispatcher would.
 
-    Raises ``ValueError`` without a server, when arrivals are not ascending or an SLO is not positive.
+    Raises ``ValueError`` without a server, when arrivals are not ascending, an SLO is not positive, or requests are to be
+    refused that have none.
     """
     stations = (servers,) if isinstance(servers, Station) else tuple(servers)
     if not stations:
@@ -93,14 +103,16 @@ def simulate(
     if arrivals_ms.ndim != 1 or (np.diff(arrivals_ms) < 0).any():
         raise ValueError("arrivals_ms: must be one ascending list of times")
     if slo_ms is None:
+        if admission:
+            raise ValueError("admission: needs slo_ms, the time that requests have")
         return _in_order(stations, arrivals_ms, None)
     allowed = np.broadcast_to(np.asarray(slo_ms, dtype=np.float64), arrivals_ms.shape)
     if allowed.size and not allowed.min() > 0:
         raise ValueError(f"slo_ms: must be positive, found {allowed.min()}")
     deadlines = arrivals_ms + allowed
-    if (np.diff(deadlines) >= 0).all():
+    if not admission and (np.diff(deadlines) >= 0).all():
         return _in_order(stations, arrivals_ms, deadlines)
-    return _by_deadline(stations, arrivals_ms, deadlines)
+    return _by_deadline(stations, arrivals_ms, deadlines, _Gate(stations) if admission else None)
 
 
 class _Servers:
@@ -141,16 +153,21 @@ def _in_order(
     servers = _Servers(stations)
     equal, taker = len(stations) == 1, 0
     free, times = servers.free[0], servers.times[0]
+    most = servers.most
     total, head = len(arrivals), 0
+    arrivals.append(inf)
     heads: list[int] = []
     ends: list[float] = []
     sizes: list[int] = []
     takers: list[int] = []
     while head < total:
         now = free[0] if equal else servers.free_from()
-        if arrivals[head] > now:
-            now = arrivals[head]
-        tail = bisect_right(arrivals, now, head, min(head + servers.most, total))
+        came = arrivals[head]
+        if came > now:
+            now = came
+        tail = head + 1
+        if arrivals[tail] <= now and most > 1:  # most batches of a light load hold one
+            tail = bisect_right(arrivals, now, tail, min(head + most, total))
         if not equal:
             taker = servers.fastest(now, tail - head)
             free, times = servers.free[taker], servers.times[taker]
@@ -164,7 +181,8 @@ def _in_order(
         heads.append(head)
         ends.append(end)
         sizes.append(tail - head)
-        takers.append(taker)
+        if not equal:
+            takers.append(taker)
         heapreplace(free, end)
         head = tail
     return _served(stations, arrivals_ms, heads, ends, sizes, takers)
@@ -178,12 +196,9 @@ def _without_hopeless(
     head: int,
     tail: int,
 ) -> tuple[int, int]:
-    """Drop heads that cannot finish in the batch, refill it, until all of it can; may leave it empty."""
-    while head < tail:
-        kept = bisect_left(deadlines, now + times[tail - head], head, tail)
-        if kept == head:
-            break
-        head = kept
+    """Drop heads that cannot finish in the batch, one by one, for without one it may be smaller; may leave it empty."""
+    while head < tail and deadlines[head] < now + times[tail - head]:
+        head += 1
         tail = bisect_right(arrivals, now, head, min(head + len(times) - 1, len(arrivals)))
     return head, tail
 
@@ -196,68 +211,121 @@ def _served(
     sizes: list[int],
     takers: list[int],
 ) -> Served:
-    latency = np.full(len(arrivals_ms), inf)
+    batches = np.full(len(arrivals_ms), -1)
     batch_sizes = np.array(sizes, dtype=np.int64)
     if sizes:
         starts = np.cumsum(batch_sizes) - batch_sizes
         members = np.arange(int(batch_sizes.sum()))
         members += np.repeat(np.array(heads) - starts, batch_sizes)
-        latency[members] = np.repeat(np.array(ends), batch_sizes) - arrivals_ms[members]
-    return _summary(stations, arrivals_ms, latency, batch_sizes, takers, max(ends, default=0.0))
+        batches[members] = np.repeat(np.arange(len(sizes)), batch_sizes)
+    return _summary(stations, arrivals_ms, batches, ends, batch_sizes, takers)
 
 
 def _by_deadline(
-    stations: tuple[Station, ...], arrivals_ms: Vector, deadlines_ms: Vector
+    stations: tuple[Station, ...],
+    arrivals_ms: Vector,
+    deadlines_ms: Vector,
+    gate: _Gate | None,
 ) -> Served:
     arrivals, deadlines = arrivals_ms.tolist(), deadlines_ms.tolist()
+    arrivals.append(inf)
     servers = _Servers(stations)
-    total, coming = len(arrivals), 0
+    equal, taker = len(stations) == 1, 0
+    free, times = servers.free[0], servers.times[0]
+    most = servers.most
+    total, coming, refused = len(deadlines), 0, 0
     waiting: list[tuple[float, int]] = []
-    latency = np.full(total, inf)
+    batches = [-1] * total
+    ends: list[float] = []
     sizes: list[int] = []
     takers: list[int] = []
-    now = last = 0.0
+    now = 0.0
     while waiting or coming < total:
-        now = max(now, servers.free_from())  # a server may have been free before they came
+        free_from = free[0] if equal else servers.free_from()
+        now = max(now, free_from)  # a server may have been free before they came
         if not waiting and arrivals[coming] > now:
             now = arrivals[coming]
-        while coming < total and arrivals[coming] <= now:
-            heappush(waiting, (deadlines[coming], coming))
-            coming += 1
-        taker = servers.fastest(now, min(len(waiting), servers.most))
-        times = servers.times[taker]
-        batch: list[int] = []
-        while True:
-            while waiting and len(batch) < len(times) - 1:
-                batch.append(heappop(waiting)[1])
-            end = now + times[len(batch)]
-            kept = [request for request in batch if deadlines[request] >= end]
-            if len(kept) == len(batch):
+        while (came := arrivals[coming]) <= now:
+            if coming == total:
                 break
-            batch = kept
-        if batch:
-            latency[batch] = end - arrivals_ms[batch]
-            sizes.append(len(batch))
+            # What comes before a server is free finds all of them busy.
+            if (
+                gate is None
+                or came >= free_from
+                or gate.admits(came, deadlines[coming] - came, free_from - came, len(waiting))
+            ):
+                heappush(waiting, (deadlines[coming], coming))
+            else:
+                refused += 1
+            coming += 1
+        if not equal:
+            taker = servers.fastest(now, min(len(waiting), most))
+            free, times = servers.free[taker], servers.times[taker]
+        size = min(len(waiting), len(times) - 1)
+        end = now + times[size]
+        while size and waiting[0][0] < end:
+            heappop(waiting)
+            size = min(len(waiting), len(times) - 1)
+            end = now + times[size]
+        if gate is not None:
+            gate.took(now, len(waiting) - size, len(times) - 1)
+        if not size:
+            continue
+        number = len(ends)
+        if size == len(waiting):
+            for _, request in waiting:
+                batches[request] = number
+            waiting.clear()
+        else:
+            for _ in range(size):
+                batches[heappop(waiting)[1]] = number
+        ends.append(end)
+        sizes.append(size)
+        if not equal:
             takers.append(taker)
-            last = max(last, end)
-            heapreplace(servers.free[taker], end)
+        heapreplace(free, end)
     batch_sizes = np.array(sizes, dtype=np.int64)
-    return _summary(stations, arrivals_ms, latency, batch_sizes, takers, last)
+    of_requests = np.array(batches, dtype=np.int64)
+    return _summary(stations, arrivals_ms, of_requests, ends, batch_sizes, takers, refused)
+
+
+class _Gate:
+    """Who is queued, as a member of the dispatcher decides. It reckons in seconds; only ratios count."""
+
+    def __init__(self, stations: Sequence[Station]) -> None:
+        # The dispatcher knows one law of batch times for all instances of a member.
+        self._times = max((station.batch_ms for station in stations), key=len)
+        self._rate = sum(
+            station.instances * len(station.batch_ms) / station.batch_ms[-1] for station in stations
+        )
+        self._admission = Admission()
+        self.took = self._admission.took
+
+    def admits(self, now: float, left_ms: float, busy_ms: float, waiting: int) -> bool:
+        """``busy_ms``: until the first server is free."""
+        times = self._times
+        batch_ms = times[min(waiting + 1, len(times)) - 1]
+        done_ms = busy_ms + waiting / self._rate + batch_ms
+        return self._admission.admits(now, left_ms, done_ms, waiting + 1 > len(times))
 
 
 def _summary(
     stations: tuple[Station, ...],
     arrivals_ms: Vector,
-    latency: Vector,
+    batches: Counts,
+    ends: list[float],
     sizes: Counts,
     takers: list[int],
-    last_ms: float,
+    refused: int = 0,
 ) -> Served:
-    by_batch = np.array(takers, dtype=np.int64)
+    by_batch = np.array(takers or [0] * len(ends), dtype=np.int64)
     busy = sum(
         float(np.asarray(station.batch_ms)[sizes[by_batch == index] - 1].sum())
         for index, station in enumerate(stations)
     )
-    span = max(last_ms, float(arrivals_ms[-1]) if arrivals_ms.size else 0.0)
+    # The last entry is that of requests without a batch.
+    latency = np.array([*ends, inf])[batches] - arrivals_ms
+    last_ms = float(arrivals_ms[-1]) if arrivals_ms.size else 0.0
+    span = max(max(ends, default=0.0), last_ms)
     instances = sum(station.instances for station in stations)
-    return Served(latency, sizes, by_batch, busy, span, instances)
+    return Served(latency, batches, sizes, by_batch, busy, span, instances, refused)

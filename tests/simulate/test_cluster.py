@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from support.clusters import cluster, cpu_node, measured, service
-from tessera_cli.replay import Outcome, Queue, Quorum, Scenario, Servers, replay, scenarios
 from tessera_core.perf import ServiceModel, latency_percentile
 from tessera_core.plan import ClusterState, Goal, Plan, Policy, plan
 from tessera_core.plan.predict import latency_at
+from tessera_core.simulate.arrivals import gamma
+from tessera_core.simulate.cluster import Outcome, Result, device_loads, replay
+from tessera_core.simulate.scenarios import Queue, Quorum, Scenario, Servers, scenarios
 
 
 def queue(member: str, *models: ServiceModel, share: float = 1.0) -> Queue:
@@ -23,8 +25,12 @@ FAST = queue("fast", QUICK)
 SLOW = queue("slow", ServiceModel(0.1, 500.0, 16))
 
 
-def outcome(scenario: Scenario, seed: int = 0) -> Outcome:
-    return replay(scenario, 20_000, np.random.default_rng(seed))
+def outcome(
+    scenario: Scenario, seed: int = 0, requests: int = 20_000, as_served: bool = False
+) -> Outcome:
+    rng = np.random.default_rng(seed)
+    rate = scenario.rate_per_s
+    return replay(scenario, gamma(rate, scenario.burstiness, requests / rate, rng), rng, as_served)
 
 
 def both(quorum: Quorum | None) -> Scenario:
@@ -72,7 +78,8 @@ def test_a_member_on_two_nodes_divides_its_requests_by_what_each_carries() -> No
 
 def test_progress_is_told_once_per_member() -> None:
     told: list[None] = []
-    replay(both(None), 1000, np.random.default_rng(0), lambda: told.append(None))
+    rng = np.random.default_rng(0)
+    replay(both(None), np.arange(100.0), rng, done=lambda: told.append(None))
     assert len(told) == 2
 
 
@@ -129,7 +136,7 @@ def test_what_is_predicted_for_a_shared_queue_is_what_is_simulated(nodes: int, l
     factor = load * planned.max_requests_per_second / planned.requests_per_second
     (scenario,) = scenarios(found, state, rate_factor=factor)
     (at_most,) = scenarios(found, state, rate_factor=factor / load)
-    simulated = replay(scenario, 100_000, np.random.default_rng(5)).percentile_ms(99.0)
+    simulated = outcome(scenario, 5, 100_000).percentile_ms(99.0)
     assert scenario.predicted_ms is not None
     assert 0.9 * simulated <= scenario.predicted_ms <= 1.3 * simulated
     assert at_most.predicted_ms is not None
@@ -182,15 +189,78 @@ def test_requests_of_several_rows_fill_batches_with_all_their_rows() -> None:
 
 def test_one_poisson_queue_is_predicted_within_noise() -> None:
     scenario = Scenario("s", 3000.0, 50.0, 99.0, ((FAST,),))
-    found = replay(scenario, 200_000, np.random.default_rng(1))
+    found = outcome(scenario, 1, 200_000)
     expected = latency_percentile(QUICK, 3000.0, 99.0)
     assert found.percentile_ms(99.0) == pytest.approx(expected, rel=0.03)
 
 
 def test_a_run_too_short_for_any_request_is_an_error_and_not_a_crash() -> None:
-    def run_until_nothing_comes() -> None:
-        for seed in range(100):
-            replay(Scenario("s", 1.0, 50.0, 99.0, ((FAST,),)), 1, np.random.default_rng(seed))
+    with pytest.raises(ValueError, match="s: no request came"):
+        replay(both(None), np.array([]), np.random.default_rng(0))
 
-    with pytest.raises(ValueError, match="no request came"):
-        run_until_nothing_comes()
+
+def test_as_served_an_overload_is_answered_as_far_as_the_servers_go() -> None:
+    overload = Scenario("s", 2 * QUICK.capacity_per_s, 20.0, 99.0, ((FAST,),))
+    assert outcome(overload).within < 0.01
+    served = outcome(overload, as_served=True).result()
+    assert served.goodput_per_s == pytest.approx(QUICK.capacity_per_s, rel=0.1)
+    assert served.within == pytest.approx(0.5, rel=0.1)
+    assert served.p50_ms <= 20.0 or np.isinf(served.p50_ms)
+    assert np.isinf(served.p99_ms)
+    (load,) = served.loads
+    assert load.dropped == pytest.approx(10_000, rel=0.2)
+
+
+def test_as_served_a_quorum_answers_at_the_deadline_without_what_was_dropped() -> None:
+    found = outcome(both(Quorum(1, (0,))), as_served=True)
+    assert set(found.latency_ms) == {50.0}
+
+
+def test_what_is_kept_are_the_figures_of_all_requests() -> None:
+    found = outcome(Scenario("s", 3000.0, 50.0, 95.0, ((FAST,),)))
+    kept = found.result()
+    assert kept.requests == len(found.latency_ms)
+    assert kept.rate_per_s == pytest.approx(3000.0, rel=0.02)
+    assert (kept.p50_ms, kept.p95_ms) == (found.percentile_ms(50), found.percentile_ms(95))
+    assert kept.tail_ms == kept.p95_ms
+    assert list(kept.curve_ms) == sorted(kept.curve_ms)
+    assert kept.curve_ms[0] == found.latency_ms.min()
+    assert kept.p99_ms in kept.curve_ms
+
+
+def results(found: Plan, state: ClusterState) -> list[Result]:
+    return [outcome(each).result() for each in scenarios(found, state)]
+
+
+def test_a_device_is_as_busy_as_its_instances_are() -> None:
+    found, state = spread_out(nodes=2, cores=3)
+    (scenario,) = scenarios(found, state, rate_factor=3e3)
+    result = outcome(scenario).result()
+    for each in device_loads(found, state, [result]):
+        assert each.members == ("vision.wide/m",)
+        assert each.busy == pytest.approx(result.busiest.utilisation, rel=0.05)
+        assert each.rows_per_s == pytest.approx(15_000, rel=0.2)
+
+
+def test_the_parts_of_a_device_count_by_their_size() -> None:
+    state = cluster([cpu_node("n1", cores=4)], [service("half", rps=100.0)], [measured("m", 2)])
+    (result,) = results(plan(state), state)
+    (device,) = device_loads(plan(state), state, [result])
+    assert device.busy == pytest.approx(result.busiest.utilisation / 2)
+    assert device.rows_per_s == pytest.approx(100.0, rel=0.05)
+
+
+def test_members_that_take_turns_keep_a_part_busy_together_and_never_more_than_whole() -> None:
+    found, state = two_shared_members()
+    made = results(found, state)
+    shared = [load for result in made for load in result.loads if load.parts]
+    # Its turns include those of others; what a part is busy with is the member's own.
+    assert all(part.busy <= load.utilisation for load in shared for part in load.parts)
+    assert any(part.busy < 0.9 * load.utilisation for load in shared for part in load.parts)
+    devices = device_loads(found, state, made)
+    assert all(0 <= each.busy <= 1 for each in devices)
+    assert {member for each in devices for member in each.members} == {
+        "vision.pair/a",
+        "vision.pair/b",
+        "vision.rows/c",
+    }

@@ -1,0 +1,281 @@
+"""What a plan promises against what a simulation of it does, for one service or a whole cluster.
+
+A plan predicts latency with formulas for one queue at a time. Here every queue of a service is simulated on
+the same seeded arrivals, so what the formulas leave out on the safe side shows: members' queues are long
+together. The instances of a member on one node take from one queue; a member on several nodes splits its
+stream at random, in proportion to what each node carries.
+
+Queues share their batch times. Members that take turns on one slice have theirs lengthened as the planner
+lengthens them, instances beside each other as their profile was measured, and every answer is charged the measured
+spread of its batch time, as predictions are. With ``as_served`` a queue refuses and drops what the dispatcher would;
+what one member drops is not withdrawn from the others. Else nothing is: a request that is late counts as late.
+
+A service is simulated at a time, and what is kept of it is a few numbers, so memory does not grow with the cluster.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tessera_core.gpu.mig import GpuModel, find_profile
+from tessera_core.perf.service import MS_PER_S
+from tessera_core.plan.decision import Plan
+from tessera_core.plan.state import ClusterState, Slice
+from tessera_core.simulate.scenarios import Part, Queue, Scenario, Servers
+from tessera_core.simulate.station import Served, Station, simulate
+
+WARM_UP = 0.05
+"""Share of the requests that is not counted: the queues start empty."""
+
+POINTS = np.concatenate((np.linspace(0, 0.9, 91), 1 - np.geomspace(0.1, 1e-4, 61)))
+"""Shares of the requests at which a distribution is kept."""
+
+Vector = NDArray[np.float64]
+
+
+class NoRequest(ValueError):
+    """No request came in the time that is simulated."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartLoad:
+    """What the instances of one queue did in one part."""
+
+    part: Part
+    rows_per_s: float
+    busy: float
+    """Share of the time in which an instance ran batches of its own, in the mean over the instances."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy a queue was."""
+
+    queue: Queue
+    mean_batch: float
+    """Rows."""
+    utilisation: float
+    """Busy share of its instances' time, the turns of other members included."""
+    dropped: int = 0
+    """Requests that were refused, or given up in the queue."""
+    parts: tuple[PartLoad, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One simulated service."""
+
+    scenario: Scenario
+    latency_ms: Vector
+    """Shape (requests after warm-up,); ``inf`` for one without an answer."""
+    seconds: float
+    """In which they came."""
+    loads: tuple[Load, ...]
+    """By member and queue."""
+
+    @property
+    def within(self) -> float:
+        """Share of the requests that finished within the target."""
+        return float(np.mean(self.latency_ms <= self.scenario.target_ms))
+
+    def percentile_ms(self, percentile: float) -> float:
+        """Simulated latency that ``percentile`` % of the requests do not exceed; ``inf``: they had no answer."""
+        return float(np.percentile(self.latency_ms, percentile, method="inverted_cdf"))
+
+    def result(self) -> Result:
+        """What is kept of it."""
+        latency = np.sort(self.latency_ms)
+        places = np.ceil(POINTS * len(latency)).astype(np.int64) - 1
+        p50, p95, p99, tail = map(self.percentile_ms, (50, 95, 99, self.scenario.percentile))
+        return Result(
+            scenario=self.scenario,
+            requests=len(latency),
+            rate_per_s=len(latency) / self.seconds,
+            goodput_per_s=self.within * len(latency) / self.seconds,
+            within=self.within,
+            p50_ms=p50,
+            p95_ms=p95,
+            p99_ms=p99,
+            tail_ms=tail,
+            curve_ms=tuple(latency[np.maximum(places, 0)].tolist()),
+            loads=self.loads,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The figures of one simulated service, over all its requests after warm-up."""
+
+    scenario: Scenario
+    requests: int
+    rate_per_s: float
+    goodput_per_s: float
+    """Answered within the target."""
+    within: float
+    """Share of the requests that finished within the target."""
+    p50_ms: float
+    """``inf``, here and below: so many had no answer."""
+    p95_ms: float
+    p99_ms: float
+    tail_ms: float
+    """At the SLO's percentile."""
+    curve_ms: tuple[float, ...]
+    """At :data:`POINTS`."""
+    loads: tuple[Load, ...]
+    """By member and queue."""
+
+    @property
+    def met(self) -> bool:
+        """Whether the SLO held."""
+        return 100 * self.within >= self.scenario.percentile
+
+    @property
+    def busiest(self) -> Load:
+        """The queue with the highest utilisation."""
+        return max(self.loads, key=lambda load: load.utilisation)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLoad:
+    """What one device did."""
+
+    node: str
+    device: str
+    product: str
+    rows_per_s: float
+    busy: float
+    """Share of it that ran batches, in the mean over the time; slices count by their compute."""
+    members: tuple[str, ...]
+    """``service/member``, sorted."""
+
+
+def device_loads(
+    plan: Plan, state: ClusterState, results: Sequence[Result]
+) -> tuple[DeviceLoad, ...]:
+    """By device of ``plan``, those that serve nothing that was simulated among them."""
+    busy: dict[Part, float] = defaultdict(float)
+    rows: dict[tuple[str, str], float] = defaultdict(float)
+    members: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for result in results:
+        for load in result.loads:
+            for each in load.parts:
+                device = each.part[:2]
+                busy[each.part] += each.busy
+                rows[device] += each.rows_per_s
+                members[device].add(f"{result.scenario.service}/{load.queue.member}")
+    whole = {(node.name, each.uuid): each for node in state.nodes for each in node.devices}
+    found: dict[tuple[str, str], float] = defaultdict(float)
+    for part, share in busy.items():
+        model, cores = whole[part[:2]].model, whole[part[:2]].cores
+        found[part[:2]] += min(1.0, share) * _share_of(part.slice, model, cores)
+    return tuple(
+        DeviceLoad(
+            each.node,
+            each.uuid,
+            each.product,
+            rows[each.node, each.uuid],
+            found[each.node, each.uuid],
+            tuple(sorted(members[each.node, each.uuid])),
+        )
+        for each in plan.devices
+    )
+
+
+def _share_of(piece: Slice, model: GpuModel | None, cores: int) -> float:
+    """Of its device."""
+    if piece.cores:
+        return len(piece.cores) / cores
+    profile = find_profile(model, piece.name) if model is not None else None
+    if model is None or profile is None:
+        return 1.0
+    return profile.compute_slices / model.compute_slices
+
+
+def replay(
+    scenario: Scenario,
+    arrivals_ms: Vector,
+    rng: np.random.Generator,
+    as_served: bool = False,
+    done: Callable[[], None] = lambda: None,
+) -> Outcome:
+    """Simulate ``scenario`` on ascending ``arrivals_ms``, shape (requests,); ``rng`` divides them over queues.
+
+    ``as_served``: late requests are refused and dropped. ``done`` is called after every member. Raises ``NoRequest``.
+    """
+    if not arrivals_ms.size:
+        raise NoRequest(f"{scenario.service}: no request came in this time: simulate a longer one")
+    slo_ms = max(scenario.target_ms - scenario.overhead_ms, 1e-9) if as_served else None
+    latencies, loads = [], []
+    for queues in scenario.members:
+        latency = np.empty_like(arrivals_ms)
+        taken = rng.choice(len(queues), len(arrivals_ms), p=[queue.share for queue in queues])
+        for position, queue in enumerate(queues):
+            mine = taken == position
+            latency[mine], load = _serve(queue, arrivals_ms[mine], scenario, slo_ms)
+            loads.append(load)
+        latencies.append(latency)
+        done()
+    answered = _answered_ms(np.stack(latencies) + scenario.overhead_ms, scenario)
+    first = int(len(answered) * WARM_UP)
+    seconds = float(arrivals_ms[-1] - (arrivals_ms[first - 1] if first else 0.0)) / MS_PER_S
+    return Outcome(scenario, answered[first:], max(seconds, 1e-9), tuple(loads))
+
+
+def _serve(
+    queue: Queue, arrivals_ms: Vector, scenario: Scenario, slo_ms: float | None
+) -> tuple[Vector, Load]:
+    """Latencies of the requests of one queue, ms, and how busy it was."""
+    stations = [
+        Station(each.model.batch_times_ms(), each.model.instances) for each in queue.servers
+    ]
+    served = simulate(stations, arrivals_ms, slo_ms, slo_ms is not None)
+    spread = np.array([each.model.spread_ms for each in queue.servers])[served.stations]
+    # The last entry is that of requests without a batch, whose latency is inf.
+    latency = served.latency_ms + np.append(spread, 0.0)[served.batches]
+    caps = np.array([each.cap for each in queue.servers])[served.stations]
+    rows = np.minimum(served.batch_sizes * scenario.rows_per_request, caps)
+    parts = [
+        part
+        for index, each in enumerate(queue.servers)
+        for part in _part_loads(each, served, served.stations == index, scenario.rows_per_request)
+    ]
+    mean = float(rows.mean()) if rows.size else 0.0
+    dropped = served.dropped + served.refused
+    return latency, Load(queue, mean, served.utilisation, dropped, tuple(parts))
+
+
+def _part_loads(
+    servers: Servers, served: Served, ran: NDArray[np.bool_], rows_per_request: int
+) -> list[PartLoad]:
+    """Of equal instances, which share their batches evenly. ``ran``: shape (batches,), which were theirs."""
+    sizes = served.batch_sizes[ran]
+    own_ms = np.array(servers.model.batch_times_ms()) - servers.blocking_ms
+    each_s = served.span_ms * len(servers.parts) / MS_PER_S
+    if not each_s:
+        return []
+    busy = float(own_ms[sizes - 1].sum()) / MS_PER_S / each_s
+    rows_per_s = float(sizes.sum()) * rows_per_request / each_s
+    instances = Counter(servers.parts)
+    return [PartLoad(part, rows_per_s * count, busy) for part, count in instances.items()]
+
+
+def _answered_ms(latencies: Vector, scenario: Scenario) -> Vector:
+    """When each request is answered; ``latencies`` of shape (members, requests).
+
+    An answer waits for all members until the deadline, then for as few as the quorum lets it have.
+    """
+    everyone: Vector = latencies.max(axis=0)
+    quorum = scenario.quorum
+    if quorum is None:
+        return everyone
+    fewest = min(quorum.fewest, len(latencies))
+    enough = np.partition(latencies, fewest - 1, axis=0)[fewest - 1]
+    if quorum.required:
+        enough = np.maximum(enough, latencies[list(quorum.required)].max(axis=0))
+    answered: Vector = np.minimum(everyone, np.maximum(enough, scenario.target_ms))
+    return answered

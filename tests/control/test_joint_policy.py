@@ -1,0 +1,150 @@
+"""The policy that sets batches and instances together: where it goes, and what does not move it."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tessera_core.control.joint import PATIENCE, ROOM, Joint, JointState
+from tessera_core.control.setpoint import Batch, Goal, Setpoint, Window
+from tessera_core.perf.profile import LatencyProfile, ProfileRow
+
+MOST = Setpoint(cap=64, instances=4)
+GOAL = Goal(slo_ms=50.0, most=MOST)
+
+
+def batch_ms(rows: int, instances: int) -> float:
+    """Instances gain until the device is busy with two of them."""
+    return max(4.0 + 0.2 * rows, instances * (1.5 + 0.15 * rows))
+
+
+PROFILE = LatencyProfile(
+    tuple(
+        ProfileRow(rows, n, ms := batch_ms(rows, n), ms, 1e3 * n * rows / ms, 100.0 * n)
+        for rows in (1, 2, 4, 8, 16, 32, 64)
+        for n in (1, 2, 4)
+    )
+)
+POLICY = Joint(PROFILE, 99.0)
+
+
+def seen(
+    state: JointState, rate_per_s: float, slower: float = 1.0, batches: int = 40, rows: int = 4
+) -> Window:
+    """A second in which batches took ``slower`` times their profile."""
+    n = state.setpoint.instances
+    each = Batch(rows, slower * PROFILE.service_ms(rows, n))
+    return Window(1.0, round(rate_per_s), tuple((each,) * (batches // n) for _ in range(n)))
+
+
+def after(state: JointState, seconds: int, rate_per_s: float, **kwargs: float) -> JointState:
+    for _ in range(seconds):
+        state = POLICY.step(state, seen(state, rate_per_s, **kwargs), GOAL)  # type: ignore[arg-type]
+    return state
+
+
+def carried(state: JointState, goal: Goal = GOAL) -> float:
+    return POLICY.carries(state.setpoint, goal, state.error, state.burstiness)
+
+
+def test_it_starts_with_the_cap_that_carries_most():
+    start = POLICY.start(GOAL)
+    assert start.setpoint.instances == 1
+    others = [POLICY.carries(Setpoint(cap, 1), GOAL, 1.0, 1.0) for cap in (1, 2, 4, 8, 16, 32, 64)]
+    assert carried(start) >= max(others) / 1.03
+
+
+def test_a_rate_that_one_instance_does_not_carry_is_answered_in_one_decision():
+    start = POLICY.start(GOAL)
+    rate = 1.1 * carried(start)
+    found = POLICY.step(start, seen(start, rate), GOAL)
+    assert found.setpoint.instances > 1
+    assert ROOM * carried(found) >= rate
+
+
+def test_a_rate_that_nothing_carries_gets_what_carries_most():
+    found = after(POLICY.start(GOAL), 1, 1e6)
+    everything = [
+        POLICY.carries(Setpoint(cap, n), GOAL, 1.0, 1.0)
+        for cap in (1, 2, 4, 8, 16, 32, 64)
+        for n in (1, 2, 4)
+    ]
+    assert carried(found) >= max(everything) / 1.03
+
+
+def test_instances_are_given_back_only_after_less_was_enough_for_a_while():
+    start = POLICY.start(GOAL)
+    busy = after(start, 1, 1.1 * carried(start))
+    calm = after(busy, PATIENCE - 1, 50.0)
+    assert calm.setpoint.instances == busy.setpoint.instances
+    assert after(calm, 1, 50.0).setpoint.instances == 1
+
+
+def test_a_slower_device_is_noticed_and_answered():
+    start = POLICY.start(GOAL)
+    rate = 0.7 * carried(start)
+    assert after(start, 1, rate).setpoint.instances == 1
+    found = after(start, 20, rate, slower=2.0)
+    assert 1.8 < found.error < 2.1
+    assert found.setpoint.instances > 1
+
+
+def test_one_stall_moves_nothing():
+    state = after(POLICY.start(GOAL), 3, 300.0)
+    n = state.setpoint.instances
+    usual = Batch(4, PROFILE.service_ms(4, n))
+    window = Window(1.0, 300, ((*(usual,) * 30, Batch(4, 5000.0)),))
+    found = POLICY.step(state, window, GOAL)
+    assert (found.setpoint, found.error) == (state.setpoint, state.error)
+
+
+def test_a_tighter_slo_is_answered_in_one_decision():
+    state = after(POLICY.start(GOAL), 3, 300.0)
+    tight = Goal(12.0, MOST)
+    found = POLICY.step(state, seen(state, 300.0), tight)
+    assert carried(found, tight) >= 300.0
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 5000), st.integers(0, 40), st.floats(0.2, 5)), max_size=15),
+    st.integers(1, 64),
+    st.integers(1, 4),
+)
+@settings(deadline=None, max_examples=60)
+def test_it_stays_within_what_is_allowed(
+    seconds: list[tuple[float, int, float]], cap: int, instances: int
+):
+    goal = Goal(50.0, Setpoint(cap, instances))
+    state = POLICY.start(goal)
+    for rate, batches, slower in seconds:
+        state = POLICY.step(state, seen(state, rate, slower, batches), goal)
+        assert state.setpoint.cap <= cap
+        assert state.setpoint.instances <= instances
+
+
+@given(st.integers(0, 10), st.floats(100.0, 2000.0))
+@settings(deadline=None, max_examples=40)
+def test_what_nothing_was_seen_of_moves_nothing(windows: int, rate: float):
+    state = after(POLICY.start(GOAL), 4, rate)
+    silent = state
+    for _ in range(windows):
+        silent = POLICY.step(silent, Window(1.0, 0, ()), GOAL)
+    assert silent.error == state.error
+    assert silent.rate_per_s == state.rate_per_s
+
+
+@given(st.floats(50.0, 1500.0), st.integers(0, 1000))
+@settings(deadline=None, max_examples=40)
+def test_a_steady_rate_leads_to_a_steady_setting(rate: float, seed: int):
+    """Poisson counts around one rate: after a while nothing is changed any more, or within the same carrying."""
+    generator = np.random.default_rng(seed)
+    state = POLICY.start(GOAL)
+    settings_seen = []
+    for _ in range(60):
+        state = POLICY.step(state, seen(state, float(generator.poisson(rate))), GOAL)
+        settings_seen.append(state.setpoint)
+    changes = sum(one != next_ for one, next_ in pairwise(settings_seen[20:]))
+    assert changes <= 2

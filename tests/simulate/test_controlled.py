@@ -1,0 +1,66 @@
+"""A queue whose cap and instances a policy sets: without changes it is the queue of the station."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tessera_core.control.clipper import INTERVAL_S, Clipper
+from tessera_core.control.setpoint import Goal, Setpoint
+from tessera_core.control.static import Static
+from tessera_core.simulate.arrivals import poisson
+from tessera_core.simulate.controlled import control
+from tessera_core.simulate.station import Station, simulate
+
+MOST = Setpoint(64, 8)
+
+
+def batch_ms(rows: int, instances: int) -> float:
+    return 2.0 + 0.5 * rows
+
+
+@given(
+    st.integers(0, 1000),
+    st.floats(50.0, 3000.0),
+    st.integers(1, 16),
+    st.integers(1, 4),
+    st.floats(5.0, 60.0),
+)
+@settings(deadline=None, max_examples=60)
+def test_a_setting_that_stays_is_a_station(
+    seed: int, rate_per_s: float, cap: int, instances: int, slo_ms: float
+):
+    arrivals = poisson(rate_per_s, 2.0, np.random.default_rng(seed))
+    policy = Static(Setpoint(cap, instances))
+    found = control(policy, [(0.0, Goal(slo_ms, MOST))], batch_ms, arrivals, 10.0)
+    times = tuple(batch_ms(rows, instances) for rows in range(1, cap + 1))
+    expected = simulate(Station(times, instances), arrivals, slo_ms)
+    np.testing.assert_allclose(found.latency_ms, expected.latency_ms)
+    assert found.good == np.count_nonzero(expected.latency_ms <= slo_ms)
+
+
+def test_a_policy_is_asked_when_it_wants_to_be_and_what_it_sets_holds():
+    arrivals = np.arange(0.0, 60_000.0, 5.0)
+    found = control(Clipper(), [(0.0, Goal(100.0, MOST))], batch_ms, arrivals, 60.0)
+    changes = [decision.at_s for decision in found.decisions[1:]]
+    assert changes == [INTERVAL_S * (n + 1) for n in range(len(changes))]
+    assert [decision.setpoint.cap for decision in found.decisions[:3]] == [1, 5, 9]
+
+
+def test_a_goal_that_changes_holds_for_those_that_come_later():
+    arrivals = np.arange(0.0, 2000.0, 100.0)
+    goals = [(0.0, Goal(50.0, MOST)), (1.0, Goal(2.0, MOST))]
+    found = control(Static(Setpoint(1, 1)), goals, batch_ms, arrivals, 3.0)
+    assert set(found.slo_ms[:10]) == {50.0}
+    assert set(found.slo_ms[10:]) == {2.0}
+    assert np.isfinite(found.latency_ms[:10]).all()
+    assert np.isinf(found.latency_ms[10:]).all()
+    assert found.goodput_per_s(0.0, 1.0) == 10.0
+    assert found.goodput_per_s(1.0, 2.0) == 0.0
+
+
+def test_goals_have_to_begin_at_the_start():
+    with pytest.raises(ValueError, match="second 0"):
+        control(Static(Setpoint(1, 1)), [(1.0, Goal(50.0, MOST))], batch_ms, np.array([0.0]), 1.0)
