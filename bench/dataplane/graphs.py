@@ -161,7 +161,7 @@ class Graphs:
         self._device = device
         program = torch.export.load(models / f"{work.networks[0]}.pt2")
         if device == "cuda":
-            program = move_to_device_pass(program, device)
+            program = move_to_device_pass(program, "cuda:0")  # as its tensors name theirs
         else:
             torch.set_num_threads(1)
         self._module = program.module()

@@ -37,6 +37,9 @@ from tessera_runtime.engines.torch_export import load_export
 from tessera_runtime.engines.torch_model import TORCH_DTYPES, TorchModel, tensor_bytes
 from tessera_runtime.engines.version import library_version
 
+CUDA = "cuda:0"
+"""With its index, as tensors name theirs: programs assert where their tensors are. A worker sees one device."""
+
 _threads_set = threading.Lock()
 
 
@@ -61,7 +64,7 @@ def _load_cuda(file: ModelFile, device: EngineDevice) -> TorchEngine:
     grant_memory(granted)
     before = reserved_mib()
     try:
-        model = _load_model(file, "cuda")
+        model = _load_model(file, CUDA)
     except torch.cuda.OutOfMemoryError as error:
         grant_memory(-granted)
         raise LoadRefused(
