@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tessera_core.batching.admission import ADMITTED, STANDING, Admission
+from tessera_core.batching.admission import ADMITTED, STANDING, Admission, done_after
 from tessera_core.batching.policy import EdfQueue
 
 CAP = 8
@@ -56,9 +56,8 @@ def serve(gap_s: float, seconds: float, stall_s: float, admission: Admission) ->
                 idle_s += now - max(free_at, WARM_S)
             free_at, running = now + batch_s(1), True
             continue
-        waits = queue.rows / rate + batch_s(min(queue.rows + 1, CAP))
-        fills = queue.rows + 1 > CAP
-        if admission.admits(now, SLO_S, free_at - now + waits, fills):
+        done_s = done_after(free_at - now, queue.rows, 1, CAP, rate, batch_s)
+        if admission.admits(now, SLO_S, done_s, queue.rows + 1 > CAP):
             queue.push(now, now + SLO_S, 1)
     return Seen(good, late, idle_s)
 
@@ -105,3 +104,20 @@ def test_a_queue_that_stands_has_half_of_it_unless_less_than_a_batch_waits(
 def test_a_queue_that_nothing_was_taken_of_does_not_stand():
     assert Admission().admits(1e9, 1.0, 0.8, True)
     assert not Admission().admits(1e9, 1.0, inf, True)
+
+
+@given(st.integers(0, 200), st.integers(1, CAP), st.floats(0.0, 1.0))
+def test_behind_single_rows_work_is_done_when_it_was_expected_to_be(
+    waiting: int, rows: int, busy_s: float
+):
+    queue: EdfQueue[int] = EdfQueue(limit=1000)
+    for each in [*[1] * waiting, rows]:
+        queue.push(each, 1e9, each)
+    done_s = busy_s
+    while queue:
+        done_s += batch_s(queue.take(0.0, CAP, batch_s).rows)
+    expected_s = done_after(busy_s, waiting, rows, CAP, CAP / batch_s(CAP), batch_s)
+    if waiting % CAP + rows <= CAP:
+        assert done_s == pytest.approx(expected_s)
+    else:  # the batch before is not full, and takes a little longer than its rows' share
+        assert expected_s < done_s < expected_s + batch_s(CAP)

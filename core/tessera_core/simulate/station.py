@@ -1,9 +1,9 @@
 """One queue in front of servers that batch: a discrete-event simulation with one event per batch.
 
-The rules are those of :mod:`tessera_core.batching`, whose admission runs here as it is. A batch forms the moment a server is free and something
-waits (work-conserving, no timer): all that wait, at most the server's cap, earliest deadline first. Of several free
-servers the one takes it that would finish it first. With deadlines, heads that could not finish in the batch about to
-start are dropped one by one; a batch is never cut short to save its head.
+The rules are those of :mod:`tessera_core.batching`, whose admission runs here as it is. A batch forms the moment a
+server is free and something waits (work-conserving, no timer): all that wait, at most the server's cap, earliest deadline
+first. Of several free servers the one takes it that would finish it first. With deadlines, heads that could not finish in
+the batch about to start are dropped one by one; a batch is never cut short to save its head.
 
 When deadlines follow the order of arrival (one SLO: the common case) a batch is a slice of the arrival
 array, found by bisection, and the cost is per batch. Mixed deadlines need a heap and cost per request, and so does
@@ -21,7 +21,7 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
-from tessera_core.batching.admission import Admission
+from tessera_core.batching.admission import Admission, done_after
 
 Vector = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -304,8 +304,9 @@ class _Gate:
     def admits(self, now: float, left_ms: float, busy_ms: float, waiting: int) -> bool:
         """``busy_ms``: until the first server is free."""
         times = self._times
-        batch_ms = times[min(waiting + 1, len(times)) - 1]
-        done_ms = busy_ms + waiting / self._rate + batch_ms
+        done_ms = done_after(
+            busy_ms, waiting, 1, len(times), self._rate, lambda rows: times[rows - 1]
+        )
         return self._admission.admits(now, left_ms, done_ms, waiting + 1 > len(times))
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tessera_core.batching.admission import Admission
+from tessera_core.batching.admission import Admission, done_after
 from tessera_core.batching.policy import EdfQueue
 from tessera_core.perf.histogram import Histogram
 from tessera_runtime.dispatch.lane import Lane
@@ -162,16 +162,14 @@ class Member:
         return self.push(work)
 
     def done_s(self, rows: int, now: float) -> float:
-        """Until ``rows`` more would be done, while all instances are busy: what is left of the batch that ends first,
-        what waits, and the batch they are in. 0 without a profile.
-        """
+        """Until ``rows`` more would be done, while all instances are busy; 0 without a profile."""
         rate = self.rate()
         if self.service_time is None or rate <= 0.0:
             return 0.0
-        batch = min(self.queue.rows + rows, self.cap, self.largest)
+        cap = min(self.cap, self.largest)
         running_s = min([lane.began + self.likely_s(lane.rows) - now for lane in self.lanes])
-        waits_s = self.queue.rows / rate + self.expected_s(batch)
-        return max(running_s, 0.0) + self.pace.ratio * waits_s
+        busy_s = max(running_s, 0.0)
+        return done_after(busy_s, self.queue.rows, rows, cap, rate / self.pace.ratio, self.likely_s)
 
     def withdraw(self, work: Work) -> bool:
         """Take work back out of the queue; False when it is running or done."""
