@@ -125,7 +125,7 @@ def test_a_request_in_flight_is_answered_when_the_server_is_told_to_stop(tmp_pat
         asked = [(rows(i), crowd.ask(MODEL, rows(i))) for i in range(3)]
         over_http = crowd.submit(infer_http, server.http(), MODEL, rows(7))
         file.wait_held()
-        server.wait_for(lambda r: r.services[0].members[0].queued_rows, "requests waiting")
+        server.wait_for(lambda r: r.services[0].arrivals_rows == 5, "all requests")
         server.process.terminate()
         wait_until(lambda: "draining" in server.log(), "the drain")
         file.let_go()
