@@ -66,7 +66,9 @@ class Law:
     decode_ms: float
 
     def __call__(self, rows: int, instances: int) -> float:
-        return self._law(rows, instances) + self.instances_ms[instances - 1] - self._law(1, instances)
+        return (
+            self._law(rows, instances) + self.instances_ms[instances - 1] - self._law(1, instances)
+        )
 
     def _law(self, rows: int, instances: int) -> float:
         host = self.instances_ms[0] - self.gpu_ms + self.decode_ms * (rows - 1)
@@ -118,7 +120,9 @@ def jobs(path: Decoding = Decoding.TIMED) -> tuple[Job, ...]:
 def measured_before(job: Job) -> Matrix:
     """Instance times of all other measured models, shape (models, MOST_INSTANCES)."""
     own = f"{job.dnn}, {job.data}"
-    return np.array([_every_count(ms) for name, ms in _data()["instances_ms"].items() if name != own])
+    return np.array(
+        [_every_count(ms) for name, ms in _data()["instances_ms"].items() if name != own]
+    )
 
 
 def batch_path_ms(job: Job, rows: int) -> float | None:
@@ -162,4 +166,12 @@ def _job(entry: dict[str, Any], path: Decoding) -> Job:
         every = tuple(max(ms - decode, (n + 1) * gpu) for n, ms in enumerate(every))
         decode = 0.0
     law = Law(every, gpu, row_gpu, decode)
-    return Job(entry["number"], dnn, entry["data"], float(entry["slo_ms"]), Knob(entry["knob"]), source, law)
+    return Job(
+        entry["number"],
+        dnn,
+        entry["data"],
+        float(entry["slo_ms"]),
+        Knob(entry["knob"]),
+        source,
+        law,
+    )

@@ -16,7 +16,6 @@ Says = Callable[[str], None]
 
 # Name of a figure: its column and its format.
 FIGURES: dict[str, tuple[str, str]] = {
-    "load": ("load", "{:.1f}"),
     "rate_per_s": ("rate/s", "{:,.1f}"),
     "tessera_share": ("tessera in SLO", "{:.3f}"),
     "dnnscaler_share": ("dnnscaler", "{:.3f}"),
@@ -49,7 +48,7 @@ FIGURES: dict[str, tuple[str, str]] = {
     "least_violations": ("best static's", "{:,.0f}"),
     "share": ("in SLO", "{:.4f}"),
     "most_instances": ("instances, most", "{:.0f}"),
-    "mean_instances": ("mean", "{:.1f}"),
+    "mean_count": ("mean", "{:.1f}"),
     "memory_mib": ("memory MiB", "{:,.0f}"),
     "predicted": ("predicted /ms", "{:.3f}"),
     "known": ("known /ms", "{:.3f}"),
@@ -58,6 +57,31 @@ FIGURES: dict[str, tuple[str, str]] = {
     "consolidated_j": ("consolidated J", "{:.4f}"),
     "devices": ("devices", "{:.0f}"),
     "saved_percent": ("saved %", "{:.1f}"),
+    # Of all jobs.
+    "least_over_oracle": ("tessera / static: least", "{:.3f}"),
+    "median_over_oracle": ("median", "{:.3f}"),
+    "least_over_dnnscaler": ("- dnnscaler: least", "{:+.3f}"),
+    "median_over_dnnscaler": ("median", "{:+.3f}"),
+    "least_over_clipper": ("- clipper: least", "{:+.3f}"),
+    "median_over_clipper": ("median", "{:+.3f}"),
+    "least_from_start": ("/ static from 0 s: least", "{:.3f}"),
+    "most_below_from_start": ("below best other from 0 s: most", "{:.3f}"),
+    "missing": ("jobs that miss", "{:.0f}"),
+    "least_times_dnnscaler": ("x dnnscaler: least", "{:.2f}"),
+    "mean_times_dnnscaler": ("geometric mean", "{:.2f}"),
+    "least_times_clipper": ("x clipper: least", "{:.2f}"),
+    "mean_times_clipper": ("geometric mean", "{:.2f}"),
+    "average_closed_dnnscaler_times_clipper": ("closed loop: dnnscaler x clipper, mean", "{:.2f}"),
+    "most_closed_dnnscaler_times_clipper": ("most", "{:.2f}"),
+    "average_unequal_paths": ("on unequal paths, mean", "{:.2f}"),
+    "most_unequal_paths": ("most", "{:.2f}"),
+    "mean_batching": ("batching only: median", "{:.2f}"),
+    "mean_instances": ("multi-tenancy only: median", "{:.2f}"),
+    "mean_policy_batching": ("policy, batching: median", "{:.2f}"),
+    "mean_policy_instances": ("multi-tenancy: median", "{:.2f}"),
+    "mean_policy_joint": ("joint: median", "{:.2f}"),
+    "mean_joint_gain": ("joint / better one: geometric mean", "{:.2f}"),
+    "most_joint_gain": ("most", "{:.2f}"),
 }
 
 NEVER_S = 1e3
@@ -78,7 +102,7 @@ class Reach:
         )
 
     def __str__(self) -> str:
-        least = "" if self.at_least is None else f" ≥ {self.at_least:g}"
+        least = "" if self.at_least is None else f" ≥ {self.at_least:.3g}"
         most = "" if self.at_most is None else f" ≤ {self.at_most:g}"
         return f"{FIGURES[self.figure][0]}{least}{most}"
 

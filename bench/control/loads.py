@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-
 from bench.control.jobs import Job
 from bench.control.lines import Line, Reach, line
 from bench.control.oracle import Best, capacity, goodput, settings
-from bench.control.policies import POLICIES, Watch, share_within, watched
+from bench.control.policies import POLICIES, WATCH, Watch, share_within, watched
 from bench.harness import Figures
-from tessera_core.control.static import Static
+
 from tessera_core.control.setpoint import Goal
+from tessera_core.control.static import Static
 from tessera_core.simulate.arrivals import poisson
 from tessera_core.simulate.controlled import control
 
@@ -27,16 +27,16 @@ NOISE = 0.01
 class Size:
     seeds: int = 3
     loads: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9, 1.2)
-    watch: Watch = Watch()
+    watch: Watch = WATCH
     requests: int = 20_000
     """Of one run of the search for the oracle's capacity."""
-    sweep_s: float = 60.0
-    """Of the first seed's arrivals, on which all static settings are tried for each load."""
+    sweep: int = 10_000
+    """First requests of the first seed, on which all static settings are tried for each load."""
     kept: int = 3
     """Of those, that are tried on all arrivals of every seed."""
 
 
-QUICK = Size(1, (0.5, 1.2), Watch(least_s=15.0, least_requests=500, most_s=60.0), 2000, 5.0, 1)
+QUICK = Size(1, (0.5, 1.2), Watch(least_s=15.0, least_requests=500, most_s=60.0), 2000, 500, 1)
 
 
 def gaps(size: Size) -> np.ndarray:
@@ -55,14 +55,12 @@ def load_lines(job: Job, size: Size) -> Iterator[Line]:
 def _line(job: Job, best: Best, load: float, size: Size) -> Line:
     rate = load * best.per_s
     end_s = size.watch.end_s(rate)
-    # Rates of one row in seconds need longer than the sweep to say anything.
-    sweep_s = max(size.sweep_s, min(end_s, size.sweep_s * 100 / rate))
     repeats, kept = [], [best.setpoint]
     for seed in range(size.seeds):
         arrivals = poisson(rate, end_s, np.random.default_rng(seed))
         if seed == 0:
             tried = settings(job.law, job.slo_ms)
-            swept = goodput(job.law, job.slo_ms, arrivals[arrivals < sweep_s * 1e3], tried)
+            swept = goodput(job.law, job.slo_ms, arrivals[: size.sweep], tried)
             kept += [each.setpoint for each in swept[: size.kept]]
         repeats.append(_figures(job, load, rate, end_s, arrivals, kept, size))
     setpoints = {f"{each.cap} x {each.instances}" for each in kept}
@@ -89,7 +87,9 @@ def _figures(
     goal = Goal(job.slo_ms, kept[0])
     oracle, oracle_whole = 0.0, 0.0
     for setpoint in dict.fromkeys(kept):
-        found = control(Static(setpoint), [(0.0, goal)], job.law, arrivals, end_s + job.slo_ms / 1e3 + 1)
+        found = control(
+            Static(setpoint), [(0.0, goal)], job.law, arrivals, end_s + job.slo_ms / 1e3 + 1
+        )
         oracle = max(oracle, share_within(found, size.watch.settling_s, end_s))
         oracle_whole = max(oracle_whole, share_within(found, 0.0, end_s))
     return {
@@ -100,5 +100,7 @@ def _figures(
         "over_dnnscaler": counted["tessera"] - counted["dnnscaler"],
         "over_clipper": counted["tessera"] - counted["clipper"],
         "from_start": whole["tessera"] / oracle_whole,
-        "below_from_start": max(0.0, whole["dnnscaler"] - whole["tessera"], whole["clipper"] - whole["tessera"]),
+        "below_from_start": max(
+            0.0, whole["dnnscaler"] - whole["tessera"], whole["clipper"] - whole["tessera"]
+        ),
     }

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from bench.control.jobs import Law
 from numpy.typing import NDArray
 
-from bench.control.jobs import Law
 from tessera_core.control.setpoint import Setpoint
 from tessera_core.simulate.station import Station, simulate
 
@@ -55,7 +55,9 @@ def finishes(law: Law, setpoint: Setpoint) -> float:
     return 1e3 * setpoint.instances * setpoint.cap / law(setpoint.cap, setpoint.instances)
 
 
-def capacity(law: Law, slo_ms: float, gaps: NDArray[np.float64], most: Setpoint = MOST) -> Best | None:
+def capacity(
+    law: Law, slo_ms: float, gaps: NDArray[np.float64], most: Setpoint = MOST
+) -> Best | None:
     """The highest rate at which PERCENT are within the SLO, over all settings; None where none carries anything.
 
     ``gaps``: between arrivals, of mean 1, shape (requests,): every setting and rate has the same ones.
@@ -81,7 +83,9 @@ def capacity(law: Law, slo_ms: float, gaps: NDArray[np.float64], most: Setpoint 
     return best
 
 
-def goodput(law: Law, slo_ms: float, arrivals_ms: NDArray[np.float64], tried: Sequence[Setpoint]) -> list[Best]:
+def goodput(
+    law: Law, slo_ms: float, arrivals_ms: NDArray[np.float64], tried: Sequence[Setpoint]
+) -> list[Best]:
     """What each setting answers in time of ``arrivals_ms``, per second of their span; the best first."""
     span_s = float(arrivals_ms[-1]) / 1e3
     found = []

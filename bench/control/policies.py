@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-
 from bench.control.jobs import Job, measured_before
 from bench.control.oracle import MOST, PERCENT
+from numpy.typing import NDArray
+
 from tessera_core.control.clipper import Clipper
 from tessera_core.control.dnnscaler import (
     PROBE_INSTANCES,
@@ -34,13 +34,16 @@ class Watch:
     """How long a policy runs, and how much of it counts."""
 
     settling_s: float = SETTLING_S
-    least_s: float = 120.0
+    least_s: float = 60.0
     least_requests: int = 3000
     most_s: float = 10_000.0
 
     def end_s(self, rate_per_s: float) -> float:
         counted = max(self.least_s, self.least_requests / rate_per_s)
         return self.settling_s + min(counted, self.most_s)
+
+
+WATCH = Watch()
 
 
 def policy(name: str, job: Job) -> Policy[Any]:

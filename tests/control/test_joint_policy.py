@@ -91,7 +91,9 @@ def test_where_every_batch_takes_the_whole_slo_the_setting_that_carries_most_is_
 
 def test_caps_between_the_measured_ones_are_used():
     """Full batches of 16 leave much of this SLO unused, those of 32 do not leave the wait."""
-    tried = {cap for ms in range(8, 60) for cap in [POLICY.start(Goal(float(ms), MOST)).setpoint.cap]}
+    tried = {
+        cap for ms in range(8, 60) for cap in [POLICY.start(Goal(float(ms), MOST)).setpoint.cap]
+    }
     assert tried - {1, 2, 4, 8, 16, 32, 64}
 
 
