@@ -39,7 +39,7 @@ class Size:
     requests: int = 20_000
 
 
-QUICK = Size(1, Watch(settling_s=30.0, least_s=10.0, least_requests=500, most_s=60.0), 2000)
+QUICK = Size(1, Watch(30.0, 10.0, 300, 30.0), 2000)
 
 
 def capacity_lines(job: Job, size: Size, path: Decoding) -> Iterator[Line]:

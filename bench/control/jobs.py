@@ -163,7 +163,7 @@ def _job(entry: dict[str, Any], path: Decoding) -> Job:
     decode = min(DECODE_MS, every[0] - gpu)
     if path is Decoding.BEFORE:
         # What a row's decoding took is gone wherever the host is what instances wait for.
-        every = tuple(max(ms - decode, (n + 1) * gpu) for n, ms in enumerate(every))
+        every = tuple(min(ms, max(ms - decode, (n + 1) * gpu)) for n, ms in enumerate(every))
         decode = 0.0
     law = Law(every, gpu, row_gpu, decode)
     return Job(

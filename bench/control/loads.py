@@ -12,7 +12,7 @@ from bench.control.oracle import Best, capacity, goodput, settings
 from bench.control.policies import POLICIES, WATCH, Watch, share_within, watched
 from bench.harness import Figures
 
-from tessera_core.control.setpoint import Goal
+from tessera_core.control.setpoint import Goal, Setpoint
 from tessera_core.control.static import Static
 from tessera_core.simulate.arrivals import poisson
 from tessera_core.simulate.controlled import control
@@ -30,13 +30,13 @@ class Size:
     watch: Watch = WATCH
     requests: int = 20_000
     """Of one run of the search for the oracle's capacity."""
-    sweep: int = 10_000
+    sweep: int = 4_000
     """First requests of the first seed, on which all static settings are tried for each load."""
     kept: int = 3
     """Of those, that are tried on all arrivals of every seed."""
 
 
-QUICK = Size(1, (0.5, 1.2), Watch(least_s=15.0, least_requests=500, most_s=60.0), 2000, 500, 1)
+QUICK = Size(1, (0.5, 1.2), Watch(30.0, 10.0, 300, 30.0), 2000, 300, 1)
 
 
 def gaps(size: Size) -> np.ndarray:
@@ -77,7 +77,13 @@ def _line(job: Job, best: Best, load: float, size: Size) -> Line:
 
 
 def _figures(
-    job: Job, load: float, rate: float, end_s: float, arrivals: np.ndarray, kept: list, size: Size
+    job: Job,
+    load: float,
+    rate: float,
+    end_s: float,
+    arrivals: np.ndarray,
+    kept: list[Setpoint],
+    size: Size,
 ) -> Figures:
     counted, whole = {}, {}
     for name in POLICIES:

@@ -17,14 +17,14 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # `python bench/control/main
 
 from bench.control import capacities, loads, models, steps
 from bench.control.jobs import Decoding, Job, jobs
-from bench.control.lines import Line, tables
+from bench.control.lines import Line, Says, tables
 from bench.control.pictures import draw
 from bench.control.summaries import summaries
 from bench.harness import arguments, versions, write_results
 from rich.console import Console
 
 CASES = ("loads", "capacity", "capacity-decoded-before", "steps", "queue", "energy")
-QUICK_NUMBERS = (1, 24)
+QUICK_NUMBERS = (1, 12)
 TABLE_WIDTH = 210
 
 Task = Callable[[], list[Line]]
@@ -61,11 +61,17 @@ def _of_job(lines: Callable[..., Iterator[Line]], job: Job, *more: object) -> li
     return list(lines(job, *more))
 
 
-def measure(cases: Sequence[str], quick: bool, seeds: int | None, workers: int) -> list[Line]:
+def measure(
+    cases: Sequence[str], quick: bool, seeds: int | None, workers: int, says: Says
+) -> list[Line]:
     """All lines, those of a table beside each other."""
     tasks = [task for case in cases for task in tasks_of(case, quick, seeds)]
+    found: list[Line] = []
     with ProcessPoolExecutor(workers) as pool:
-        found = [each for lines in pool.map(_call, tasks) for each in lines]
+        for done, lines in enumerate(pool.map(_call, tasks), 1):
+            found += lines
+            said = dict.fromkeys(each.labels["case"].partition(",")[0] for each in lines)
+            says(f"{done}/{len(tasks)}: {', '.join(said)}")
     order = {
         name: place
         for place, name in enumerate(dict.fromkeys(each.labels["case"] for each in found))
@@ -85,7 +91,9 @@ def main(options: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, help="processes (default: one for each core)")
     chosen = parser.parse_args(options)
     workers = chosen.workers or len(os.sched_getaffinity(0))
-    lines = measure(chosen.only or CASES, chosen.quick, chosen.rounds, workers)
+    lines = measure(
+        chosen.only or CASES, chosen.quick, chosen.rounds, workers, Console(stderr=True).print
+    )
     console = Console(width=TABLE_WIDTH)
     for drawn in tables([*summaries(lines), *lines]):
         console.print(drawn)

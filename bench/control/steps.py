@@ -49,7 +49,7 @@ class Size:
     """Requests after the change, on which all static settings are tried."""
 
 
-QUICK = Size(1, 20.5, 25.0, 30.0, 2000, 500)
+QUICK = Size(1, 10.5, 21.0, 10.0, 2000, 300)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,8 @@ def _figures(
 ) -> Figures:
     change, end = scenario.change_s, scenario.end_s
     late, least = (_late(each, change, end) for each in (run, static))
-    came = np.count_nonzero((run.arrivals_ms >= change * 1e3) & (run.arrivals_ms < end * 1e3))
+    first, last = np.searchsorted(run.arrivals_ms, (change * 1e3, end * 1e3))
+    came = int(last - first)
     most, mean = _instances([(each.at_s, each.setpoint) for each in run.decisions], end)
     figures = {
         "share": 1 - late / max(came, 1),
