@@ -57,7 +57,7 @@ bench-planner: env-bench  ## the planner beside other rules, bounds and brute fo
 
 # BENCH_ARGS are further options, such as `--only steps` or `--rounds 1`.
 .PHONY: bench-control
-bench-control: env-check  ## policies for batches and instances beside each other, simulated; QUICK=1 for a smoke run
+bench-control: env-bench  ## policies for batches and instances beside each other, simulated; QUICK=1 for a smoke run
 	$(RUN)/python bench/control/main.py $(if $(QUICK),--quick) $(BENCH_ARGS)
 
 # On kind where Docker runs, else on a cluster of two nodes that it starts here: that needs Linux, root, Go 1.24 or newer

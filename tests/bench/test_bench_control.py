@@ -148,7 +148,7 @@ def test_a_line_says_what_it_misses() -> None:
     assert found.missed == (reach[0],)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_quick_run_measures_every_case(tmp_path: Path) -> None:
     path = tmp_path / "control.json"
     assert main.main(["--quick", "--workers", "2", "--write", str(path)]) == 0
