@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from tessera_core.control.joint import PATIENCE, ROOM, SHEDDING, Joint, JointState
 from tessera_core.control.setpoint import Batch, Goal, Setpoint, Window
 from tessera_core.perf.profile import LatencyProfile, ProfileRow
+from tessera_core.simulate.arrivals import poisson
+from tessera_core.simulate.station import Station, simulate
 
 MOST = Setpoint(cap=64, instances=4)
 GOAL = Goal(slo_ms=50.0, most=MOST)
@@ -170,3 +172,24 @@ def test_a_steady_rate_leads_to_a_steady_setting(rate: float, seed: int):
         settings_seen.append(state.setpoint)
     changes = sum(one != next_ for one, next_ in pairwise(settings_seen[20:]))
     assert changes <= 2
+
+
+def test_ten_instances_carry_about_what_simulation_says_they_do():
+    """More than the queue model has a table for; the device is busy with some fifteen of them."""
+    times = {rows: 10.0 + 0.5 * rows for rows in (1, 2, 4, 8, 16)}
+    profile = LatencyProfile(
+        tuple(
+            ProfileRow(rows, n, ms, ms, 1e3 * n * rows / ms, 100.0 * n)
+            for rows, ms in times.items()
+            for n in (1, 10)
+        )
+    )
+    rate = Joint(profile, 99.0).carries(Setpoint(8, 10), Goal(60.0, Setpoint(16, 10)), 1.0, 1.0)
+    station = Station(tuple(10.0 + 0.5 * rows for rows in range(1, 9)), 10)
+
+    def share(rate_per_s: float) -> float:
+        arrivals = poisson(rate_per_s, 15.0, np.random.default_rng(3))
+        return simulate(station, arrivals, 60.0).within(60.0)
+
+    assert share(rate) >= 0.99
+    assert share(1.2 * rate) < 0.99
