@@ -119,17 +119,19 @@ def test_the_highest_rate_is_found_between_two_coarse_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shares", "back_s"),
+    ("late", "back_s"),
     [
-        ([1.0] * 30, 0.0),
-        ([0.0, 0.5, *[1.0] * 30], 2.0),
-        ([0.0, 1.0, 0.5, *[1.0] * 30], 3.0),
-        ([0.5] * 30, NEVER_S),
-        ([*[1.0] * 29, 0.5], 0.0),
+        ([0] * 30, 0.0),
+        ([100, 50, *[0] * 30], 2.0),
+        ([0, 0, 50, *[0] * 30], 3.0),  # two good seconds before a bad one are not enough
+        ([2, 0, 2, *[0] * 30], 1.0),  # but two late ones in a hundred are no bad second
+        ([1] * 30, 0.0),
+        ([5] * 40, NEVER_S),
     ],
 )
-def test_being_back_means_to_stay(shares: list[float], back_s: float) -> None:
-    assert steps.back_s(shares, 0.99) == back_s
+def test_being_back_means_to_stay(late: list[int], back_s: float) -> None:
+    came = np.full(len(late), 100)
+    assert steps.back_s(came, np.array(late), 0.99) == back_s
 
 
 def test_the_queue_model_has_the_rates_of_the_known_table() -> None:
