@@ -64,6 +64,11 @@ bench-planner: env-bench  ## the planner beside other rules, bounds and brute fo
 bench-simulate: compiled  ## the simulator beside the real server, and its speed; QUICK=1 for a smoke run
 	PYTHONPATH=$(CURDIR)/build/compiled $(RUN)/python bench/simulate/main.py $(if $(QUICK),--quick) $(BENCH_ARGS)
 
+# BENCH_ARGS are further options, such as `--only steps` or `--rounds 1`.
+.PHONY: bench-control
+bench-control: env-bench  ## policies for batches and instances beside each other, simulated; QUICK=1 for a smoke run
+	$(RUN)/python bench/control/main.py $(if $(QUICK),--quick) $(BENCH_ARGS)
+
 # On kind where Docker runs, else on a cluster of two nodes that it starts here: that needs Linux, root, Go 1.24 or newer
 # and apt, installs containerd, runc, CNI plugins, iptables, conntrack, socat, buildah and mmdebstrap, and builds
 # Kubernetes, CoreDNS and Helm from their Go modules into ~/.cache (the first run: some 15 minutes, 12 GB).

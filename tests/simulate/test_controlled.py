@@ -61,6 +61,20 @@ def test_a_goal_that_changes_holds_for_those_that_come_later():
     assert found.goodput_per_s(1.0, 2.0) == 0.0
 
 
+def crowded_ms(rows: int, instances: int) -> float:
+    return 10.0 * instances
+
+
+@pytest.mark.parametrize(("busy_only", "took"), [(False, [40.0] * 3), (True, [10.0, 20.0, 10.0])])
+def test_idle_instances_cost_something_or_nothing(busy_only: bool, took: list[float]):
+    """The second comes while the first is in service, the third when nothing is."""
+    arrivals = np.array([0.0, 5.0, 200.0])
+    goals = [(0.0, Goal(100.0, MOST))]
+    policy = Static(Setpoint(1, 4))
+    found = control(policy, goals, crowded_ms, arrivals, 1.0, busy_only=busy_only)
+    assert found.latency_ms.tolist() == took
+
+
 def test_goals_have_to_begin_at_the_start():
     with pytest.raises(ValueError, match="second 0"):
         control(Static(Setpoint(1, 1)), [(1.0, Goal(50.0, MOST))], batch_ms, np.array([0.0]), 1.0)

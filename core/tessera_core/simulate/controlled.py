@@ -65,15 +65,17 @@ def control(
     arrivals_ms: NDArray[np.float64],
     end_s: float,
     load_s: float = 0.0,
+    busy_only: bool = False,
 ) -> Controlled:
     """Run ``policy`` on ascending ``arrivals_ms``, shape (requests,), each of one row.
 
     ``goals``: from which second on each holds, ascending, the first from 0. ``load_s``: until an instance more takes
-    batches; 0 where it stands by. Raises ValueError for goals that do not begin at 0.
+    batches; 0 where it stands by. ``busy_only``: an instance that is idle costs the others nothing, so that a batch takes
+    as long as beside those that are busy when it begins; else as beside all that are set, as profiles have it. Raises ValueError for goals that do not begin at 0.
     """
     if not goals or goals[0][0] != 0.0:
         raise ValueError("goals: the first must hold from second 0")
-    return _Run(policy, goals, batch_ms, arrivals_ms, load_s).to(end_s)
+    return _Run(policy, goals, batch_ms, arrivals_ms, load_s, busy_only).to(end_s)
 
 
 class _Run(Generic[StateT]):
@@ -84,6 +86,7 @@ class _Run(Generic[StateT]):
         batch_ms: BatchTime,
         arrivals_ms: NDArray[np.float64],
         load_s: float,
+        busy_only: bool,
     ) -> None:
         self._policy = policy
         self._since_ms = [since * MS_PER_S for since, _ in goals]
@@ -91,6 +94,7 @@ class _Run(Generic[StateT]):
         self._batch_ms = batch_ms
         self._arrivals = arrivals_ms.tolist()
         self._load_ms = load_s * MS_PER_S
+        self._busy_only = busy_only
         self._slo = [self._goal(at).slo_ms for at in self._arrivals]
         self._latency = [inf] * len(self._arrivals)
         # Deadlines are in the order of arrival but where an SLO has become tighter: then a heap sorts them.
@@ -153,6 +157,8 @@ class _Run(Generic[StateT]):
             while self._next < len(arrivals) and arrivals[self._next] <= at:
                 heappush(waiting, (arrivals[self._next] + self._slo[self._next], self._next))
                 self._next += 1
+            if self._busy_only:
+                instances = 1 + sum(until_ms > at for until_ms, _ in free)
             rows = 0
             while waiting:
                 rows = min(cap, len(waiting))

@@ -1,0 +1,174 @@
+"""Rows of figures with what they have to reach, and one printed table for each case."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.harness import Figures, Row
+from rich.table import Table
+
+CASE, WHO = "case", "who"
+
+Says = Callable[[str], None]
+"""Where progress goes."""
+
+# Name of a figure: its column and its format.
+FIGURES: dict[str, tuple[str, str]] = {
+    "rate_per_s": ("rate/s", "{:,.1f}"),
+    "tessera_share": ("tessera in SLO", "{:.3f}"),
+    "dnnscaler_share": ("dnnscaler", "{:.3f}"),
+    "clipper_share": ("clipper", "{:.3f}"),
+    "oracle_share": ("best static", "{:.3f}"),
+    "over_oracle": ("tessera / static", "{:.3f}"),
+    "over_dnnscaler": ("- dnnscaler", "{:+.3f}"),
+    "over_clipper": ("- clipper", "{:+.3f}"),
+    "from_start": ("tessera / static from 0 s", "{:.3f}"),
+    "below_from_start": ("below best other from 0 s", "{:.3f}"),
+    "oracle_per_s": ("static/s", "{:,.1f}"),
+    "tessera_per_s": ("tessera/s", "{:,.1f}"),
+    "dnnscaler_per_s": ("dnnscaler/s", "{:,.1f}"),
+    "clipper_per_s": ("clipper/s", "{:,.1f}"),
+    "times_dnnscaler": ("x dnnscaler", "{:.2f}"),
+    "times_clipper": ("x clipper", "{:.2f}"),
+    "closed_times_dnnscaler": ("closed loop: x dnnscaler", "{:.2f}"),
+    "closed_times_clipper": ("x clipper", "{:.2f}"),
+    "closed_dnnscaler_times_clipper": ("dnnscaler x clipper", "{:.2f}"),
+    "unequal_paths": ("on unequal paths", "{:.2f}"),
+    "batching": ("batching only", "{:.2f}"),
+    "instances": ("multi-tenancy only", "{:.2f}"),
+    "joint_gain": ("joint / better one", "{:.2f}"),
+    "policy_batching": ("policy: batching", "{:.2f}"),
+    "policy_instances": ("multi-tenancy", "{:.2f}"),
+    "policy_joint": ("joint", "{:.2f}"),
+    "back_s": ("back in SLO after s", "{:.0f}"),
+    "oracle_back_s": ("best static", "{:.0f}"),
+    "violations": ("violations", "{:,.0f}"),
+    "least_violations": ("best static's", "{:,.0f}"),
+    "share": ("in SLO", "{:.4f}"),
+    "most_instances": ("instances, most", "{:.0f}"),
+    "mean_count": ("mean", "{:.1f}"),
+    "memory_mib": ("memory MiB", "{:,.0f}"),
+    "predicted": ("predicted /ms", "{:.3f}"),
+    "known": ("known /ms", "{:.3f}"),
+    "off_percent": ("off %", "{:.2f}"),
+    "spread_j": ("spread J", "{:.4f}"),
+    "consolidated_j": ("consolidated J", "{:.4f}"),
+    "devices": ("devices", "{:.0f}"),
+    "saved_percent": ("saved %", "{:.1f}"),
+    # Of all jobs.
+    "least_over_oracle": ("tessera / static: least", "{:.3f}"),
+    "median_over_oracle": ("median", "{:.3f}"),
+    "least_over_dnnscaler": ("- dnnscaler: least", "{:+.3f}"),
+    "median_over_dnnscaler": ("median", "{:+.3f}"),
+    "least_over_clipper": ("- clipper: least", "{:+.3f}"),
+    "median_over_clipper": ("median", "{:+.3f}"),
+    "least_from_start": ("/ static from 0 s: least", "{:.3f}"),
+    "most_below_from_start": ("below best other from 0 s: most", "{:.3f}"),
+    "missing": ("jobs that miss", "{:.0f}"),
+    "least_times_dnnscaler": ("x dnnscaler: least", "{:.2f}"),
+    "mean_times_dnnscaler": ("geometric mean", "{:.2f}"),
+    "least_times_clipper": ("x clipper: least", "{:.2f}"),
+    "mean_times_clipper": ("geometric mean", "{:.2f}"),
+    "average_closed_dnnscaler_times_clipper": ("closed loop: dnnscaler x clipper, mean", "{:.2f}"),
+    "most_closed_dnnscaler_times_clipper": ("most", "{:.2f}"),
+    "average_unequal_paths": ("on unequal paths, mean", "{:.2f}"),
+    "most_unequal_paths": ("most", "{:.2f}"),
+    "mean_batching": ("batching only: median", "{:.2f}"),
+    "mean_instances": ("multi-tenancy only: median", "{:.2f}"),
+    "mean_policy_batching": ("policy, batching: median", "{:.2f}"),
+    "mean_policy_instances": ("multi-tenancy: median", "{:.2f}"),
+    "mean_policy_joint": ("joint: median", "{:.2f}"),
+    "mean_joint_gain": ("joint / better one: geometric mean", "{:.2f}"),
+    "most_joint_gain": ("most", "{:.2f}"),
+}
+
+NEVER_S = 1e3
+"""In place of a time that did not come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What the median of a figure has to be."""
+
+    figure: str
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def met(self, value: float) -> bool:
+        return (self.at_least is None or value >= self.at_least) and (
+            self.at_most is None or value <= self.at_most
+        )
+
+    def __str__(self) -> str:
+        least = "" if self.at_least is None else f" ≥ {self.at_least:.3g}"
+        most = "" if self.at_most is None else f" ≤ {self.at_most:g}"
+        return f"{FIGURES[self.figure][0]}{least}{most}"
+
+
+@dataclass(frozen=True, slots=True)
+class Line(Row):
+    """A row with what it has to reach and remarks that are no figures."""
+
+    reach: tuple[Reach, ...] = ()
+    detail: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def missed(self) -> tuple[Reach, ...]:
+        medians = self.medians
+        return tuple(each for each in self.reach if not each.met(medians[each.figure]))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            # Not super(): slots=True makes the class anew, which the argumentless form cannot see.
+            **Row.as_dict(self),
+            "reach": [str(each) for each in self.reach],
+            "missed": [str(each) for each in self.missed],
+            **({"detail": self.detail} if self.detail else {}),
+        }
+
+
+def line(
+    case: str, who: str, repeats: Figures | Sequence[Figures], *reach: Reach, **detail: Any
+) -> Line:
+    """A line of one measurement or of several."""
+    several = (repeats,) if isinstance(repeats, dict) else tuple(repeats)
+    return Line({CASE: case, WHO: who}, several, reach, detail)
+
+
+def tables(lines: Sequence[Line]) -> list[Table]:
+    """One for each case, with the figures that it has; medians."""
+    cases = dict.fromkeys(each.labels[CASE] for each in lines)
+    return [_table(case, [each for each in lines if each.labels[CASE] == case]) for case in cases]
+
+
+def _table(case: str, lines: Sequence[Line]) -> Table:
+    present = {name for each in lines for name in each.medians}
+    columns = {name: of for name, of in FIGURES.items() if name in present}
+    drawn = Table(title=case)
+    drawn.add_column("")
+    for title, _ in columns.values():
+        drawn.add_column(title, justify="right")
+    remarks = list(dict.fromkeys(name for each in lines for name in each.detail))
+    for name in remarks:
+        drawn.add_column(name)
+    drawn.add_column("to reach")
+    for each in lines:
+        medians = each.medians
+        verdict = "reached" if each.reach else ""
+        if each.missed:
+            verdict = "MISSED " + ", ".join(map(str, each.missed))
+        drawn.add_row(
+            each.labels[WHO],
+            *(_cell(form, medians.get(name)) for name, (_, form) in columns.items()),
+            *(str(each.detail.get(name, "")) for name in remarks),
+            verdict,
+        )
+    return drawn
+
+
+def _cell(form: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    return "never" if value == NEVER_S else form.format(value)
