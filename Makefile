@@ -16,7 +16,7 @@ demo: env-demo  ## train three small networks, serve their ensemble under an SLO
 
 .PHONY: test
 test: env-test  ## all tests
-	$(RUN)/pytest
+	$(RUN)/pytest $(TEST_ARGS)
 
 # build/compiled comes before the sources on PYTHONPATH: what images and benches run.
 .PHONY: compiled
@@ -27,7 +27,7 @@ compiled: env-demo  ## compile what every request passes through into build/comp
 # The suites that ask a whole server, and real clients; a compiled class takes no test double for its neighbours.
 .PHONY: test-compiled
 test-compiled: env-test compiled  ## the tests of front ends, serving and faults on the compiled modules
-	PYTHONPATH=$(CURDIR)/build/compiled $(RUN)/pytest tests/protocol tests/serving tests/faults
+	PYTHONPATH=$(CURDIR)/build/compiled $(RUN)/pytest $(or $(TEST_ARGS),tests/protocol tests/serving tests/faults)
 
 .PHONY: check
 check: env-check  ## format, lint, types, layers
