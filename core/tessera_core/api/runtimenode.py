@@ -25,7 +25,15 @@ from tessera_core.api.meta import (
 )
 from tessera_core.api.modelprofile import DEVICE_CLASS, ROW
 from tessera_core.api.modelservice import MOST_COUNT, MOST_MEMBERS, ModelServiceSpec
-from tessera_core.api.places import DEVICE_ID, GEOMETRY, MIG_PROFILE, PRODUCT, SLICE_NAME, START
+from tessera_core.api.places import (
+    DEVICE_ID,
+    GEOMETRY,
+    MIG_PROFILE,
+    PRODUCT,
+    SLICE_KIND,
+    SLICE_NAME,
+    START,
+)
 from tessera_core.api.records import ListOf, Name, Rule, record
 from tessera_core.api.runtimepool import TaintEffect
 from tessera_core.api.scalars import decimal, integer, matching, text
@@ -41,6 +49,8 @@ MOST_ROUTES = 256
 """Other nodes that one member is reached at."""
 MOST_INSTANCES = 512
 """Of one device."""
+MOST_LINES = 64
+"""Of one member: an instance count on a kind of device each."""
 
 SERVED_NAME = matching(
     r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?",
@@ -141,6 +151,22 @@ class BatchTime:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchLine:
+    """How long a batch takes on one kind of device, as measured: ``tau0_ms + alpha_ms · rows`` in the middle."""
+
+    product: Annotated[str, PRODUCT]
+    slice: Annotated[str, SLICE_KIND]
+    instances: Annotated[int, integer(1, 1024)]
+    """That ran at once on the device."""
+    batch: Annotated[int, integer(1, 65536)]
+    """Largest batch that was measured, rows."""
+    alpha_ms: Annotated[float, decimal()]
+    tau0_ms: Annotated[float, decimal()]
+    spread_ms: Annotated[float, decimal()] = 0.0
+    """What the slowest of a hundred batches takes longer."""
+
+
+@dataclass(frozen=True, slots=True)
 class ServedMember:
     """What the node has to know of a member beyond the service's spec."""
 
@@ -149,6 +175,8 @@ class ServedMember:
     """Of the model file to run; absent until somebody has fetched it."""
     batch_time: BatchTime | None = None
     """Absent: not measured, so nothing is dropped before its deadline."""
+    batch_lines: Annotated[tuple[BatchLine, ...], ListOf(record(BatchLine), most=MOST_LINES)] = ()
+    """On the kinds of device where it is placed; empty: the node keeps to the batches and instances of the plan."""
     routes: Annotated[tuple[Route, ...], ListOf(record(Route), most=MOST_ROUTES, key="node")] = ()
 
 
@@ -229,6 +257,17 @@ class DeviceStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Correction:
+    """What batches of one member take here on one kind of device, over what was measured."""
+
+    member: Annotated[str, LABEL]
+    product: Annotated[str, PRODUCT]
+    slice: Annotated[str, SLICE_KIND]
+    ratio: Annotated[float, decimal()]
+    """1: as measured; 2: twice as long."""
+
+
+@dataclass(frozen=True, slots=True)
 class ServedStatus:
     """What the server of this node does for one service, counted since the server started."""
 
@@ -246,6 +285,8 @@ class ServedStatus:
     """Requests by latency, per bucket and not cumulative, in the runtime's fixed bucket bounds."""
     problem: Annotated[str, text(1024)] = ""
     """Why it is not ready, in words."""
+    corrections: Annotated[tuple[Correction, ...], ListOf(record(Correction), most=MOST_LINES)] = ()
+    """Of what ran enough batches to say."""
 
 
 @dataclass(frozen=True, slots=True)
