@@ -92,8 +92,8 @@ def _served(version: Version, node: str, context: Context) -> ServedService:
             ServedMember(
                 member.name,
                 version.digests.get(member.name),
-                context.times.get((name, member.name)),
-                peers(context.homes.get((name, member.name), ()), node),
+                batch_time=context.times.get((name, member.name)),
+                routes=peers(context.homes.get((name, member.name), ()), node),
             )
             for member in spec.members
         ),

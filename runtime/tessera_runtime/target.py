@@ -6,6 +6,8 @@ at any moment and the next :class:`ServerTarget` puts things right.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from tessera_core.api.modelservice import Combine, OnTimeout
@@ -38,7 +40,11 @@ class InstanceTarget(msgspec.Struct, frozen=True):
     device: str
     count: int = 1
     cap: int | None = None
-    """Rows per batch on this device; None: the member's."""
+    """Rows per batch on this device, as planned; None: the member's."""
+    setpoint: int | None = None
+    """Rows per batch now, where it differs from what was planned."""
+    active: int | None = None
+    """How many of ``count`` take batches now; the others stand by, loaded and warm. None: all."""
 
 
 class ServiceTime(msgspec.Struct, frozen=True):
@@ -105,6 +111,15 @@ class ServerTarget(msgspec.Struct, frozen=True):
     epoch: int = 0
 
 
+class BatchReport(msgspec.Struct, frozen=True):
+    device: str
+    worker: int
+    """Incarnation of the process that ran it."""
+    rows: int
+    ms: float
+    """From the dispatcher's message to the answer."""
+
+
 class MemberReport(msgspec.Struct, frozen=True):
     name: str
     digest: str
@@ -119,6 +134,10 @@ class MemberReport(msgspec.Struct, frozen=True):
     restarts: int
     problem: str = ""
     """Why instances are missing, in words for the user."""
+    arrived: int = 0
+    """Rows that came for its instances here, also those that were refused; only grows."""
+    recent: tuple[BatchReport, ...] = ()
+    """The newest of ``batches``, oldest first; in a gang, of all members together."""
 
 
 class ServiceReport(msgspec.Struct, frozen=True):
@@ -220,3 +239,27 @@ class ProfileReport(msgspec.Struct, frozen=True):
     engine: str
     cells: tuple[ProfileCell, ...]
     max_rows: int
+
+
+def placed_alike(target: ServiceTarget, devices: Mapping[str, DeviceTarget]) -> bool:
+    """Whether the members may run as one (:mod:`tessera_runtime.dispatch.gang`): everywhere beside each other with
+    the same batches, and none that an answer may do without, which must not wait for it. On single cores only: where
+    there are more, members of their own processes use them better.
+    """
+    first, *others = target.members
+    return (
+        bool(others and first.instances)
+        and all(member.required for member in target.members)
+        and all(_is_single_core(devices[place.device]) for place in first.instances)
+        and all(_placed(member) == _placed(first) for member in others)
+    )
+
+
+def _is_single_core(device: DeviceTarget) -> bool:
+    return device.kind == "cpu" and device.threads == 1
+
+
+def _placed(member: MemberTarget) -> object:
+    """What was planned of it: what is set now may differ for a moment."""
+    places = [(place.device, place.count, place.cap) for place in member.instances]
+    return places, member.cap, member.max_batch

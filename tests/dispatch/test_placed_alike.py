@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from support.targets import member, service
-from tessera_runtime.dispatch.wanted import placed_alike
-from tessera_runtime.target import DeviceTarget
+from tessera_runtime.target import DeviceTarget, placed_alike
 
 DEVICES = {
     device.id: device

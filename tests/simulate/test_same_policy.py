@@ -89,11 +89,11 @@ def done_ms(
     alpha = times[1] - times[0] if cap > 1 else 0.0
     law = ServiceTime(alpha_ms=alpha, tau0_ms=times[0] - alpha)
     asked = Member("m", cap, cap, law)
-    worker = SimpleNamespace(place=SimpleNamespace(device=""))
-    asked.lanes = [
-        SimpleNamespace(leaving=False, worker=worker, rows=1, began=(end - times[0]) / 1e3)
-        for end in free[0]
-    ]
+    for end in free[0]:
+        began = (end - times[0]) / 1e3
+        asked.lanes.attach(
+            SimpleNamespace(leaving=False, device="", batch=("one",), rows=1, began=began)
+        )
     for _ in range(waiting):
         asked.queue.push(None, 1.0, 1)
     return 1e3 * asked.done_s(1, now / 1e3)

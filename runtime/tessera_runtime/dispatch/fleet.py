@@ -12,9 +12,8 @@ from typing import Any
 from tessera_runtime.dispatch.gang_instance import join_members
 from tessera_runtime.dispatch.instances import Instance, Timeouts
 from tessera_runtime.dispatch.service import Service
-from tessera_runtime.dispatch.wanted import placed_alike
 from tessera_runtime.dispatch.workers import Worker
-from tessera_runtime.target import DeviceTarget
+from tessera_runtime.target import DeviceTarget, placed_alike
 
 log = logging.getLogger(__name__)
 

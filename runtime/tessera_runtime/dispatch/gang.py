@@ -40,6 +40,7 @@ class Gang(Member):
         self.largest = min([member.largest for member in self.members])
         self.service_time = _one_after_the_other([member.service_time for member in self.members])
         self.caps = dict(self.members[0].caps)
+        self.set_active(self.members[0].lanes.active)
         self.input_names = self.members[0].input_names
 
     def answer(

@@ -72,7 +72,7 @@ class GangInstance:
     async def _leave(self) -> None:
         gang, lane = self._gang, self._lane
         if lane is not None:
-            lane.leaving = True
+            gang.leave(lane)
             await eventually(lambda: gang.serves or not gang.queue, DRAIN_TIMEOUT_S)
             gang.detach(lane)
             if await eventually(lambda: not lane.batch, DRAIN_TIMEOUT_S):

@@ -138,7 +138,7 @@ class Instance:
         lane = self.lane
         if lane is not None and drain:
             member = self._member
-            lane.leaving = True
+            member.leave(lane)
             if self.gang is not None:
                 await self.gang.leave()
             # Where nobody else could serve what waits, it goes first. Peers are somebody else once they

@@ -42,6 +42,7 @@ class Lane:
     ) -> None:
         """``outputs``: what each of its models has announced that it answers."""
         self.worker = opened.worker
+        self.device = opened.worker.place.device
         self.batch: tuple[Work, ...] = ()
         """What it is running; empty while it is free."""
         self.rows = 0

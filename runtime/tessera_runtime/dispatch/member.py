@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from tessera_core.batching.admission import Admission, done_after
 from tessera_core.batching.policy import EdfQueue
 from tessera_core.perf.histogram import Histogram
 from tessera_runtime.dispatch.lane import Lane
+from tessera_runtime.dispatch.lanes import Lanes
 from tessera_runtime.dispatch.pace import Pace
 from tessera_runtime.dispatch.request import InputNames, Work
 from tessera_runtime.dispatch.signatures import Signature
@@ -33,6 +35,9 @@ QUEUE_BATCHES = 64
 QUEUE_ROWS = 8192
 """The queue holds so many full batches, and so many rows at least, for a request of each connection: it bounds memory
 only. What cannot be answered in time is refused before."""
+
+RECENT_BATCHES = 64
+"""Of which a report says what they took: enough for a median in every second."""
 
 MOST_KILLS = 2
 """A request that two processes did not survive is not given a third."""
@@ -58,7 +63,11 @@ class Member:
         """Caps of devices that have their own: a slow slice takes smaller batches from the same queue."""
         self.service_time = service_time
         self.statistics = MemberStatistics()
-        self.lanes: list[Lane] = []
+        self.lanes = Lanes()
+        self.arrived = 0
+        """Rows that came for its instances here, also those that were refused."""
+        self.recent: deque[tuple[Lane, int, float]] = deque(maxlen=RECENT_BATCHES)
+        """The last batches: what ran them, rows, seconds."""
         self.queue: EdfQueue[Work] = EdfQueue(limit=max(QUEUE_BATCHES * max_batch, QUEUE_ROWS))
         self.routes: Routes | None = None
         """The way to peers that serve the member too; None while there are none."""
@@ -75,22 +84,16 @@ class Member:
         self._pump_due = False
         self._alone = False
         """Whether the last batch was one request and nothing else waited."""
-        self._free: list[Lane] = []
 
     @property
     def available(self) -> bool:
         """Whether work would be taken somewhere now."""
-        return bool(self.lanes) or (self.routes is not None and self.routes.up)
+        return len(self.lanes) > 0 or (self.routes is not None and self.routes.up)
 
     @property
     def serves(self) -> bool:
         """Whether work may be given to an instance from now on."""
-        return any(not lane.leaving for lane in self.lanes)
-
-    @property
-    def staying(self) -> list[Lane]:
-        """The instances that work may be given to from now on."""
-        return [lane for lane in self.lanes if not lane.leaving]
+        return bool(self.lanes.staying)
 
     @property
     def queued_rows(self) -> int:
@@ -100,7 +103,7 @@ class Member:
     @property
     def running_rows(self) -> int:
         """Rows in the batches of the instances that stay."""
-        return sum([lane.rows for lane in self.staying if lane.batch])
+        return sum([lane.rows for lane in self.lanes.staying if lane.batch])
 
     def queue_times(self) -> Histogram:
         """Per request, from arrival in the queue to the start of its batch."""
@@ -109,15 +112,15 @@ class Member:
 
     def cap_of(self, lane: Lane) -> int:
         """Most rows of this instance's batches."""
-        return min(self.caps.get(lane.worker.place.device, self.cap), self.largest)
+        return min(self.caps.get(lane.device, self.cap), self.largest)
 
     def rate(self) -> float:
         """Rows per second of the instances that stay: as profiled, else as measured; 0 when not known."""
         if self.service_time is not None:
-            caps = [self.cap_of(lane) for lane in self.staying]
+            caps = [self.cap_of(lane) for lane in self.lanes.staying]
             return sum(cap / max(self.service_time.seconds(cap), 1e-9) for cap in caps)
         measured_s = self.statistics.inference.total_s
-        return len(self.staying) * self.statistics.rows / measured_s if measured_s else 0.0
+        return len(self.lanes.staying) * self.statistics.rows / measured_s if measured_s else 0.0
 
     def batch_s(self) -> float:
         """How long a full batch takes here: as profiled, else as measured; 0 when not known."""
@@ -139,7 +142,7 @@ class Member:
         and what its peers carry in half of that time; one at least.
         """
         peers = self.routes.rate() if self.routes is not None else 0.0
-        return max(1, sum(map(self.cap_of, self.lanes)) + int(peers * slo_s / 2))
+        return max(1, sum(map(self.cap_of, self.lanes.taking)) + int(peers * slo_s / 2))
 
     def push(self, work: Work) -> bool:
         """Queue work. False when the queue is full. Starts nothing: see :meth:`pump`."""
@@ -153,8 +156,11 @@ class Member:
 
         An idle instance refuses nothing, so whatever the pace was, it is seen again.
         """
-        if self.service_time is not None and self.lanes and not self._free:
-            now, rows = work.queued, work.request.rows
+        rows = work.request.rows
+        self.arrived += rows
+        lanes = self.lanes
+        if self.service_time is not None and lanes.taking and not lanes.free:
+            now = work.queued
             fills = self.queue.rows + rows > min(self.cap, self.largest)
             left_s = work.request.deadline - now
             if not self._admission.admits(now, left_s, self.done_s(rows, now), fills):
@@ -167,7 +173,7 @@ class Member:
         if self.service_time is None or rate <= 0.0:
             return 0.0
         cap = min(self.cap, self.largest)
-        running_s = min([lane.began + self.likely_s(lane.rows) - now for lane in self.lanes])
+        running_s = min([lane.began + self.likely_s(lane.rows) - now for lane in self.lanes.taking])
         busy_s = max(running_s, 0.0)
         return done_after(busy_s, self.queue.rows, rows, cap, rate / self.pace.ratio, self.likely_s)
 
@@ -179,7 +185,7 @@ class Member:
         """Pump at the end of this turn of the loop, so that what arrives in the same turn can join; at once while
         requests come one by one, which saves each of them a turn.
         """
-        if self._alone and self._free:
+        if self._alone and self.lanes.free:
             self.pump()
         elif not self._pump_due:
             self._pump_due = True
@@ -188,9 +194,9 @@ class Member:
     def pump(self) -> None:
         """Give every free instance a batch, while there is work."""
         self._pump_due = False
-        while self._free and self.queue.rows:
+        while self.lanes.free and self.queue.rows:
             # The instance that finished last has the warmest caches.
-            lane = self._free[-1]
+            lane = self.lanes.free[-1]
             if lane.worker.suspect is not None:
                 other = self._free_beside_no_suspect()
                 if other is None:
@@ -204,7 +210,7 @@ class Member:
                 self.pace.doubt()
             if taken.batch:
                 self._alone = len(taken.batch) == 1 and not self.queue.rows
-                self._free.remove(lane)
+                self.lanes.free.remove(lane)
                 if taken.batch[0].kills:
                     lane.worker.suspect = lane
                 observe = self.statistics.queue.observe
@@ -225,26 +231,34 @@ class Member:
 
     def _free_beside_no_suspect(self) -> Lane | None:
         """Of another process than those that run a request which may end them: its end would blame two."""
-        for lane in reversed(self._free):
+        for lane in reversed(self.lanes.free):
             if lane.worker.suspect is None:
                 return lane
-        for lane in self._free:
+        for lane in self.lanes.free:
             lane.worker.waiting.add(self)
         return None
 
     def attach(self, lane: Lane) -> None:
         """A warm instance joins."""
-        self.lanes.append(lane)
-        self._free.append(lane)
+        self.lanes.attach(lane)
+        self.pump()
+
+    def set_active(self, active: dict[str, int]) -> None:
+        """By device, how many instances take batches from now on; one that stops finishes the batch that it has."""
+        self.lanes.limit(active)
+        self.pump()
+
+    def leave(self, lane: Lane) -> None:
+        """An instance ends soon: it takes batches until it is detached, and whoever stood by for it does at once."""
+        self.lanes.leave(lane)
         self.pump()
 
     def detach(self, lane: Lane) -> None:
         """No new batch for this instance; the one it runs is finished first."""
-        if lane in self.lanes:
-            self.lanes.remove(lane)
-        if lane in self._free:
-            self._free.remove(lane)
-        if not self.lanes:
+        self.lanes.detach(lane)
+        if self.lanes:
+            self.pump()
+        else:
             self.strand()
 
     def strand(self) -> None:
@@ -321,14 +335,15 @@ class Member:
 
     def _over(self, lane: Lane) -> tuple[Work, ...]:
         """The batch that came back, with the next one sent. What it took is what later ones are expected to."""
-        self.pace.saw(time.monotonic() - lane.began, self.expected_s(lane.rows))
+        took_s = time.monotonic() - lane.began
+        self.pace.saw(took_s, self.expected_s(lane.rows))
+        self.recent.append((lane, lane.rows, took_s))
         return self._next(lane)
 
     def _next(self, lane: Lane) -> tuple[Work, ...]:
         batch = lane.settle()
-        if lane in self.lanes:
-            self._free.append(lane)
-            self.pump()
+        self.lanes.finished(lane)
+        self.pump()
         return batch
 
 

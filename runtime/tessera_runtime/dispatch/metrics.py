@@ -217,7 +217,10 @@ def _batches(services: Sequence[Service]) -> Iterator[Metric]:
 def _instances(services: Sequence[Service]) -> Iterator[Metric]:
     labels = ["service", "version", "member"]
     queued = GaugeMetricFamily("tessera_queued_rows", "Rows waiting.", labels=labels)
-    ready = GaugeMetricFamily("tessera_instances", "Instances that take batches.", labels=labels)
+    ready = GaugeMetricFamily("tessera_instances", "Instances that are ready.", labels=labels)
+    active = GaugeMetricFamily(
+        "tessera_active_instances", "Instances that take batches; others stand by.", labels=labels
+    )
     cap = GaugeMetricFamily("tessera_batch_cap", "Most rows per batch now.", labels=labels)
     restarts = CounterMetricFamily(
         "tessera_instance_restarts", "Instances whose process ended.", labels=labels
@@ -234,9 +237,10 @@ def _instances(services: Sequence[Service]) -> Iterator[Metric]:
             own = [service.name, service.version, member.name]
             queued.add_metric(own, member.queued_rows)
             ready.add_metric(own, len(member.lanes))
+            active.add_metric(own, len(member.lanes.staying))
             cap.add_metric(own, member.cap)
             restarts.add_metric(own, member.statistics.restarts)
-    yield from (queued, ready, joined, cap, restarts)
+    yield from (queued, ready, active, joined, cap, restarts)
 
 
 def _peers(services: Sequence[Service]) -> Iterator[Metric]:

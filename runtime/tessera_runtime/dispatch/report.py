@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from tessera_runtime.dataplane import BatchStat, DurationStat, ModelStatistics, RepositoryEntry
 from tessera_runtime.dispatch.service import Service
 from tessera_runtime.target import (
+    BatchReport,
     InstanceReport,
     MemberReport,
     ServerReport,
@@ -76,6 +77,8 @@ def _service_report(dispatcher: Dispatcher, service: Service) -> ServiceReport:
     for index, member in enumerate(service.members):
         own = [instance for key, instance in instances.items() if key[0] == index]
         target = service.target.members[index]
+        gang = service.gang
+        served_by = gang if gang is not None and gang.lanes else member
         members.append(
             MemberReport(
                 name=member.name,
@@ -91,6 +94,11 @@ def _service_report(dispatcher: Dispatcher, service: Service) -> ServiceReport:
                 restarts=member.statistics.restarts,
                 problem=next((i.problem for i in own if i.problem and not i.ready), "")
                 or (member.routes.problem if member.routes is not None else ""),
+                arrived=member.arrived + (gang.arrived if gang is not None else 0),
+                recent=tuple(
+                    BatchReport(lane.device, lane.worker.incarnation, rows, 1e3 * took_s)
+                    for lane, rows, took_s in served_by.recent
+                ),
             )
         )
     starting = dispatcher.starting.get(service.name)

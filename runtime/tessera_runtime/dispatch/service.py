@@ -115,15 +115,23 @@ class Service:
         if self.metadata is not None:
             self.metadata = replace(self.metadata, versions=(target.version,))
         for member, wanted in zip(self.members, target.members, strict=True):
-            member.cap = wanted.cap
             member.service_time = wanted.service_time
         self._set_caps()
 
     def _set_caps(self) -> None:
         for member, wanted in zip(self.members, self.target.members, strict=True):
             member.caps = {
-                place.device: place.cap for place in wanted.instances if place.cap is not None
+                place.device: place.setpoint or place.cap or wanted.cap
+                for place in wanted.instances
             }
+            member.cap = max(member.caps.values(), default=wanted.cap)
+            member.set_active(
+                {
+                    place.device: place.active
+                    for place in wanted.instances
+                    if place.active is not None
+                }
+            )
         if self.gang is not None:
             self.gang.follow()
 

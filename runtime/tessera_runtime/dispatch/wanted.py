@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from tessera_runtime.target import DeviceTarget, ServerTarget, ServiceTarget
+from tessera_runtime.target import ServerTarget, ServiceTarget
 
 
 def check_devices(target: ServerTarget) -> None:
@@ -25,28 +23,6 @@ def same_models(one: ServiceTarget, other: ServiceTarget) -> bool:
 def has_place(target: ServiceTarget) -> bool:
     """Whether anything is wanted to serve it, here or at a peer."""
     return any(member.instances or member.peers for member in target.members)
-
-
-def placed_alike(target: ServiceTarget, devices: Mapping[str, DeviceTarget]) -> bool:
-    """Whether the members may run as one (:mod:`tessera_runtime.dispatch.gang`): everywhere beside each other with
-    the same batches, and none that an answer may do without, which must not wait for it. On single cores only: where
-    there are more, members of their own processes use them better.
-    """
-    first, *others = target.members
-    return (
-        bool(others and first.instances)
-        and all(member.required for member in target.members)
-        and all(_is_single_core(devices[place.device]) for place in first.instances)
-        and all(
-            (member.instances, member.cap, member.max_batch)
-            == (first.instances, first.cap, first.max_batch)
-            for member in others
-        )
-    )
-
-
-def _is_single_core(device: DeviceTarget) -> bool:
-    return device.kind == "cpu" and device.threads == 1
 
 
 def _models(target: ServiceTarget) -> object:
