@@ -27,10 +27,14 @@ def member(
     *,
     instances: int | dict[str, int] = 1,
     caps: dict[str, int] | None = None,
+    setpoint: int | None = None,
+    active: int | None = None,
     max_batch: int = 8,
     **settings: object,
 ) -> MemberTarget:
-    """A member; ``instances`` by device, or so many on the first. Code is allowed: the tests' own models."""
+    """A member; ``instances`` by device, or so many on the first, with the same setpoint and as many of them active
+    everywhere. Code is allowed: the tests' own models.
+    """
     places = instances if isinstance(instances, dict) else {"cpu-0": instances}
     file = path.path if isinstance(path, ModelFile) else path
     values: dict = {
@@ -44,7 +48,7 @@ def member(
         path=str(file),
         max_batch=max_batch,
         instances=tuple(
-            InstanceTarget(device, count, (caps or {}).get(device))
+            InstanceTarget(device, count, (caps or {}).get(device), setpoint, active)
             for device, count in places.items()
         ),
         **(values | settings),
