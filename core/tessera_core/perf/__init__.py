@@ -8,7 +8,11 @@ from tessera_core.perf.capacity import (
     utilisation,
 )
 from tessera_core.perf.energy import EnergyModel, joules_per_row
-from tessera_core.perf.ensemble import member_percentile, quorum_probability
+from tessera_core.perf.ensemble import (
+    member_percentile,
+    members_waited_for,
+    quorum_probability,
+)
 from tessera_core.perf.profile import LatencyProfile, LinearFit, Neighbours, ProfileRow
 from tessera_core.perf.service import ServiceModel
 from tessera_core.perf.shared_queue import Server, shared_latency, shared_rate
@@ -27,6 +31,7 @@ __all__ = [
     "max_rate",
     "mean_latency",
     "member_percentile",
+    "members_waited_for",
     "quorum_probability",
     "shared_latency",
     "shared_rate",

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tessera_core.api import ModelProfile, ModelService
 from tessera_core.api.members import Member
+from tessera_core.api.modelservice import ScalingMode
 from tessera_core.api.runtimenode import BatchTime, ServedMember, ServedService
 from tessera_core.gpu.devices import DeviceClass
 from tessera_core.plan.decision import Plan, ServicePlan
@@ -26,9 +27,10 @@ from tessera_core.plan.planner import plan
 from tessera_core.plan.predict import latency_at
 from tessera_core.plan.state import ClusterState, Policy
 from tessera_runtime.agent.measure import PROFILE_TIMEOUT_S, batch_time, profile_request
-from tessera_runtime.agent.observe import cluster_state, places
+from tessera_runtime.agent.observe import cluster_state, kind_of, places
 from tessera_runtime.agent.profiles import ProfileStore, engine_version, to_profile
 from tessera_runtime.agent.status import LocalStatus, MemberStatus, ServiceStatus, write_status
+from tessera_runtime.agent.steering import Profiles, Steering
 from tessera_runtime.agent.translate import (
     LocalModel,
     ModelKey,
@@ -107,6 +109,12 @@ class LocalAgent:
         self._slo = Window(max(s.spec.slo.objectives[0].window_s for s in services))
         self.state = ClusterState()
         self.plan: Plan | None = None
+        self._planned = ServerTarget()
+        """What follows from the plan."""
+        self._told = ServerTarget()
+        """That, as it was set last."""
+        self._reported: ServerReport | None = None
+        self._steering = Steering(kind_of(seen))
 
     async def fetch(self) -> None:
         """Bring every member's model to this machine. Raises FetchError."""
@@ -172,11 +180,38 @@ class LocalAgent:
         translated = server_target(node, models, site, ServerTarget())
         for service, problem in translated.problems.items():
             raise TranslationError(f"{service}: {problem}")
-        await self._control.apply(translated.target)
+        self._planned = translated.target
+        await self._tell(self._planned)
+
+    async def steer(self) -> None:
+        """Set batches and instances anew, beneath what is planned, after the last report. Raises ControlError."""
+        if self._reported is None:
+            return
+        # Deciding takes as long as hundreds of reports where the queue model is asked something new.
+        wanted = await asyncio.to_thread(
+            self._steering.look, self._planned, self._reported, self._steered_profiles()
+        )
+        if wanted != self._told:
+            await self._tell(wanted)
+
+    async def _tell(self, target: ServerTarget) -> None:
+        await self._control.apply(target)
+        self._told = target
+
+    def _steered_profiles(self) -> Profiles:
+        """Of services whose capacity is not said by their users."""
+        return {
+            (service.served_name, member.name, (each.place.product, each.place.slice)): each.profile
+            for service, member in self._members()
+            if service.spec.scaling.mode is ScalingMode.SLO
+            for each in self.state.measured
+            if each.digest == self._models[service.served_name, member.name].digest
+        }
 
     async def report(self) -> LocalStatus:
         """Ask the server, write the status file, return it. Raises ControlError."""
         report = await self._control.report()
+        self._reported = report
         self._live.add(report)
         self._slo.add(report)
         status = self._status(report)
@@ -184,12 +219,13 @@ class LocalAgent:
         return status
 
     async def run(self, each: Callable[[LocalStatus], None]) -> None:
-        """Report until cancelled. A server that was restarted is told again what is wanted."""
+        """Report and steer until cancelled. A server that was restarted is told again what is wanted."""
         while True:
             try:
                 status = await self.report()
                 if len(status.services) < len(self._services):
                     await self.apply()
+                await self.steer()
                 each(status)
             except ControlError as error:
                 log.warning("the server does not answer: %s", error)
