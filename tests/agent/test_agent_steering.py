@@ -5,9 +5,19 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from tessera_core.api.modelservice import Combine, OnTimeout
+from tessera_core.api import ClusterMeta, ModelServiceSpec, RuntimeNode, RuntimeNodeSpec
+from tessera_core.api.members import Member as ApiMember
+from tessera_core.api.members import Model, ModelFormat
+from tessera_core.api.modelservice import Combine, Ensemble, Objective, OnTimeout, Slo
+from tessera_core.api.runtimenode import BatchLine, ServedMember, ServedService
 from tessera_core.perf.profile import LatencyProfile, ProfileRow
-from tessera_runtime.agent.steering import FEWEST_BATCHES, MOST_DECIDING_S, Profiles, Steering
+from tessera_runtime.agent.steering import (
+    FEWEST_BATCHES,
+    MOST_DECIDING_S,
+    Profiles,
+    Steering,
+    told_profiles,
+)
 from tessera_runtime.target import (
     BatchReport,
     DeviceTarget,
@@ -228,6 +238,37 @@ def test_members_that_run_as_one_are_set_as_one():
     assert place(server.told).active == 1
     ratios = {each.member: each.ratio for each in server.steering.corrections()}
     assert ratios == {"a": pytest.approx(1.0, abs=0.05), "b": pytest.approx(1.0, abs=0.05)}
+
+
+def told_node(*lines: BatchLine) -> RuntimeNode:
+    spec = ModelServiceSpec(
+        members=(ApiMember("a", Model("s3://m/a.onnx", ModelFormat.ONNX)),),
+        ensemble=Ensemble(Combine.NONE, 1),
+        slo=Slo((Objective(0.05, 99.0),)),
+    )
+    served = ServedService("test.m", 1, spec, (ServedMember("a", batch_lines=lines),))
+    return RuntimeNode(ClusterMeta("node"), RuntimeNodeSpec(0, services=(served,)))
+
+
+def test_lines_of_the_operator_are_profiles_of_the_kinds_of_device():
+    lines = (
+        BatchLine("gpu", "full", 1, 16, alpha_ms=0.5, tau0_ms=2.0, spread_ms=1.0),
+        BatchLine("gpu", "full", 2, 16, alpha_ms=1.0, tau0_ms=3.0),
+        BatchLine("cpu", "cpu-1", 1, 8, alpha_ms=2.0, tau0_ms=4.0),
+    )
+    found = told_profiles(told_node(*lines))
+    gpu, cpu = found["test.m", "a", KIND], found["test.m", "a", ("cpu", "cpu-1")]
+    assert gpu.instance_counts == (1, 2)
+    assert gpu.service_ms(4) == pytest.approx(4.0)
+    assert gpu.service_ms(4, tail=True) == pytest.approx(5.0)
+    assert gpu.service_ms(4, 2) == pytest.approx(7.0)
+    assert cpu.service_ms(8) == pytest.approx(20.0)
+
+
+def test_lines_that_are_no_profile_leave_their_member_to_the_plan():
+    twice = BatchLine("gpu", "full", 1, 16, alpha_ms=0.5, tau0_ms=2.0)
+    assert told_profiles(told_node(twice, twice)) == {}
+    assert told_profiles(told_node(BatchLine("gpu", "full", 1, 16, 0.0, 0.0))) == {}
 
 
 def test_a_look_ends_in_time_and_everyone_has_a_turn():

@@ -81,6 +81,8 @@ def in_turn(profiles: Sequence[LatencyProfile]) -> LatencyProfile | None:
     For the instance counts that all were measured with; None where there is none. Batches up to the smallest of the
     largest ones.
     """
+    if len(profiles) == 1:
+        return profiles[0]
     counts = set(profiles[0].instance_counts).intersection(
         *(profile.instance_counts for profile in profiles)
     )

@@ -115,6 +115,8 @@ class LocalAgent:
         """That, as it was set last."""
         self._reported: ServerReport | None = None
         self._steering = Steering(kind_of(seen))
+        self._steered: Profiles = {}
+        """What batches take, of services whose capacity is not said by their users."""
 
     async def fetch(self) -> None:
         """Bring every member's model to this machine. Raises FetchError."""
@@ -181,6 +183,7 @@ class LocalAgent:
         for service, problem in translated.problems.items():
             raise TranslationError(f"{service}: {problem}")
         self._planned = translated.target
+        self._steered = self._steered_profiles()
         await self._tell(self._planned)
 
     async def steer(self) -> None:
@@ -189,7 +192,7 @@ class LocalAgent:
             return
         # Deciding takes as long as hundreds of reports where the queue model is asked something new.
         wanted = await asyncio.to_thread(
-            self._steering.look, self._planned, self._reported, self._steered_profiles()
+            self._steering.look, self._planned, self._reported, self._steered
         )
         if wanted != self._told:
             await self._tell(wanted)
@@ -199,7 +202,6 @@ class LocalAgent:
         self._told = target
 
     def _steered_profiles(self) -> Profiles:
-        """Of services whose capacity is not said by their users."""
         return {
             (service.served_name, member.name, (each.place.product, each.place.slice)): each.profile
             for service, member in self._members()

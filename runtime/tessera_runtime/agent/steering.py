@@ -5,6 +5,7 @@ What is placed is the planner's: nothing is loaded or unloaded here. A plan that
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ from math import inf
 
 import msgspec
 
+from tessera_core.api import RuntimeNode
 from tessera_core.api.modelservice import OnTimeout
+from tessera_core.api.runtimenode import BatchLine
 from tessera_core.control.joint import Joint, JointState
 from tessera_core.control.setpoint import Batch, Goal, Setpoint
 from tessera_core.control.steer import Counted, active_on_each, in_turn, pooled, window
@@ -29,10 +32,12 @@ from tessera_runtime.target import (
     placed_alike,
 )
 
+log = logging.getLogger(__name__)
+
 Kind = tuple[str, str]
 """(product, kind of slice)."""
 Profiles = Mapping[tuple[str, str, Kind], LatencyProfile]
-"""By (service, member, kind of device), as measured; what is not here keeps to the plan."""
+"""By (service, member, kind of device), as measured; what is not here keeps to the plan. Others are another object."""
 
 TOGETHER = ""
 """Stands for the members of a service that run as one."""
@@ -113,12 +118,15 @@ class Steering:
         self._kind_of = kind_of
         self._clock = clock
         self._steered: dict[tuple[str, str, Kind], _Steered] = {}
+        self._profiles: Profiles = {}
+        self._found: dict[str, tuple[ServiceTarget, list[_Place]]] = {}
+        """Of the last look, by served name."""
 
     def look(self, planned: ServerTarget, report: ServerReport, profiles: Profiles) -> ServerTarget:
         """``planned`` with what to set now, after what ``report`` tells."""
         devices = {device.id: device for device in planned.devices}
         reports = {each.name: each for each in report.services}
-        places = {each.name: self._places(each, devices, profiles) for each in planned.services}
+        places = self._find(planned, devices, profiles)
         self._steered = {
             _key(name, place): self._take_up(name, place)
             for name, found in places.items()
@@ -152,6 +160,20 @@ class Steering:
             if one.batches >= FEWEST_BATCHES
             for member in one.place.members
         )
+
+    def _find(
+        self, planned: ServerTarget, devices: Mapping[str, DeviceTarget], profiles: Profiles
+    ) -> dict[str, list[_Place]]:
+        """By served name, what is steered; found anew where something of it has changed."""
+        known = self._found if profiles is self._profiles else {}
+        self._profiles = profiles
+        self._found = {
+            each.name: known[each.name]
+            if each.name in known and known[each.name][0] == each
+            else (each, self._places(each, devices, profiles))
+            for each in planned.services
+        }
+        return {name: places for name, (_, places) in self._found.items()}
 
     def _places(
         self, service: ServiceTarget, devices: Mapping[str, DeviceTarget], profiles: Profiles
@@ -232,6 +254,22 @@ class Steering:
                 for member in service.members
             ),
         )
+
+
+def told_profiles(node: RuntimeNode) -> Profiles:
+    """What the operator says that batches take, where it leaves batches and instances to the node."""
+    found: dict[tuple[str, str, Kind], LatencyProfile] = {}
+    for service in node.spec.services:
+        for member in service.members:
+            by_kind: dict[Kind, list[BatchLine]] = {}
+            for line in member.batch_lines:
+                by_kind.setdefault((line.product, line.slice), []).append(line)
+            for kind, lines in by_kind.items():
+                try:
+                    found[service.name, member.name, kind] = LatencyProfile.from_lines(lines)
+                except ValueError as error:
+                    log.error("%s/%s on %s: %s", service.name, member.name, " ".join(kind), error)
+    return found
 
 
 def _key(service: str, place: _Place) -> tuple[str, str, Kind]:
