@@ -135,7 +135,13 @@ class MemberReport(msgspec.Struct, frozen=True):
     problem: str = ""
     """Why instances are missing, in words for the user."""
     arrived: int = 0
-    """Rows that came for its instances here, also those that were refused. This and the gaps only grow."""
+    """Rows that came for its instances here, also those that were refused. This and what follows only grows."""
+    answered: int = 0
+    """Requests."""
+    latency_s: float = 0.0
+    """Of all that were answered, from arrival in the queue to the end of the batch."""
+    lost: int = 0
+    """Requests that were refused, dropped or withdrawn."""
     gaps: int = 0
     """Between one piece of work and the next, of a second at most."""
     gaps_s: float = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import numpy as np
 import pytest
 
 from tessera_core.api import ClusterMeta, ModelServiceSpec, RuntimeNode, RuntimeNodeSpec
@@ -10,6 +11,7 @@ from tessera_core.api.members import Member as ApiMember
 from tessera_core.api.members import Model, ModelFormat
 from tessera_core.api.modelservice import Combine, Ensemble, Objective, OnTimeout, Slo
 from tessera_core.api.runtimenode import BatchLine, ServedMember, ServedService
+from tessera_core.perf.health import mean_ms
 from tessera_core.perf.profile import LatencyProfile, ProfileRow
 from tessera_runtime.agent.steering import (
     FEWEST_BATCHES,
@@ -81,6 +83,7 @@ class FakeServer:
     def __init__(self, steering: Steering, planned: ServerTarget = ONE, profiles=PROFILES) -> None:
         self.steering, self.planned, self.profiles = steering, planned, profiles
         self.at_s, self.arrived, self.batches = 100.0, 0, 0
+        self.answered, self.latency_s = 0, 0.0
         self.told = planned
 
     def second(self, rate: int, slower: float = 1.0, version: str = "1", ran: int = 40):
@@ -120,12 +123,14 @@ class FakeServer:
                         cap=16,
                         queued_rows=0,
                         batches=self.batches,
-                        rows=0,
+                        rows=2 * self.batches,
                         memory_mib=0.0,
                         device="gpu-0",
                         restarts=0,
                         arrived=self.arrived,
                         recent=recent,
+                        answered=self.answered,
+                        latency_s=self.latency_s,
                     )
                 )
             services.append(
@@ -238,6 +243,31 @@ def test_members_that_run_as_one_are_set_as_one():
     assert place(server.told).active == 1
     ratios = {each.member: each.ratio for each in server.steering.corrections()}
     assert ratios == {"a": pytest.approx(1.0, abs=0.05), "b": pytest.approx(1.0, abs=0.05)}
+
+
+@pytest.mark.parametrize("slower", [1.0, 1.5])
+def test_mean_latency_is_laid_beside_what_the_profile_says_for_the_arrivals_that_came(
+    slower: float,
+):
+    planned = target(service(member("a", InstanceTarget("gpu-0", 1, 64))))
+    server = FakeServer(Steering(kind_of), planned)
+    rng, law = np.random.default_rng(3), PROFILE.service(64)
+    for _ in range(60):
+        came = int(rng.poisson(200))
+        server.answered += came
+        server.latency_s += slower * came * mean_ms(law, 200.0, 2.0) / 1e3
+        server.second(came, ran=came // 2)
+    [found] = server.steering.health()
+    assert (found.service, found.members) == ("test.m", ("a",))
+    assert found.health.ratio == pytest.approx(slower, rel=0.05)
+
+
+def test_latency_of_several_instances_is_not_compared():
+    server = FakeServer(Steering(kind_of))
+    server.seconds(30, rate=4000)
+    [found] = server.steering.health()
+    assert found.health.ratio is None
+    assert found.health.unmet is not None
 
 
 def told_node(*lines: BatchLine) -> RuntimeNode:

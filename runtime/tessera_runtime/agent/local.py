@@ -21,6 +21,7 @@ from tessera_core.api.members import Member
 from tessera_core.api.modelservice import ScalingMode
 from tessera_core.api.runtimenode import BatchTime, ServedMember, ServedService
 from tessera_core.gpu.devices import DeviceClass
+from tessera_core.perf import ModelHealth
 from tessera_core.plan.decision import Plan, ServicePlan
 from tessera_core.plan.nodes import to_runtime_nodes
 from tessera_core.plan.planner import plan
@@ -309,6 +310,15 @@ class LocalAgent:
             ),
         )
 
+    def _health(self, name: str) -> dict[str, ModelHealth]:
+        """By member."""
+        return {
+            member: each.health
+            for each in self._steering.health()
+            if each.service == name
+            for member in each.members
+        }
+
     def _most(self, planned: ServicePlan | None) -> float | None:
         """What the members carry, or the dispatcher's one core where that is less and was seen already."""
         if planned is None:
@@ -340,13 +350,15 @@ class LocalAgent:
             total=report.total,
             predicted_p99_ms=predicted,
             max_requests_per_second=self._most(planned),
-            members=_member_statuses(report, live),
+            members=_member_statuses(report, live, self._health(report.name)),
             codes=report.codes,
             problem=report.problem or next((m.problem for m in report.members if m.problem), ""),
         )
 
 
-def _member_statuses(report: ServiceReport, live: Seen | None) -> tuple[MemberStatus, ...]:
+def _member_statuses(
+    report: ServiceReport, live: Seen | None, health: Mapping[str, ModelHealth]
+) -> tuple[MemberStatus, ...]:
     mean_batch = dict(live.mean_batch) if live is not None else {}
     return tuple(
         MemberStatus(
@@ -357,10 +369,13 @@ def _member_statuses(report: ServiceReport, live: Seen | None) -> tuple[MemberSt
             batch_cap=member.cap,
             mean_batch=mean_batch.get(member.name),
             queued_rows=member.queued_rows,
+            latency_ratio=found.ratio if found is not None else None,
+            latency_unmet=found.unmet or "" if found is not None else "",
             restarts=member.restarts,
             problem=member.problem,
         )
         for member in report.members
+        for found in [health.get(member.name)]
     )
 
 

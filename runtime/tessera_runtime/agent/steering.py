@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 
 import msgspec
@@ -19,7 +20,14 @@ from tessera_core.api.runtimenode import BatchLine
 from tessera_core.control.joint import Joint, JointState
 from tessera_core.control.setpoint import Batch, Goal, Setpoint
 from tessera_core.control.steer import Counted, active_on_each, in_turn, pooled, window
-from tessera_core.perf import LatencyProfile, member_percentile, members_waited_for
+from tessera_core.perf import (
+    LatencyProfile,
+    ModelHealth,
+    health,
+    member_percentile,
+    members_waited_for,
+    model_health,
+)
 from tessera_runtime.target import (
     DeviceTarget,
     InstanceTarget,
@@ -49,6 +57,9 @@ MOST_DECIDING_S = 0.3
 """In one look; what is left over has its turn in the next one. A decision takes 0.2 ms, and up to 0.2 s where the queue
 model has to solve what it was not asked before."""
 
+MOST_SAMPLES = 60
+"""Of counters, a second apart, for the mean latency."""
+
 FEWEST_BATCHES = 50
 """From which a correction says something to others."""
 
@@ -61,6 +72,15 @@ class Corrected:
     member: str
     kind: Kind
     ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Latency of a member, or of several that run as one."""
+
+    service: str
+    members: tuple[str, ...]
+    health: ModelHealth
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +113,14 @@ class _Steered:
     """At the last decision."""
     batches: int = 0
     """That were seen."""
+    samples: deque[health.Counted] = field(default_factory=lambda: deque(maxlen=MOST_SAMPLES))
+    """Since what is set has not changed."""
+
+    def health(self) -> ModelHealth:
+        place, setpoint = self.place, self.state.setpoint
+        return model_health(
+            tuple(self.samples), place.profile.service(setpoint.cap, setpoint.instances)
+        )
 
     @property
     def decided_s(self) -> float:
@@ -103,6 +131,7 @@ class _Steered:
 class _Look:
     one: _Steered
     now: Counted
+    sample: health.Counted
     slo_ms: float
     share: float
     """Of what comes for its members."""
@@ -159,6 +188,15 @@ class Steering:
             for (service, _, _), one in sorted(self._steered.items())
             if one.batches >= FEWEST_BATCHES
             for member in one.place.members
+        )
+
+    def health(self) -> tuple[Measured, ...]:
+        """Mean latency of each member that is on one kind of device, beside what its profile says."""
+        kinds = Counter((service, members) for service, members, _ in self._steered)
+        return tuple(
+            Measured(service, one.place.members, one.health())
+            for (service, members, _), one in sorted(self._steered.items())
+            if kinds[service, members] == 1
         )
 
     def _find(
@@ -219,7 +257,7 @@ class Steering:
             if told is not None:
                 one = self._steered[_key(service.name, place)]
                 share = place.carries / of_all[place.members]
-                yield _Look(one, _counted(told, at_s), service.slo_ms, share)
+                yield _Look(one, _counted(told, at_s), _sample(told, at_s), service.slo_ms, share)
 
     def _take_up(self, service: str, place: _Place) -> _Steered:
         """What is known of ``place``; from the plan on, where that is new."""
@@ -309,6 +347,18 @@ def _counted(report: MemberReport, at_s: float) -> Counted:
     )
 
 
+def _sample(report: MemberReport, at_s: float) -> health.Counted:
+    return health.Counted(
+        at_s,
+        report.arrived,
+        report.batches,
+        report.rows,
+        report.answered,
+        report.latency_s,
+        report.lost,
+    )
+
+
 def _step(look: _Look) -> None:
     """Decide, when the policy's time has come."""
     one, now, before = look.one, look.now, look.one.before
@@ -318,12 +368,23 @@ def _step(look: _Look) -> None:
     if 0 <= now.at_s - before.at_s < NEARLY * one.state.wait_s:
         return
     one.before = now
+    _keep_sample(one.samples, look.sample)
     seen = window(before, now, one.place.devices, look.share)
     if seen is None:
         return
     one.batches += sum(map(len, seen.batches))
     goal = Goal(look.slo_ms, Setpoint(one.place.largest, one.place.planned.instances))
+    setpoint = one.state.setpoint
     one.state = one.policy.step(one.state, seen, goal)
+    if one.state.setpoint != setpoint:
+        one.samples.clear()
+
+
+def _keep_sample(samples: deque[health.Counted], sample: health.Counted) -> None:
+    """Another server counts from the beginning, and by a clock of its own."""
+    if samples and (sample.at_s <= samples[-1].at_s or sample.arrived < samples[-1].arrived):
+        samples.clear()
+    samples.append(sample)
 
 
 def _told(instance: InstanceTarget, wanted: tuple[int, int] | None) -> InstanceTarget:

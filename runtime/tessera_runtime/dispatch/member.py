@@ -162,6 +162,7 @@ class Member:
             fills = self.queue.rows + rows > min(self.cap, self.largest)
             left_s = work.request.deadline - now
             if not self._admission.admits(now, left_s, self.done_s(rows, now), fills):
+                self.statistics.lost += 1
                 return False
         return self.push(work)
 
@@ -177,7 +178,9 @@ class Member:
 
     def withdraw(self, work: Work) -> bool:
         """Take work back out of the queue; False when it is running or done."""
-        return work.entry is not None and self.queue.withdraw(work.entry)
+        withdrawn = work.entry is not None and self.queue.withdraw(work.entry)
+        self.statistics.lost += withdrawn
+        return withdrawn
 
     def pump_soon(self) -> None:
         """Pump at the end of this turn of the loop, so that what arrives in the same turn can join; at once while
@@ -220,6 +223,7 @@ class Member:
                 self.count_gathered(sum([sum(each.nbytes) for each in descriptors]))
                 lane.rows = taken.rows
                 lane.send(taken.batch, descriptors, now, self.expected_s(taken.rows))
+            self.statistics.lost += len(taken.dropped)
             for work in taken.dropped:
                 work.request.service.late(work)
 
@@ -336,7 +340,10 @@ class Member:
         took_s = time.monotonic() - lane.began
         self.pace.saw(took_s, self.expected_s(lane.rows))
         self.recent.append((lane, lane.rows, took_s))
-        return self._next(lane)
+        batch = self._next(lane)
+        self.statistics.answered += len(batch)
+        self.statistics.ran_s += len(batch) * took_s
+        return batch
 
     def _next(self, lane: Lane) -> tuple[Work, ...]:
         batch = lane.settle()

@@ -96,6 +96,11 @@ def _service_report(dispatcher: Dispatcher, service: Service) -> ServiceReport:
                 problem=next((i.problem for i in own if i.problem and not i.ready), "")
                 or (member.routes.problem if member.routes is not None else ""),
                 arrived=sum(each.arrivals.rows for each in asked),
+                answered=sum(each.statistics.answered for each in asked),
+                latency_s=sum(
+                    each.statistics.queue.total_s + each.statistics.ran_s for each in asked
+                ),
+                lost=sum(each.statistics.lost for each in asked),
                 gaps=sum(each.arrivals.gaps for each in asked),
                 gaps_s=sum(each.arrivals.gaps_s for each in asked),
                 gaps_s2=sum(each.arrivals.gaps_s2 for each in asked),
