@@ -64,7 +64,7 @@ def status(given: Facts, now: str = NOW, before: RuntimeNodeStatus | None = None
 
 
 CORRECTED = (
-    Corrected("vision.digits", "cnn", ("cpu", "cpu-1"), 1.23456),
+    Corrected("vision.digits", "cnn", ("cpu", "cpu-1"), 1.23456, 1.56789),
     Corrected("vision.other", "cnn", ("cpu", "cpu-1"), 2.0),
 )
 
@@ -72,7 +72,7 @@ CORRECTED = (
 def test_what_batches_take_here_over_what_was_measured_is_told_with_the_counters() -> None:
     before, found = status(facts(service())), status(facts(service(), corrections=CORRECTED))
     [served] = found.services
-    assert served.corrections == (Correction("cnn", "cpu", "cpu-1", 1.235),)
+    assert served.corrections == (Correction("cnn", "cpu", "cpu-1", 1.235, 1.568),)
     assert not due(before, found, since_s=COUNTERS_S / 2)
     assert due(before, found, since_s=COUNTERS_S)
 

@@ -204,7 +204,8 @@ def _services(facts: Facts) -> tuple[ServedStatus, ...]:
     answers = facts.phase is not Phase.SERVER_UNREACHABLE
     corrections: dict[str, list[Correction]] = {}
     for each in facts.corrections:
-        told = Correction(each.member, *each.kind, ratio=round(each.ratio, 3))
+        latency = None if each.latency_ratio is None else round(each.latency_ratio, 3)
+        told = Correction(each.member, *each.kind, round(each.ratio, 3), latency)
         corrections.setdefault(each.service, []).append(told)
     return tuple(
         replace(

@@ -72,6 +72,8 @@ class Corrected:
     member: str
     kind: Kind
     ratio: float
+    latency_ratio: float | None = None
+    """Mean latency over what was measured says for the arrivals that came; None where nothing can be said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +186,7 @@ class Steering:
     def corrections(self) -> tuple[Corrected, ...]:
         """Of everything that ran enough batches to say."""
         return tuple(
-            Corrected(service, member, one.place.kind, one.state.error)
+            Corrected(service, member, one.place.kind, one.state.error, one.health().ratio)
             for (service, _, _), one in sorted(self._steered.items())
             if one.batches >= FEWEST_BATCHES
             for member in one.place.members
