@@ -20,7 +20,7 @@ from tessera_core.gpu.mig import label
 from tessera_operator import plans, pools, routes
 from tessera_operator.cluster import Cluster
 from tessera_operator.config import Config
-from tessera_operator.decide import Decider, Decision, batch_times, capacity
+from tessera_operator.decide import Decider, Decision, batch_lines, batch_times, capacity
 from tessera_operator.heartbeats import Heartbeats
 from tessera_operator.kinds import Document, Key, key_of
 from tessera_operator.measuring import Measuring
@@ -134,6 +134,7 @@ class Controller:
             decision.newest,
             homes,
             batch_times(decision),
+            batch_lines(decision),
             self._epoch,
             self._rollout.name if self._rollout is not None else None,
         )
