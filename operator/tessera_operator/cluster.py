@@ -102,9 +102,11 @@ class Cluster:
         finally:
             response.close()
 
-    def apply(self, document: Document, subresource: str = "") -> dict[str, Any]:
+    def apply(
+        self, document: Document, subresource: str = "", manager: str = FIELD_MANAGER
+    ) -> dict[str, Any]:
         """Server-side apply: fields of other managers stay, conflicts are won. Raises ClusterError."""
-        query = {"fieldManager": FIELD_MANAGER, "force": "true"}
+        query = {"fieldManager": manager, "force": "true"}
         path = _path(document, subresource)
         return self._json("PATCH", path, query, document, _APPLY)
 

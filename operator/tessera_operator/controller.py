@@ -20,7 +20,8 @@ from tessera_core.gpu.mig import label
 from tessera_operator import plans, pools, routes
 from tessera_operator.cluster import Cluster
 from tessera_operator.config import Config
-from tessera_operator.decide import Decider, Decision, batch_times, capacity
+from tessera_operator.decide import Decider, Decision, batch_lines, batch_times, capacity
+from tessera_operator.drifting import Drifting
 from tessera_operator.heartbeats import Heartbeats
 from tessera_operator.kinds import Document, Key, key_of
 from tessera_operator.measuring import Measuring
@@ -64,6 +65,7 @@ class Controller:
         self.heartbeats = Heartbeats(config.lost_after_s)
         self.writer = Writer(cluster, self._documents)
         self._tls = where.tls is not None
+        self._drifting = Drifting(self.writer)
         self._reporter = Reporter(self.writer, self._documents, tls=self._tls)
 
     def take(self, changed: Mapping[Key, Document | None]) -> None:
@@ -89,6 +91,8 @@ class Controller:
         nodes = self._world.nodes
         present = self._pods.see(self._documents, nodes, self.heartbeats.lost(now.s), now.s)
         self._traffic.note(self._world.services, nodes, now.s)
+        steady = [node for node in present.answering if node.metadata.name in present.steady]
+        self._drifting.keep(self._world.profiles, steady, now.s, now.text)
         # What a node that is about to go runs gets another home while it still answers.
         away = present.unsure
         decision = self._decider.decide(now.s, away, afresh=self._afresh)
@@ -134,6 +138,7 @@ class Controller:
             decision.newest,
             homes,
             batch_times(decision),
+            batch_lines(decision),
             self._epoch,
             self._rollout.name if self._rollout is not None else None,
         )

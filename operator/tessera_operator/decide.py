@@ -9,15 +9,16 @@ from __future__ import annotations
 import gc
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from tessera_core.api import FieldError, ModelService, ModelServiceStatus, ObjectMeta
 from tessera_core.api.admission import admission
-from tessera_core.api.modelservice import MemberStatus
-from tessera_core.api.runtimenode import BatchTime
+from tessera_core.api.modelservice import MemberStatus, ScalingMode
+from tessera_core.api.runtimenode import MOST_LINES, BatchLine, BatchTime
 from tessera_core.perf.profile import LinearFit
 from tessera_core.plan.decision import Plan
 from tessera_core.plan.planner import Planner
-from tessera_core.plan.state import Budget, ClusterState
+from tessera_core.plan.state import Budget, ClusterState, Measured
 from tessera_operator.config import Config, refused_sources
 from tessera_operator.plans import idle_facts
 from tessera_operator.traffic import Traffic
@@ -191,7 +192,7 @@ def batch_times(
     decision: Decision,
 ) -> dict[tuple[str, str], BatchTime]:
     """By (service, member): how long a batch takes where it is slowest, for the rule that drops late requests."""
-    profiles = {(each.digest, str(each.place)): each.profile for each in decision.state.measured}
+    profiles = {(each.digest, str(each.place)): each.expected for each in decision.state.measured}
     lines: dict[tuple[str, str, int], LinearFit] = {}
     found: dict[tuple[str, str], BatchTime] = {}
     for each in decision.plan.assignments:
@@ -208,6 +209,46 @@ def batch_times(
         if key not in found or line.tau0_ms > found[key].tau0_ms:
             found[key] = BatchTime(_rounded(line.alpha_ms), _rounded(line.tau0_ms))
     return found
+
+
+def batch_lines(decision: Decision) -> dict[tuple[str, str], tuple[BatchLine, ...]]:
+    """By (service, member): how long batches take on the kinds of device where it is placed, for nodes that steer batches
+    and instances beneath the plan. None for services whose capacity is not the SLO's to decide: they keep to the plan.
+
+    As measured, whatever has drifted since: what a node reports is over these lines, and what is recorded is what nodes
+    report. With lines that follow the record a node would report 1 as soon as a drift is recorded, which would end it.
+    """
+    measured = {(each.digest, str(each.place)): each for each in decision.state.measured}
+    kinds: dict[tuple[str, str], set[tuple[str, str]]] = {}
+    for each in decision.plan.assignments:
+        version = decision.versions.get(each.service)
+        if version is None or version.service.spec.scaling.mode is not ScalingMode.SLO:
+            continue
+        kind = version.digests.get(each.member, ""), each.device_class
+        if kind in measured:
+            kinds.setdefault((each.service, each.member), set()).add(kind)
+    return {
+        key: tuple(line for kind in sorted(found) for line in _lines(measured[kind]))[:MOST_LINES]
+        for key, found in kinds.items()
+    }
+
+
+@lru_cache(maxsize=4096)  # asked for each round, and fitting takes ten times as long as looking up
+def _lines(measured: Measured) -> tuple[BatchLine, ...]:
+    place, profile = measured.place, measured.profile
+    return tuple(
+        BatchLine(
+            place.product,
+            place.slice,
+            instances,
+            profile.cells(instances)[-1].batch,
+            _rounded(line.alpha_ms),
+            _rounded(line.tau0_ms),
+            _rounded(profile.spread_ms(instances)),
+        )
+        for instances in profile.instance_counts
+        for line in [profile.fit(instances, relative=True)]
+    )
 
 
 def capacity(plan: Plan) -> dict[tuple[str, str, str], float]:

@@ -24,8 +24,8 @@ WATCH_S = 240
 """Length of one watch; a new one goes on where it ended."""
 LEAST_PAUSE_S, MOST_PAUSE_S = 0.5, 30.0
 _ABSENT, _GONE = 404, 410
-_COUNTERS = ("good", "total", "latencyBuckets")
-"""Of a service in a node's status."""
+_COUNTERS = ("good", "total", "latencyBuckets", "corrections")
+"""Of a service in a node's status: what moves with its traffic."""
 _OWN_STATUS = ("ModelService", "PlacementPlan", "RuntimePool")
 """Kinds whose status is the operator's alone."""
 

@@ -52,7 +52,7 @@ class Remembered:
         stand in.
         """
         running = {each.place: each for node in nodes for each in _running(node)}
-        present = {_place(each): each for each in profiles}
+        present = {place_of(each): each for each in profiles}
         self._last = {
             place: present.get(place) or self._last[place]
             for place in running
@@ -134,7 +134,8 @@ def _sizes(batch: int) -> tuple[int, ...]:
     return tuple(sorted(sizes | {batch}))
 
 
-def _place(profile: ModelProfile) -> Place:
+def place_of(profile: ModelProfile) -> Place:
+    """What ``profile`` is of."""
     place = profile.spec.device_class
     return profile.spec.model_digest, label(place.product), place.slice
 

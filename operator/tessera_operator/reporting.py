@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +16,7 @@ from tessera_core.gpu.mig import label
 from tessera_operator import pools, routes
 from tessera_operator.conditions import READY, Seen, changes, dated, status_of
 from tessera_operator.decide import Decision
+from tessera_operator.events import event
 from tessera_operator.kinds import Document, Key
 from tessera_operator.measuring import Measuring
 from tessera_operator.rollout import Rollout
@@ -28,7 +28,6 @@ FINALIZER = "tessera.dev/drain"
 """Keeps a deleted ModelService until nothing of it runs."""
 NUMBERS_S = 30.0
 """Between two writes of a status of which only measured numbers changed."""
-_COMPONENT = "tessera-operator"
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,40 +246,13 @@ class Reporter:
             )
 
     def _event(self, service: ModelService, condition: Condition, now: str) -> None:
-        metadata = service.metadata
-        content = f"{metadata.uid} {condition.type} {condition.reason} {now}"
         bad = condition.status is ConditionStatus.FALSE and condition.type not in (
             "CapacityShortfall",
             "Progressing",
         )
         short = condition.type == "CapacityShortfall" and condition.status is ConditionStatus.TRUE
         self._writer.create(
-            {
-                "apiVersion": "v1",
-                "kind": "Event",
-                "metadata": {
-                    "name": f"{metadata.name}.{hashlib.sha256(content.encode()).hexdigest()[:16]}",
-                    "namespace": metadata.namespace,
-                },
-                "involvedObject": {
-                    "apiVersion": "tessera.dev/v1alpha1",
-                    "kind": "ModelService",
-                    "name": metadata.name,
-                    "namespace": metadata.namespace,
-                    "uid": metadata.uid,
-                    "resourceVersion": metadata.resource_version,
-                },
-                "type": "Warning" if bad or short else "Normal",
-                "reason": condition.reason,
-                "message": f"{condition.type} is {condition.status.value}: {condition.message or condition.reason}"[
-                    :1024
-                ],
-                "source": {"component": _COMPONENT},
-                "reportingComponent": _COMPONENT,
-                "firstTimestamp": now,
-                "lastTimestamp": now,
-                "count": 1,
-            }
+            event(ModelService.KIND, service.metadata, condition, now, warns=bad or short)
         )
 
 

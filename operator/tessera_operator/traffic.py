@@ -52,10 +52,10 @@ class _Report:
     until_s: float
     total: int
 
-    def within(self, since_s: float) -> float:
-        """Of its requests those after ``since_s``, as if they had come evenly."""
-        inside = min(1.0, (self.until_s - since_s) / (self.until_s - self.since_s))
-        return max(0.0, inside) * self.total
+    def within(self, since_s: float, until_s: float) -> float:
+        """Of its requests those between two times, as if they had come evenly."""
+        inside_s = min(until_s, self.until_s) - max(since_s, self.since_s)
+        return max(0.0, inside_s) / (self.until_s - self.since_s) * self.total
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,18 +102,24 @@ class _Service:
     def forget(self, now_s: float) -> None:
         """Leave what counts in no rate any more."""
         for node, reports in list(self.recent.items()):
-            while reports and reports[0].until_s <= _until_s(reports, now_s) - RATE_S:
+            while reports and reports[0].until_s <= now_s - REPORT_S - RATE_S:
                 reports.popleft()
             if not reports:
                 del self.recent[node]
 
     def rate(self, now_s: float) -> float:
-        """Requests per second over the last minute, or for how long the service is known."""
-        counted = 0.0
-        for reports in self.recent.values():
-            since_s = _until_s(reports, now_s) - RATE_S
-            counted += sum(each.within(since_s) for each in reports)
-        return counted / min(RATE_S, max(REPORT_S, now_s - self.since_s))
+        """Requests per second over the last minute, or for how long the service is known.
+
+        Over the last one of which all nodes have told: with a minute of its own for each, requests that move from one
+        node to another would count twice, and bring the other node back for them.
+        """
+        until_s = min((_until_s(each, now_s) for each in self.recent.values()), default=now_s)
+        counted = sum(
+            each.within(until_s - RATE_S, until_s)
+            for reports in self.recent.values()
+            for each in reports
+        )
+        return counted / min(RATE_S, max(REPORT_S, until_s - self.since_s))
 
 
 class Traffic:

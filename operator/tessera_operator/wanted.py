@@ -9,6 +9,7 @@ from tessera_core.api import Device, RuntimeNode, RuntimeNodeSpec
 from tessera_core.api.meta import NameRef
 from tessera_core.api.modelservice import ModelServiceSpec, ScalingMode
 from tessera_core.api.runtimenode import (
+    BatchLine,
     BatchTime,
     ProfilingTask,
     ServedMember,
@@ -33,6 +34,7 @@ class Context:
     newest: Mapping[str, Version]
     homes: Mapping[Member, Sequence[Home]]
     times: Mapping[Member, BatchTime]
+    lines: Mapping[Member, tuple[BatchLine, ...]]
     epoch: int
     plan: str | None
 
@@ -93,6 +95,7 @@ def _served(version: Version, node: str, context: Context) -> ServedService:
                 member.name,
                 version.digests.get(member.name),
                 batch_time=context.times.get((name, member.name)),
+                batch_lines=context.lines.get((name, member.name), ()),
                 routes=peers(context.homes.get((name, member.name), ()), node),
             )
             for member in spec.members

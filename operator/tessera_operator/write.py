@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from tessera_operator.cluster import ApiError, Cluster, ClusterError
+from tessera_operator.cluster import FIELD_MANAGER, ApiError, Cluster, ClusterError
 from tessera_operator.kinds import DEPLOYMENT, KINDS, Document, Key, covers, key_of
 
 _LOG = logging.getLogger(__name__)
@@ -32,20 +32,20 @@ class Writer:
         self._cluster, self._documents = cluster, documents
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="write")
-        self._applied: dict[tuple[Key, str], tuple[str, object]] = {}
-        """What was applied last, and the version that it made: the server may write a number its own way."""
+        self._applied: dict[tuple[Key, str, str], tuple[str, object]] = {}
+        """What each manager has applied last, and the version that it made: the server may write a number its own way."""
         self.failed: list[str] = []
         """What went wrong since this was emptied."""
         self.writes = 0
         self.taken: set[Key] = set()
         """What somebody else had made when it was to be created."""
 
-    def put(self, document: Document, subresource: str = "") -> bool:
-        """Make the object so; whether it is so now."""
-        if self._is_so(document, subresource):
+    def put(self, document: Document, subresource: str = "", manager: str = FIELD_MANAGER) -> bool:
+        """Make the object so; whether it is so now. ``manager``: whose fields those of ``document`` are, all of them."""
+        if self._is_so(document, subresource, manager):
             return True
         key = key_of(document)
-        return self._do("apply", key, lambda: self._apply(key, document, subresource))
+        return self._do("apply", key, lambda: self._apply(key, document, subresource, manager))
 
     def put_all(self, documents: Iterable[Document]) -> None:
         """``put`` each of them, some at once."""
@@ -78,12 +78,12 @@ class Writer:
         document = {"apiVersion": KINDS[kind].api_version, "kind": kind, "metadata": metadata}
         return self._do("delete", key, lambda: self._cluster.delete(document))
 
-    def _apply(self, key: Key, document: Document, subresource: str) -> None:
-        answer = self._cluster.apply(document, subresource)
+    def _apply(self, key: Key, document: Document, subresource: str, manager: str) -> None:
+        answer = self._cluster.apply(document, subresource, manager)
         with self._lock:
             if len(self._applied) > 2 * len(self._documents) + _MOST_GONE:
                 self._applied = {k: v for k, v in self._applied.items() if k[0] in self._documents}
-            self._applied[key, subresource] = _digest(document), _version(answer)
+            self._applied[key, subresource, manager] = _digest(document), _version(answer)
         self._note(key, answer)
 
     def _note(self, key: Key, answer: dict[str, Any]) -> None:
@@ -91,13 +91,15 @@ class Writer:
             answer["metadata"].pop("managedFields", None)
             self._documents[key] = answer
 
-    def _is_so(self, document: Document, subresource: str = "") -> bool:
+    def _is_so(
+        self, document: Document, subresource: str = "", manager: str = FIELD_MANAGER
+    ) -> bool:
         """Whether nothing is to be written. A field that is wanted no more goes by applying without it."""
         key = key_of(document)
         present = self._documents.get(key)
         if present is None:
             return False
-        applied = self._applied.get((key, subresource))
+        applied = self._applied.get((key, subresource, manager))
         if applied is None:
             # Fields that the leader before had set, and that this one does not, look like the server's.
             return key[0] != DEPLOYMENT.name and _is_same(present, document)

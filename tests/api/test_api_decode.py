@@ -55,6 +55,7 @@ def test_an_unknown_kind_gets_a_suggestion() -> None:
         ("modelprofile", "spec.deviceClass.slice", "cpu-4", "spec.deviceClass.slice"),
         ("modelprofile", "spec.deviceClass.slice", "small", "spec.deviceClass.slice"),
         ("modelprofile", "status.rows.0.neighbours", "Loud", "status.rows[0].neighbours"),
+        ("modelprofile", "status.drift.ratio", "0", "status.drift.ratio"),
         ("runtimepool", "spec.size.min", 21, "spec.size.min"),
         ("runtimepool", "spec.node.resources", {}, "spec.node.resources"),
         (

@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 
-from support.clusters import cluster, digest, gpu_node, gpu_place, measured
+from support.clusters import A100, cluster, digest, gpu_node, gpu_place, measured
 from support.objects import gpu, instance, node, seen, served, service
 from tessera_core.api import ModelProfile, ModelService, RuntimeNode
+from tessera_core.api.runtimenode import MOST_LINES, BatchLine
+from tessera_core.perf import LatencyProfile, ProfileRow
 from tessera_core.plan import state_to_dict
 from tessera_core.plan.state import Measured
 from tessera_core.plan.steps import Steps, steps_to
 from tessera_operator.config import Config
-from tessera_operator.decide import Decider, Decision, batch_times, capacity
+from tessera_operator.decide import Decider, Decision, batch_lines, batch_times, capacity
 from tessera_operator.traffic import Traffic
 from tessera_operator.world import World
 
@@ -25,9 +27,9 @@ FITS = measured("a", gpu_place())
 OLD, NEW = service("s", "a"), service("s", "b", generation=2)
 
 
-def profile(of: Measured, name: str) -> Document:
-    """The ModelProfile of a measurement."""
-    (document,) = state_to_dict(cluster([], [], [of]))["profiles"]
+def profile(of: Measured, name: str, drift: float = 1.0) -> Document:
+    """The ModelProfile of a measurement, with what is recorded of it."""
+    (document,) = state_to_dict(cluster([], [], [replace(of, drift=drift)]))["profiles"]
     document["metadata"] = {"name": name, "namespace": "vision"}
     return ModelProfile.from_dict(document).to_dict()
 
@@ -259,6 +261,81 @@ def test_batch_times_are_those_of_the_slowest_place() -> None:
     time = batch_times(found)["vision.s", "a"]
     assert time.alpha_ms == pytest.approx(0.2, rel=0.1)
     assert time.tau0_ms == pytest.approx(2.0, rel=0.1)
+
+
+def test_batch_lines_are_those_of_every_instance_count_where_a_member_is_placed() -> None:
+    rows = [
+        ProfileRow(batch, instances, ms, 1.5 * ms, 1000 * instances * batch / ms, 100.0)
+        for instances, most in ((1, 64), (3, 16))
+        for batch in (1, 4, most)
+        for ms in [instances * (0.2 * batch + 2.0)]
+    ]
+    there = replace(FITS, profile=LatencyProfile(tuple(rows)))
+    elsewhere = measured("a", gpu_place("3g.40gb"))
+    idle = node("n0", gpu("GPU-n0-0")).to_dict()
+    loop = Loop(profile(there, "pa"), profile(elsewhere, "pe"), OLD.to_dict(), idle)
+    assert batch_lines(loop.decide()) == {
+        ("vision.s", "a"): (
+            BatchLine(A100, "full", 1, 64, 0.2, 2.0, 1.4),
+            BatchLine(A100, "full", 3, 16, 0.6, 6.0, 4.2),
+        )
+    }
+
+
+def test_batch_lines_are_no_more_than_a_node_may_be_told() -> None:
+    rows = [ProfileRow(1, count, 2.0, 2.0, 500.0 * count, 1.0) for count in range(1, 99)]
+    many = replace(FITS, profile=LatencyProfile(tuple(rows)))
+    idle = node("n0", gpu("GPU-n0-0")).to_dict()
+    (lines,) = batch_lines(Loop(profile(many, "pa"), OLD.to_dict(), idle).decide()).values()
+    assert [line.instances for line in lines] == list(range(1, MOST_LINES + 1))
+
+
+@pytest.mark.parametrize("mode", ["Fixed", "External"])
+def test_members_of_services_that_keep_to_the_plan_have_no_lines(mode: str) -> None:
+    fixed = service("s", "a", scaling={"mode": mode})
+    found = Loop(profile(FITS, "pa"), fixed.to_dict(), node("n0", gpu("GPU-n0-0")).to_dict())
+    decision = found.decide()
+    assert placed(decision) == [("vision.s", "a")]
+    assert batch_lines(decision) == {}
+
+
+def test_plans_count_with_what_has_drifted_and_lines_are_as_measured() -> None:
+    busy = service("s", "a", rps=2600)
+    nodes = [node(name, gpu(f"GPU-{name}-0")).to_dict() for name in ("n0", "n1", "n2")]
+    loop = Loop(profile(FITS, "pa"), busy.to_dict(), *nodes)
+    before = loop.decide()
+    assert len(before.plan.assignments) == 1
+    loop.put(profile(FITS, "pa", drift=1.5))
+    after = loop.decide(1.0)
+    assert after.is_new
+    assert len(after.plan.assignments) == 2
+    assert batch_lines(after) == batch_lines(before)
+    # Late requests are dropped by what batches take.
+    then, now = (batch_times(each)["vision.s", "a"] for each in (before, after))
+    assert now.tau0_ms == pytest.approx(1.5 * then.tau0_ms, rel=1e-3)
+    loop.put(profile(FITS, "pa"))
+    again = loop.decide(2.0)
+    assert again.is_new
+    assert len(again.plan.assignments) == 1
+
+
+def test_a_drift_for_which_nothing_is_left_is_a_shortfall() -> None:
+    busy = service("s", "a", rps=2600)
+    loop = Loop(profile(FITS, "pa"), busy.to_dict(), node("n0", gpu("GPU-n0-0")).to_dict())
+    (enough,) = loop.decide().plan.services
+    assert enough.short is None
+    loop.put(profile(FITS, "pa", drift=1.5))
+    (short,) = loop.decide(1.0).plan.services
+    assert short.short is not None
+
+
+def test_batches_that_take_less_than_measured_take_nothing_away() -> None:
+    busy = service("s", "a", rps=5200)
+    nodes = [node(name, gpu(f"GPU-{name}-0")).to_dict() for name in ("n0", "n1", "n2")]
+    loop = Loop(profile(FITS, "pa"), busy.to_dict(), *nodes)
+    before = loop.decide().plan.assignments
+    loop.put(profile(FITS, "pa", drift=0.5))
+    assert loop.decide(1.0).plan.assignments == before
 
 
 def test_capacities_are_added_up_over_the_devices_of_a_node() -> None:

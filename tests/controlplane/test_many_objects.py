@@ -38,10 +38,12 @@ def taken(first: Document) -> Facts:
 
 def test_a_node_that_only_counts_on_is_taken_over_when_somebody_asks() -> None:
     facts = taken(node())
-    facts.put(node(good=18, total=20, latencyBuckets=[20]))
+    correction = {"member": "m", "product": "cpu", "slice": "cpu-1", "ratio": "1.2"}
+    counted = {"good": 18, "total": 20, "latencyBuckets": [20], "corrections": [correction]}
+    facts.put(node(**counted))
     assert not facts.wait(0, 0, 0)
     assert facts.has_changed
-    assert facts.changed() == {KEY: node(good=18, total=20, latencyBuckets=[20])}
+    assert facts.changed() == {KEY: node(**counted)}
     assert not facts.has_changed
 
 
@@ -88,9 +90,9 @@ def test_objects_are_written_at_once() -> None:
     class Waiting(MemoryCluster):
         """Answers when four writes are under way."""
 
-        def apply(self, document: Document, subresource: str = "") -> dict[str, Any]:
+        def apply(self, document: Document, *rest: str) -> dict[str, Any]:
             together.wait()
-            return super().apply(document, subresource)
+            return super().apply(document, *rest)
 
     cluster = Waiting()
     writer = Writer(cluster, {})

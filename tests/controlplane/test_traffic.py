@@ -227,6 +227,27 @@ def test_a_burst_after_a_lull_is_not_spread_over_the_lull() -> None:
     assert traffic.window(S, 630).requests_per_second == 10
 
 
+@given(
+    phases=st.tuples(st.integers(0, 5), st.integers(0, 5)),
+    moved_s=st.integers(120, 180),
+    comes=st.booleans(),
+)
+def test_requests_that_move_to_other_nodes_are_no_more_than_before(
+    phases: tuple[int, int], moved_s: int, comes: bool
+) -> None:
+    """A hundred a second, by two nodes before or after ``moved_s`` and by one of them otherwise."""
+    traffic, reported = Traffic(), [0, 0]
+    for now_s in range(0, 400, 5):
+        alone = min(now_s, moved_s) if comes else max(0, now_s - moved_s)
+        counted = 50 * (now_s + alone), 50 * (now_s - alone)
+        for index, phase in enumerate(phases):
+            if now_s % 30 == 5 * phase:
+                reported[index] = counted[index]
+        traffic.note([S], [busy(reported[0], "n0"), busy(reported[1], "n1")], now_s)
+        assert traffic.window(S, now_s).requests_per_second <= 110
+    assert traffic.window(S, 395).requests_per_second == pytest.approx(100, rel=0.01)
+
+
 def test_a_node_that_reports_no_longer_answers_nothing() -> None:
     traffic = fed(S, *((second, [busy(second)]) for second in range(0, 301, 30)))
     assert traffic.window(S, 330).requests_per_second == 1

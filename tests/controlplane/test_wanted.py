@@ -10,13 +10,14 @@ import pytest
 from support.clusters import digest
 from support.objects import counters, gpu, instance, node, seen, served, service
 from tessera_core.api import ModelService, NameRef, RuntimeNode
-from tessera_core.api.runtimenode import BatchTime, ProfilingTask, Route
+from tessera_core.api.runtimenode import BatchLine, BatchTime, ProfilingTask, Route
 from tessera_operator.routes import Home
 from tessera_operator.versions import latest
 from tessera_operator.wanted import MOST_ROUTING_S, QUIET_S, Context, Routers, holds, spec_of
 
 S = service("s")
 TIMES = {("vision.s", "m"): BatchTime(0.2, 2.0)}
+LINES = {("vision.s", "m"): (BatchLine("NVIDIA-L4", "full", 1, 64, 0.2, 1.5, 0.5),)}
 
 
 def context(
@@ -28,6 +29,7 @@ def context(
         newest=rest.get("newest", versions),
         homes=rest.get("homes", {}),
         times=rest.get("times", {}),
+        lines=rest.get("lines", {}),
         epoch=epoch,
         plan=plan,
     )
@@ -52,12 +54,15 @@ def test_the_version_of_every_service_that_runs_or_is_passed_on_is_pinned() -> N
     assert found.services[0].spec == S.spec
 
 
-def test_members_have_digests_batch_times_and_their_other_homes() -> None:
+def test_members_have_digests_batch_times_lines_and_their_other_homes() -> None:
     homes = {("vision.s", "m"): (Home("n0", "10.0.0.1:8001", 1), Home("n1", "10.0.0.2:8001", 2))}
-    (pinned,) = told(runs("vision.s"), context(S, homes=homes, times=TIMES)).spec.services
+    (pinned,) = told(
+        runs("vision.s"), context(S, homes=homes, times=TIMES, lines=LINES)
+    ).spec.services
     (member,) = pinned.members
     assert member.digest == digest("m")
     assert member.batch_time == TIMES["vision.s", "m"]
+    assert member.batch_lines == LINES["vision.s", "m"]
     assert member.routes == (Route("n1", "10.0.0.2:8001", 2),)
 
 

@@ -199,6 +199,27 @@ def test_a_write_that_failed_is_made_again() -> None:
     assert cluster.calls == 2 * [("apply", ("Service", "vision", "s"))]
 
 
+def test_what_one_manager_wants_no_more_leaves_what_another_has_written() -> None:
+    def of(**status: Any) -> Document:
+        metadata = {"name": "p", "namespace": "vision"}
+        return {"kind": "ModelProfile", "metadata": metadata, "status": status}
+
+    def said(kind: str, reason: str) -> dict[str, str]:
+        return {"type": kind, "status": "True", "reason": reason}
+
+    writer, cluster, _ = made(of())
+    writer.put(of(rows=[1], conditions=[said("Complete", "Measured")]), "status")
+    writer.put(of(drift=2, conditions=[said("Drifted", "Longer")]), "status", "other")
+    found = cluster.objects["ModelProfile", "vision", "p"]["status"]
+    assert (found["rows"], found["drift"]) == ([1], 2)
+    assert [each["type"] for each in found["conditions"]] == ["Complete", "Drifted"]
+    writer.put(of(conditions=[said("Drifted", "AsMeasured")]), "status", "other")
+    found = cluster.objects["ModelProfile", "vision", "p"]["status"]
+    assert "drift" not in found
+    assert found["rows"] == [1]
+    assert [each["reason"] for each in found["conditions"]] == ["Measured", "AsMeasured"]
+
+
 def test_somebody_elses_object_is_not_taken_over() -> None:
     writer, cluster, _ = made(service(type="LoadBalancer"))
     assert not writer.create(service())

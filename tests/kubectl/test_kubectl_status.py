@@ -10,6 +10,7 @@ from rich.table import Table
 
 from tessera_cli.kubectl.service_page import (
     ServicePage,
+    drifts_of,
     page_data,
     page_parts,
     places_of,
@@ -18,7 +19,7 @@ from tessera_cli.kubectl.service_page import (
 )
 from tessera_cli.kubectl.status import line_data, line_of, lines_table, telling_condition
 from tessera_cli.plan_tables import page
-from tessera_core.api import Condition, ConditionStatus, ModelService, RuntimeNode
+from tessera_core.api import Condition, ConditionStatus, ModelProfile, ModelService, RuntimeNode
 
 Make = Callable[..., ModelService]
 
@@ -158,7 +159,29 @@ def test_places_are_those_wanted_and_those_present() -> None:
     ] == [("cpu-2@0", 2, 2, 1, 300), ("cpu-2@2", 1, 0, 0, 0), ("cpu-2@4", 0, 1, 1, 0)]
 
 
-def test_the_page_shows_members_places_conditions_and_what_is_short(service_with: Make) -> None:
+OTHER_DIGEST = "sha256:" + "cd" * 32
+
+
+def measured(digest: str, ratio: str | None) -> ModelProfile:
+    drift = {"ratio": ratio, "since": "2026-01-31T12:00:00Z", "nodes": 1} if ratio else None
+    return ModelProfile.from_dict(
+        {
+            "apiVersion": "tessera.dev/v1alpha1",
+            "kind": "ModelProfile",
+            "metadata": {"name": "p", "namespace": "vision"},
+            "spec": {
+                "modelDigest": digest,
+                "deviceClass": {"product": "cpu", "slice": "cpu-2", "smCount": 2, "memoryMiB": 99},
+                "engine": "onnxruntime 1.22.0",
+            },
+            "status": {"drift": drift},
+        }
+    )
+
+
+def test_the_page_shows_members_places_conditions_drift_and_what_is_short(
+    service_with: Make,
+) -> None:
     digest = "sha256:" + "ab" * 32
     service = service_with(
         observedGeneration=1,
@@ -173,13 +196,15 @@ def test_the_page_shows_members_places_conditions_and_what_is_short(service_with
         shortfall={"requestsPerSecond": 120, "devices": 1, "reason": "no free 2g.20gb"},
     )
     place = places_of("vision.quality", [node("n1", [copies("vision.quality", "cpu-2@0")], [])])
-    found = ServicePage(service, place, None)
+    profiles = [measured(digest, "1.5"), measured(digest, None), measured(OTHER_DIGEST, "3")]
+    found = ServicePage(service, place, None, drifts_of(service, profiles))
     shown = text_of(page(page_parts(found)))
     for line in (
         "vision.quality  http://quality.vision.svc",
         "Planned    False   InsufficientCapacity  vit needs one device more",
         "vit     NVIDIA-A100-SXM4-80GB/2g.20gb     16           1/2  sha256:abababababab",
         "n1/cpu cpu-2@0",
+        "vit takes 1.5 times as long as measured on cpu-2 since 2026-01-31T12:00:00Z",
         "99 % of 100 requests in the last 5m, p50 8ms, p99 49ms; 20 requests/s",
         "short of 120 requests/s; 1 more device would do: no free 2g.20gb",
         "plan 00ff",
@@ -189,6 +214,9 @@ def test_the_page_shows_members_places_conditions_and_what_is_short(service_with
     assert data["status"]["members"][0]["digest"] == digest
     assert data["shortfall"] == shortfall_words(service)
     assert data["places"][0]["wanted"] == 1
+    assert data["drifts"] == [
+        {"member": "vit", "device": "cpu-2", "ratio": 1.5, "since": "2026-01-31T12:00:00Z"}
+    ]
 
 
 def test_no_traffic_is_said_in_words(service_with: Make) -> None:

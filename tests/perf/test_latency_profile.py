@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -43,6 +44,63 @@ def test_a_line_is_found_again(alpha: float, tau0: float, relative: bool) -> Non
     assert fit.alpha_ms == pytest.approx(alpha, rel=1e-4)
     assert fit.tau0_ms == pytest.approx(tau0, rel=1e-4, abs=1e-4 * alpha)
     assert fit.r2 == pytest.approx(1.0, abs=1e-6)
+
+
+@dataclass(frozen=True)
+class Line:
+    instances: int
+    batch: int
+    alpha_ms: float
+    tau0_ms: float
+    spread_ms: float = 0.0
+
+
+LINES = st.lists(
+    st.builds(
+        Line,
+        instances=st.integers(1, 64),
+        batch=st.integers(2, 1024),
+        alpha_ms=st.floats(1e-3, 10),
+        tau0_ms=st.floats(0, 50),
+        spread_ms=st.floats(0, 20),
+    ),
+    min_size=1,
+    max_size=5,
+    unique_by=lambda line: line.instances,
+)
+
+
+@given(lines=LINES)
+def test_lines_make_a_profile_whose_lines_they_are(lines: list[Line]) -> None:
+    made = LatencyProfile.from_lines(lines)
+    assert made.instance_counts == tuple(sorted(line.instances for line in lines))
+    for line in lines:
+        fit = made.fit(line.instances, relative=True)
+        assert fit.alpha_ms == pytest.approx(line.alpha_ms, rel=1e-4)
+        assert fit.tau0_ms == pytest.approx(line.tau0_ms, rel=1e-4, abs=1e-4 * line.alpha_ms)
+        assert made.spread_ms(line.instances) == pytest.approx(line.spread_ms, abs=1e-9)
+        sizes = [row.batch for row in made.cells(line.instances)]
+        assert sizes[0] == 1
+        assert sizes[-1] == line.batch
+        assert all(two <= 2 * one for one, two in pairwise(sizes))
+        assert made.throughput(line.batch, line.instances) == pytest.approx(
+            made.cells(line.instances)[-1].throughput
+        )
+
+
+@pytest.mark.parametrize(
+    ("lines", "named"),
+    [
+        ([], "at least one measured cell"),
+        ([Line(2, 4, 1.0, 1.0), Line(2, 8, 1.0, 1.0)], "measured twice"),
+        ([Line(1, 4, -1.0, 0.5)], r"rows\[0\].p50_ms"),
+        ([Line(1, 4, 0.0, 0.0)], r"rows\[0\].p50_ms"),
+        ([Line(1, 4, 1.0, 0.0, -1.0)], r"rows\[0\].p99_ms"),
+    ],
+)
+def test_lines_that_are_none_are_refused(lines: list[Line], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        LatencyProfile.from_lines(lines)
 
 
 @given(times=st.lists(st.floats(0.1, 100), min_size=1, max_size=6))

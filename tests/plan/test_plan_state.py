@@ -116,6 +116,13 @@ def test_documents_read_back_as_the_same_state() -> None:
     assert state_from_dict(state_to_dict(again)) == again
 
 
+@pytest.mark.parametrize("drift", [0.5, 1.0, 1.5])
+def test_what_has_drifted_reads_back(drift: float) -> None:
+    state = mixed()
+    state = replace(state, measured=tuple(replace(one, drift=drift) for one in state.measured))
+    assert state_from_dict(state_to_dict(state)).measured == state.measured
+
+
 def test_an_applied_plan_reads_back_as_the_same_plan() -> None:
     state = mixed()
     state = applied(plan(state), state)

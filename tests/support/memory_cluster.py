@@ -1,4 +1,4 @@
-"""An API server in memory, as far as the operator's ``Cluster`` goes: one field manager, no defaults."""
+"""An API server in memory, as far as the operator's ``Cluster`` goes: of lists only conditions are merged, no defaults."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from tessera_operator.cluster import ApiError, Cluster, ClusterError
+from tessera_operator.cluster import FIELD_MANAGER, ApiError, Cluster, ClusterError
 from tessera_operator.kinds import Document, Key, Kind, key_of
 
 
@@ -20,7 +20,7 @@ class MemoryCluster(Cluster):
         """Every write: (verb, object)."""
         self.failing: dict[Key, ClusterError] = {}
         """What a write of an object fails with."""
-        self._applied: dict[tuple[Key, str], Document] = {}
+        self._applied: dict[tuple[Key, str, str], Document] = {}
         self._version = 0
         self._lock = threading.RLock()
         for document in documents:
@@ -44,14 +44,16 @@ class MemoryCluster(Cluster):
     ) -> Iterator[dict[str, Any]]:
         yield from ()
 
-    def apply(self, document: Document, subresource: str = "") -> dict[str, Any]:
+    def apply(
+        self, document: Document, subresource: str = "", manager: str = FIELD_MANAGER
+    ) -> dict[str, Any]:
         key = self._called("apply", document)
         present = self.objects.get(key)
         if present is None and subresource:
             raise ApiError(404, f"{key} not found")
-        before = self._applied.get((key, subresource), {})
+        before = self._applied.get((key, subresource, manager), {})
         wanted = copy.deepcopy(dict(document))
-        self._applied[key, subresource] = wanted
+        self._applied[key, subresource, manager] = wanted
         return self._store(key, _merged(_without(present or {}, before, wanted), wanted))
 
     def merge(self, document: Document) -> dict[str, Any]:
@@ -100,7 +102,20 @@ class MemoryCluster(Cluster):
         return copy.deepcopy(document)
 
 
+def _by_type(conditions: Any) -> dict[str, Any] | None:
+    """Conditions by their type, the key of that list; None for what is no list of conditions."""
+    if not isinstance(conditions, list) or not all(
+        isinstance(each, dict) and {"type", "status", "reason"} <= each.keys()
+        for each in conditions
+    ):
+        return None
+    return {each["type"]: each for each in conditions}
+
+
 def _merged(present: Any, wanted: Any) -> Any:
+    old, new = _by_type(present), _by_type(wanted)
+    if old is not None and new is not None:
+        return [*_merged(old, new).values()]
     if not isinstance(wanted, dict) or not isinstance(present, dict):
         return copy.deepcopy(wanted)
     return {**present, **{name: _merged(present.get(name), each) for name, each in wanted.items()}}
@@ -108,6 +123,9 @@ def _merged(present: Any, wanted: Any) -> Any:
 
 def _without(present: Any, before: Any, wanted: Any) -> Any:
     """``present`` less what was applied before and is wanted no more."""
+    conditions, applied = _by_type(present), _by_type(before)
+    if conditions is not None and applied is not None:
+        return [*_without(conditions, applied, _by_type(wanted)).values()]
     if not isinstance(present, dict) or not isinstance(before, dict):
         return present
     wanted = wanted if isinstance(wanted, dict) else {}

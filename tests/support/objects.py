@@ -105,7 +105,7 @@ def served(
 ) -> ServedService:
     """``of`` as it is pinned in the spec of a node."""
     members = tuple(
-        ServedMember(member.name, member.model.digest, None, (routes or {}).get(member.name, ()))
+        ServedMember(member.name, member.model.digest, routes=(routes or {}).get(member.name, ()))
         for member in of.spec.members
     )
     return ServedService(of.served_name, of.metadata.generation or 0, of.spec, members, hold)

@@ -15,6 +15,7 @@ from tessera_cli.output import stderr
 from tessera_core.api import (
     Condition,
     ConditionStatus,
+    ModelProfile,
     ModelService,
     PlacementPlan,
     RuntimeNode,
@@ -26,7 +27,7 @@ from tessera_operator.kinds import Document
 LEAST_OF_A_NAME = 4
 """Characters of a PlacementPlan's name that may stand for it, where they are the beginning of only one."""
 
-_Kind = TypeVar("_Kind", ModelService, PlacementPlan, RuntimeNode)
+_Kind = TypeVar("_Kind", ModelProfile, ModelService, PlacementPlan, RuntimeNode)
 
 
 class Failed(Exception):

@@ -1,4 +1,6 @@
-"""One ModelService in full: its conditions, its members, where they run, its SLO, what it lacks and its plan."""
+"""One ModelService in full: its conditions, its members, where they run, what batches take there, its SLO, what it lacks
+and its plan.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from tessera_cli.kubectl.objects import milliseconds, shown
 from tessera_cli.kubectl.progress import progress_of
 from tessera_cli.plan_tables import Part
 from tessera_cli.tables import table
-from tessera_core.api import Instance, ModelService, PlacementPlan, RuntimeNode
+from tessera_core.api import Instance, ModelProfile, ModelService, PlacementPlan, RuntimeNode
 from tessera_core.api.quantities import format_duration
 from tessera_core.api.records import record
 from tessera_core.api.runtimenode import InstanceStatus
@@ -40,6 +42,24 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class Drifted:
+    """A kind of device on which batches of a member no longer take what was measured."""
+
+    member: str
+    device: str
+    ratio: float
+    """2: twice as long."""
+    since: str | None
+    """RFC 3339 time."""
+
+    def __str__(self) -> str:
+        since = f" since {self.since}" if self.since else ""
+        return (
+            f"{self.member} takes {self.ratio:g} times as long as measured on {self.device}{since}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class ServicePage:
     """What is shown of one service."""
 
@@ -47,6 +67,7 @@ class ServicePage:
     places: tuple[Place, ...]
     plan: PlacementPlan | None
     """The one that its status names, if that can be seen."""
+    drifts: tuple[Drifted, ...] = ()
 
 
 def places_of(service: str, nodes: Iterable[RuntimeNode]) -> tuple[Place, ...]:
@@ -97,6 +118,17 @@ def _place(
     )
 
 
+def drifts_of(service: ModelService, profiles: Iterable[ModelProfile]) -> tuple[Drifted, ...]:
+    """What is recorded in ``profiles`` of the models that ``service`` runs."""
+    profiles = tuple(profiles)
+    return tuple(
+        Drifted(member.name, str(each.spec.device_class), drift.ratio, drift.since)
+        for member in service.status.members
+        for each in profiles
+        if each.spec.model_digest == member.digest and (drift := each.status.drift) is not None
+    )
+
+
 def page_data(found: ServicePage) -> dict[str, Any]:
     """Everything as plain values; the status is that of the object."""
     service, plan = found.service, found.plan
@@ -122,6 +154,10 @@ def page_data(found: ServicePage) -> dict[str, Any]:
             }
             for each in found.places
         ],
+        "drifts": [
+            {"member": each.member, "device": each.device, "ratio": each.ratio, "since": each.since}
+            for each in found.drifts
+        ],
         "plan": None
         if plan is None
         else {"name": plan.metadata.name, "at": str(progress_of(plan))},
@@ -138,6 +174,7 @@ def page_parts(found: ServicePage) -> list[Part]:
         parts.append(_members(service))
     if found.places:
         parts.append(_places(found.places))
+    parts += (Text(str(each), "yellow") for each in found.drifts)
     parts.append(Text(slo_words(service)))
     short = shortfall_words(service)
     if short is not None:

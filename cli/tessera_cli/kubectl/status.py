@@ -21,13 +21,20 @@ from tessera_cli.kubectl.objects import (
     split_name,
     verdict,
 )
-from tessera_cli.kubectl.service_page import ServicePage, page_data, page_parts, places_of
+from tessera_cli.kubectl.service_page import (
+    ServicePage,
+    drifts_of,
+    page_data,
+    page_parts,
+    places_of,
+)
 from tessera_cli.output import add_output_argument, emit
 from tessera_cli.plan_tables import page
 from tessera_cli.tables import table
 from tessera_core.api import (
     Condition,
     ConditionStatus,
+    ModelProfile,
     ModelService,
     PlacementPlan,
     RuntimeNode,
@@ -86,19 +93,21 @@ def _one(arguments: argparse.Namespace, cluster: Cluster) -> int:
     service = service_named(arguments.name, namespace, services)
     nodes = decoded(_if_allowed(cluster, "RuntimeNode", "where it runs"), RuntimeNode)
     plans = decoded(_if_allowed(cluster, "PlacementPlan", "its plan"), PlacementPlan)
+    measured = _if_allowed(cluster, "ModelProfile", "what has drifted", namespace)
     reference = service.status.plan_ref
     plan = next(
         (each for each in plans if reference and each.metadata.name == reference.name), None
     )
-    found = ServicePage(service, places_of(service.served_name, nodes), plan)
+    drifts = drifts_of(service, decoded(measured, ModelProfile))
+    found = ServicePage(service, places_of(service.served_name, nodes), plan, drifts)
     emit(arguments.output, page_data(found), lambda: page(page_parts(found)))
     return 0 if holds(service.status.conditions, READY) else 1
 
 
-def _if_allowed(cluster: Cluster, kind: str, what: str) -> Sequence[Document]:
-    """Objects that belong to the cluster, which a user of one namespace often may not see."""
+def _if_allowed(cluster: Cluster, kind: str, what: str, namespace: str = "") -> Sequence[Document]:
+    """Objects that a user may perhaps not see, as one of one namespace those of the cluster."""
     try:
-        return cluster.objects(kind)
+        return cluster.objects(kind, namespace)
     except Forbidden as forbidden:
         note(f"{what} is not shown: {forbidden}")
         return ()

@@ -8,9 +8,9 @@ from typing import Annotated, ClassVar
 
 from tessera_core.api.errors import FieldError
 from tessera_core.api.members import DIGEST
-from tessera_core.api.meta import CONDITIONS, Condition, ObjectMeta, Resource
+from tessera_core.api.meta import CONDITIONS, TIMESTAMP, Condition, ObjectMeta, Resource
 from tessera_core.api.places import PRODUCT, SLICE_KIND
-from tessera_core.api.records import ListOf, Name, Record, Rule
+from tessera_core.api.records import ListOf, Name, Record, Rule, record
 from tessera_core.api.scalars import decimal, integer, milliseconds, number, text
 from tessera_core.gpu.devices import DeviceClass
 from tessera_core.perf.profile import LinearFit, ProfileRow
@@ -61,12 +61,26 @@ class ModelProfileSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Drift:
+    """What batches take where the model runs, over what was measured, once that has lasted."""
+
+    ratio: Annotated[float, decimal(above=0, example="1.5")]
+    """2: twice as long. Plans count with it where it is above 1."""
+    since: Annotated[str | None, TIMESTAMP] = None
+    """When it was recorded."""
+    nodes: Annotated[int, integer()] = 0
+    """That reported it then; the ratio is their median."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelProfileStatus:
-    """The measured cells, and the line through them."""
+    """The measured cells, the line through them, and how far they are from what batches take now."""
 
     conditions: Annotated[tuple[Condition, ...], CONDITIONS] = ()
     rows: Annotated[tuple[ProfileRow, ...], ListOf(ROW, most=1024)] = ()
     fit: Annotated[LinearFit | None, FIT] = None
+    drift: Annotated[Drift | None, record(Drift)] = None
+    """Absent: batches take about what was measured."""
 
 
 @dataclass(frozen=True, slots=True)

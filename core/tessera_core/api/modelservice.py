@@ -73,7 +73,11 @@ class Isolation(StrEnum):
 
 
 class ScalingMode(StrEnum):
-    """Who decides capacity: the SLO, the scale subresource, or the number written down."""
+    """Who decides capacity: the SLO, the scale subresource, or the number written down.
+
+    With SLO, nodes set batch sizes and active instances from second to second, within what the plan places; with the others
+    they keep to the plan.
+    """
 
     SLO = "SLO"
     EXTERNAL = "External"

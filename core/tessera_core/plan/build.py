@@ -73,8 +73,8 @@ class Fleet:
 
 
 def profiles_of(state: ClusterState) -> Profiles:
-    """Measurements by (digest, product, slice)."""
-    return {each.key: each.profile for each in state.measured}
+    """What batches are expected to take, by (digest, product, slice)."""
+    return {each.key: each.expected for each in state.measured}
 
 
 def demands_in(state: ClusterState, memory: Memory | None = None) -> tuple[Demand, ...]:

@@ -177,12 +177,24 @@ class Measured:
     digest: str
     place: DeviceClass
     profile: LatencyProfile
+    """As measured."""
     engine: str = ""
     """Name and version of what ran it."""
+    drift: float = 1.0
+    """What batches take where they run, over ``profile``."""
 
     @property
     def key(self) -> tuple[str, str, str]:
         return self.digest, self.place.product, self.place.slice
+
+    @property
+    def expected(self) -> LatencyProfile:
+        """What plans count with: batches that take longer than measured, where they do.
+
+        Batches that take less are no reason to place less. Profiles are measured with all instances busy, and at part load
+        they may be faster: fewer would be busier, take as long as measured again, and more be placed.
+        """
+        return self.profile.scaled(self.drift) if self.drift > 1 else self.profile
 
 
 @dataclass(frozen=True, slots=True)

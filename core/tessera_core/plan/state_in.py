@@ -325,7 +325,8 @@ def _measured(profiles: Sequence[ModelProfile], report: Report) -> tuple[Measure
             continue
         digest = each.spec.model_digest
         place = replace(place, product=label(place.product))
-        found.append(Measured(digest, place, profile, each.spec.engine))
+        drift = each.status.drift.ratio if each.status.drift is not None else 1.0
+        found.append(Measured(digest, place, profile, each.spec.engine, drift))
     return tuple(found)
 
 

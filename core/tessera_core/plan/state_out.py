@@ -18,6 +18,7 @@ from tessera_core.api import (
     RuntimePoolSpec,
     TaintStatus,
 )
+from tessera_core.api.modelprofile import Drift
 from tessera_core.api.records import record
 from tessera_core.api.runtimenode import (
     CpuStatus,
@@ -129,5 +130,8 @@ def _profile(name: str, measured: Measured) -> ModelProfile:
     return ModelProfile(
         metadata=ObjectMeta(name=name),
         spec=ModelProfileSpec(measured.digest, measured.place, engine=measured.engine),
-        status=ModelProfileStatus(rows=measured.profile.rows),
+        status=ModelProfileStatus(
+            rows=measured.profile.rows,
+            drift=Drift(measured.drift) if measured.drift != 1 else None,
+        ),
     )

@@ -1,0 +1,187 @@
+"""Which profiles no longer say what batches take: from what nodes report, over time. Time is an argument.
+
+Nodes correct what they do within a second or so, by what batches take there over the lines that they were told. A
+correction that lasts is more than a disturbance: what is placed is too little, so it is recorded in the ModelProfile, and
+plans count with it. What is recorded changes a plan, so it has to stay where it is while nothing changes: a ratio is
+recorded when it was off for some time, changed when it was far from the record for as long, and ended when batches took
+about what was measured for as long. Of such a time the median counts, and time counts only where requests were answered:
+what a node said before it had nothing to do says nothing of now.
+
+The record is the ModelProfile's: an operator that was restarted goes on from there.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from statistics import median
+
+from tessera_core.api import ModelProfile, RuntimeNode
+from tessera_core.api.runtimenode import ServedService, ServedStatus
+from tessera_core.control.joint import MOST_ERROR
+from tessera_core.gpu.mig import label
+from tessera_operator.remembered import Place, place_of
+
+DRIFTED = 1.15
+"""Times as long, or as short, from where on it is recorded. Plans have a fifth to spare and count 8 % for busy neighbours
+already: less is not worth moving anything."""
+CHANGED = 1.1
+"""Times the record, or that part of it, from where on another one is recorded; and 1, within which it is ended. Less than
+``DRIFTED``, so that a ratio about there does not come and go."""
+LASTING_S = 120.0
+"""For which it has to be so: four reports of a node, and longer than two copies take turns on a device when one replaces
+the other."""
+FRESH_S = 75.0
+"""For which a report counts: agents report every 30 s while requests are answered, and one may be late."""
+_MOST_REPORTS = 256
+"""That a median is taken of."""
+
+ProfileKey = tuple[str, str]
+"""(namespace, name) of a ModelProfile."""
+
+
+class Way(Enum):
+    """Where a ratio is, seen from the record."""
+
+    UP = "longer than recorded"
+    DOWN = "less than recorded"
+    BACK = "about as measured"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What is to be recorded."""
+
+    profile: ModelProfile
+    ratio: float | None
+    """None: batches take about what was measured."""
+    nodes: int
+    """That report it."""
+
+
+@dataclass(slots=True)
+class _Lasting:
+    """How it has been without a break."""
+
+    way: Way
+    recorded: float | None
+    since_s: float
+    until_s: float = float("-inf")
+    """When the latest report came."""
+    ratios: deque[float] = field(default_factory=lambda: deque(maxlen=_MOST_REPORTS))
+
+    def take(self, ratio: float, at_s: float) -> None:
+        """Count a report once, however often it is looked at."""
+        if at_s > self.until_s:
+            self.until_s = at_s
+            self.ratios.append(ratio)
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What nodes say of one place."""
+
+    ratios: list[float] = field(default_factory=list)
+    """One of each node."""
+    at_s: float = float("-inf")
+    """When the latest of them was reported."""
+
+
+def way_of(ratio: float, recorded: float | None) -> Way | None:
+    """Where ``ratio`` is if something else is to be recorded once that lasts; None: nothing is."""
+    if recorded is None:
+        bound, recorded = DRIFTED, 1.0
+    elif _apart(ratio, 1.0) <= CHANGED:
+        return Way.BACK
+    else:
+        bound = CHANGED
+    if _apart(ratio, recorded) <= bound:
+        return None
+    return Way.UP if ratio > recorded else Way.DOWN
+
+
+class Drifts:
+    """Reports and since when they are as they are. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._answered: dict[tuple[str, str], tuple[int, float]] = {}
+        """By (node, service): requests counted, and when they were seen to have become more, which tells of a report."""
+        self._lasting: dict[ProfileKey, _Lasting] = {}
+
+    def note(
+        self, profiles: Iterable[ModelProfile], nodes: Iterable[RuntimeNode], now_s: float
+    ) -> tuple[Change, ...]:
+        """What is to be recorded now. ``nodes``: those whose agents answer."""
+        seen = self._seen(nodes, now_s)
+        lasting: dict[ProfileKey, _Lasting] = {}
+        changes: list[Change] = []
+        for profile in profiles:
+            found = seen.get(place_of(profile))
+            if found is None:
+                continue
+            ratio = min(max(median(found.ratios), 1 / MOST_ERROR), MOST_ERROR)
+            drift = profile.status.drift
+            recorded = drift.ratio if drift is not None else None
+            way = way_of(ratio, recorded)
+            if way is None:
+                continue
+            key = profile.metadata.namespace, profile.metadata.name
+            known = self._lasting.get(key)
+            if known is None or (known.way, known.recorded) != (way, recorded):
+                known = _Lasting(way, recorded, found.at_s)
+            known.take(ratio, found.at_s)
+            lasting[key] = known
+            if known.until_s - known.since_s >= LASTING_S:
+                middle = None if way is Way.BACK else float(f"{median(known.ratios):.3g}")
+                changes.append(Change(profile, middle, len(found.ratios)))
+        self._lasting = lasting
+        return tuple(changes)
+
+    def written(self, change: Change) -> None:
+        """``change`` was recorded: what the profile said before no longer counts."""
+        metadata = change.profile.metadata
+        self._lasting.pop((metadata.namespace, metadata.name), None)
+
+    def _seen(self, nodes: Iterable[RuntimeNode], now_s: float) -> dict[Place, _Seen]:
+        """What ``nodes`` say, as far as it is of now."""
+        answered: dict[tuple[str, str], tuple[int, float]] = {}
+        found: dict[Place, _Seen] = {}
+        for node in nodes:
+            here: dict[Place, _Seen] = {}
+            told = {served.name: served for served in node.spec.services}
+            for each in node.status.services:
+                key = node.metadata.name, each.name
+                total, at_s = self._answered.get(key, (each.total, float("-inf")))
+                if each.total != total:
+                    at_s = now_s
+                answered[key] = each.total, at_s
+                if now_s - at_s > FRESH_S:
+                    continue
+                for place, ratio in _reported(told.get(each.name), each):
+                    seen = here.setdefault(place, _Seen())
+                    seen.ratios.append(ratio)
+                    seen.at_s = max(seen.at_s, at_s)
+            for place, seen in here.items():
+                whole = found.setdefault(place, _Seen())
+                whole.ratios.append(median(seen.ratios))
+                whole.at_s = max(whole.at_s, seen.at_s)
+        self._answered = answered
+        return found
+
+
+def _reported(told: ServedService | None, status: ServedStatus) -> Iterator[tuple[Place, float]]:
+    """What a node says of one service, if it is of the version that it was told."""
+    if told is None or told.generation != status.generation:
+        return
+    digests = {member.name: member.digest for member in told.members}
+    for each in status.corrections:
+        digest = digests.get(each.member)
+        if digest is not None and each.ratio > 0:
+            yield (digest, label(each.product), each.slice), each.ratio
+
+
+def _apart(one: float, other: float) -> float:
+    """How many times the smaller one goes into the larger one."""
+    return max(one / other, other / one)
