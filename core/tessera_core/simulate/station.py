@@ -72,11 +72,13 @@ class Served:
     instances: int
     refused: int = 0
     """Requests that were not admitted to the queue."""
+    withdrawn: int = 0
+    """Requests that were of no use any more: another member had refused or dropped them."""
 
     @property
     def dropped(self) -> int:
         """Requests that were queued and given up because they could not meet their deadline."""
-        return int(np.count_nonzero(self.batches < 0)) - self.refused
+        return int(np.count_nonzero(self.batches < 0)) - self.refused - self.withdrawn
 
     @property
     def utilisation(self) -> float:
@@ -125,7 +127,7 @@ def simulate(
     deadlines = arrivals_ms + allowed
     if not admission and (np.diff(deadlines) >= 0).all():
         return _in_order(stations, arrivals_ms, deadlines)
-    return _by_deadline(stations, arrivals_ms, deadlines, _Gate(stations) if admission else None)
+    return _by_deadline(stations, arrivals_ms, deadlines, Gate(stations) if admission else None)
 
 
 class Servers:
@@ -249,14 +251,14 @@ def _served(
         members = np.arange(int(batch_sizes.sum()))
         members += np.repeat(np.array(heads) - starts, batch_sizes)
         batches[members] = np.repeat(np.arange(len(sizes)), batch_sizes)
-    return _summary(stations, arrivals_ms, batches, ends, batch_sizes, takers, noise_ms)
+    return summary(stations, arrivals_ms, batches, ends, batch_sizes, takers, noise_ms)
 
 
 def _by_deadline(
     stations: tuple[Station, ...],
     arrivals_ms: Vector,
     deadlines_ms: Vector,
-    gate: _Gate | None,
+    gate: Gate | None,
 ) -> Served:
     arrivals, deadlines = arrivals_ms.tolist(), deadlines_ms.tolist()
     arrivals.append(inf)
@@ -323,12 +325,10 @@ def _by_deadline(
             servers.start(end)
     batch_sizes = np.array(sizes, dtype=np.int64)
     of_requests = np.array(batches, dtype=np.int64)
-    return _summary(
-        stations, arrivals_ms, of_requests, ends, batch_sizes, takers, noise_ms, refused
-    )
+    return summary(stations, arrivals_ms, of_requests, ends, batch_sizes, takers, noise_ms, refused)
 
 
-class _Gate:
+class Gate:
     """Who is queued, as a member of the dispatcher decides. It reckons in seconds; only ratios count."""
 
     def __init__(self, stations: Sequence[Station]) -> None:
@@ -349,7 +349,7 @@ class _Gate:
         return self._admission.admits(now, left_ms, done_ms, waiting + 1 > len(times))
 
 
-def _summary(
+def summary(
     stations: tuple[Station, ...],
     arrivals_ms: Vector,
     batches: Counts,
@@ -358,7 +358,9 @@ def _summary(
     takers: list[int],
     noise_ms: float,
     refused: int = 0,
+    withdrawn: int = 0,
 ) -> Served:
+    """``batches`` by request, all else by batch; ``takers`` are the stations, empty where there is one."""
     by_batch = np.array(takers or [0] * len(ends), dtype=np.int64)
     busy = noise_ms + sum(
         float(np.asarray(station.batch_ms)[sizes[by_batch == index] - 1].sum())
@@ -369,4 +371,4 @@ def _summary(
     last_ms = float(arrivals_ms[-1]) if arrivals_ms.size else 0.0
     span = max(max(ends, default=0.0), last_ms)
     instances = sum(station.instances for station in stations)
-    return Served(latency, batches, sizes, by_batch, busy, span, instances, refused)
+    return Served(latency, batches, sizes, by_batch, busy, span, instances, refused, withdrawn)
