@@ -1,56 +1,81 @@
-"""What single batches took, read off the answers: the server's statistics tell means only.
+"""What single batches took, as the server reports it while it is under load: its statistics tell means only.
 
-One server takes batches in the order of arrival, and the answers of a batch come together. So answers that come apart by
-less than a part of the shortest batch are those of one; it began when the batch before it had ended or, where none ran,
-when its first request had come.
+A report holds the last few batches, so some are missed where they follow each other faster than reports are asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from bench.dataplane.running import ServerFailed
 
-Vector = NDArray[np.float64]
+from tessera_runtime.control import ControlClient, ControlError
+from tessera_runtime.supervisor import control_path
+from tessera_runtime.target import BatchReport, MemberReport, ServerReport
 
-APART = 0.5
-"""Of the time of the shortest batch: answers that come sooner after each other are of one batch."""
+EVERY_S = 0.1
+"""Reports cost the dispatcher little time, and are asked for so seldom that it is nothing."""
 SELDOM = 20
 """Fewer batches of one size say little about it."""
 
 
-def batches_seen(
-    sent_ms: Vector, done_ms: Vector, apart_ms: float, wire_ms: float
-) -> tuple[NDArray[np.int64], Vector]:
-    """Rows of each batch and what it took, ms, in order of time; both of shape (batches,).
+@contextmanager
+def watching(directory: Path) -> Iterator[list[BatchReport]]:
+    """The batches of the one member of a server, in a list that is complete at the end. Raises ServerFailed."""
+    seen: list[BatchReport] = []
+    over = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        watched = pool.submit(lambda: asyncio.run(_watch(directory, over, seen)))
+        try:
+            yield seen
+        finally:
+            over.set()
+        try:
+            watched.result()
+        except ControlError as error:
+            raise ServerFailed(f"no report of batches: {error}") from error
 
-    ``sent_ms``, ``done_ms``: of every request, any order, each of one row; NaN where it was not answered.
-    """
-    answered = ~np.isnan(done_ms)
-    order = np.argsort(done_ms[answered], kind="stable")
-    sent, done = sent_ms[answered][order], done_ms[answered][order]
-    first = np.flatnonzero(np.diff(done, prepend=-np.inf) > apart_ms)
-    if not first.size:
-        return np.zeros(0, dtype=np.int64), np.zeros(0)
-    sizes = np.diff(first, append=len(done))
-    ends = done[first]
-    earliest = np.minimum.reduceat(sent, first)
-    began = np.maximum(np.concatenate(([-np.inf], ends[:-1])), earliest + wire_ms)
-    return sizes, ends - began
+
+async def _watch(directory: Path, over: threading.Event, seen: list[BatchReport]) -> None:
+    control = ControlClient(str(control_path(directory)))
+    try:
+        before = _member(await control.report())
+        while not over.is_set():
+            await asyncio.sleep(EVERY_S)
+            now = _member(await control.report())
+            seen += fresh(before, now)
+            before = now
+    finally:
+        await control.close()
+
+
+def _member(report: ServerReport) -> MemberReport:
+    ((member,),) = (each.members for each in report.services)
+    return member
+
+
+def fresh(before: MemberReport, now: MemberReport) -> tuple[BatchReport, ...]:
+    """The batches of ``now`` that ``before`` has not told of."""
+    ran = now.batches - before.batches
+    return now.recent[-ran:] if ran else ()
 
 
 def noise_of(
-    sizes: NDArray[np.int64], took_ms: Vector, batch_ms: Sequence[float]
+    batches: Sequence[BatchReport], batch_ms: Sequence[float]
 ) -> tuple[tuple[float, ...], ...]:
     """What batches took over ``batch_ms`` of their size, for every size; seldom seen ones have those of all.
 
-    Those of more rows than there are sizes were two, and those without a time none: they are left out. Raises ValueError
-    where nothing is left.
+    Raises ServerFailed where none was seen.
     """
-    known = (sizes <= len(batch_ms)) & (took_ms > 0)
-    sizes, factors = sizes[known], took_ms[known] / np.asarray(batch_ms)[sizes[known] - 1]
-    if not factors.size:
-        raise ValueError("took_ms: no batch was seen")
+    if not batches:
+        raise ServerFailed("no batch was reported")
+    sizes = np.array([each.rows for each in batches])
+    factors = np.array([each.ms for each in batches]) / np.asarray(batch_ms)[sizes - 1]
     by_size = [factors[sizes == size] for size in range(1, len(batch_ms) + 1)]
     return tuple(tuple((mine if len(mine) >= SELDOM else factors).tolist()) for mine in by_size)

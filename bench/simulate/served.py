@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from bench.dataplane.running import Running, ServerFailed
 from bench.harness import Figures
 from bench.peers.base import BATCH_CAP, HOST, Wire, Work
 from bench.peers.tessera import Tessera, model_name, model_paths, service
-from bench.simulate.batches import APART, SELDOM, batches_seen, noise_of
+from bench.simulate.batches import SELDOM, noise_of, watching
 from numpy.typing import NDArray
 
 from tessera_cli.loadgen import (
@@ -115,21 +115,6 @@ class Facts:
         """Whose batches take no more and no less than their mean."""
         return replace(self.station, noise=())
 
-    def noise_in(self, runs: Sequence[Samples]) -> tuple[tuple[float, ...], ...]:
-        """Raises ServerFailed where no batch can be told from the others."""
-        seen = [
-            batches_seen(each.sent * 1e3, each.done * 1e3, APART * min(self.batch_ms), self.wire_ms)
-            for each in runs
-        ]
-        try:
-            return noise_of(
-                np.concatenate([sizes for sizes, _ in seen]),
-                np.concatenate([took_ms for _, took_ms in seen]),
-                self.station.batch_ms,
-            )
-        except ValueError as error:
-            raise ServerFailed(str(error)) from error
-
 
 def batch_times(server: Running) -> BatchTimes:
     found = json.loads(server.get(f"/v2/models/{model_name(server.work)}/stats"))
@@ -151,10 +136,10 @@ def measured_facts(server: Running, seconds: float, core: int, seed: int) -> Fac
     # A closed loop is full of batches of one size from its start: the last ones, on its way out, are not counted.
     steady = full.done[(full.done >= 0.0) & (full.done < seconds)]
     capacity = len(steady) / seconds
-    runs = [
-        load(server, OpenLoop((Phase(share * capacity, WARM_UP_S + seconds),), seed + number), core)
-        for number, share in enumerate(LOADS_SEEN)
-    ]
+    with watching(server.directory) as batches:
+        for number, share in enumerate(LOADS_SEEN):
+            phase = Phase(share * capacity, WARM_UP_S + seconds)
+            load(server, OpenLoop((phase,), seed + number), core)
     one_ms = alone.since(begun).table_ms(1)[0]
     full_ms = saturated.since(alone)
     if BATCH_CAP not in full_ms.count:
@@ -166,7 +151,7 @@ def measured_facts(server: Running, seconds: float, core: int, seed: int) -> Fac
     lone_ms = float(np.median(latencies_ms(lone)))
     table_ms = batch_times(server).since(alone).table_ms(BATCH_CAP)
     facts = Facts(table_ms, turn_ms, max(0.0, lone_ms - one_ms - turn_ms), capacity)
-    return replace(facts, noise=facts.noise_in(runs))
+    return replace(facts, noise=noise_of(batches, facts.station.batch_ms))
 
 
 def compared(
@@ -175,7 +160,8 @@ def compared(
     """One Poisson run at ``share`` of the capacity, and its simulation. Raises ServerFailed and LoadFailed."""
     before = batch_times(server)
     phase = Phase(share * facts.capacity_per_s, WARM_UP_S + seconds)
-    seen = load(server, OpenLoop((phase,), seed), core)
+    with watching(server.directory) as batches:
+        seen = load(server, OpenLoop((phase,), seed), core)
     during = batch_times(server).since(before)
     if not seen.good.all():
         raise ServerFailed(f"{int((~seen.good).sum())} of {len(seen.good)} requests failed")
@@ -186,7 +172,7 @@ def compared(
     served = simulate(facts.station, sent_ms)
     made = served.latency_ms[counted] + facts.wire_ms
     told = replace(facts, batch_ms=during.table_ms(BATCH_CAP, facts.batch_ms), noise=())
-    told = replace(told, noise=told.noise_in([seen]))
+    told = replace(told, noise=noise_of(batches, told.station.batch_ms))
     measured_p99 = float(np.percentile(found, 99))
     own, steady = (
         float(np.percentile(simulate(each, sent_ms).latency_ms[counted] + facts.wire_ms, 99))

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from itertools import cycle
-
-import numpy as np
 import pytest
 from bench.dataplane.running import ServerFailed
 from bench.harness import Row
-from bench.simulate.batches import SELDOM, batches_seen, noise_of
+from bench.simulate.batches import SELDOM, fresh, noise_of
 from bench.simulate.fleet import QUICK, simulated
 from bench.simulate.judged import judged, verdict
 from bench.simulate.served import BatchTimes
 from bench.simulate.speed import speed_rows
 
-from tessera_core.perf import ServiceModel
-from tessera_core.simulate import Station, simulate
-from tessera_core.simulate.arrivals import poisson
+from tessera_runtime.target import BatchReport, MemberReport
 
 
 def times(**counted: tuple[int, float]) -> BatchTimes:
@@ -77,39 +72,25 @@ def test_a_small_fleet_and_short_queues_are_simulated() -> None:
     assert all(each.medians["requests_per_s"] > 0 for each in rows)
 
 
-@pytest.mark.parametrize("load", [0.2, 0.6, 0.9])
-def test_batches_and_what_they_took_are_read_off_their_answers(load: float) -> None:
-    rng = np.random.default_rng(3)
-    model = ServiceModel(0.5, 4.0, 8)
-    noise = tuple(tuple(rng.lognormal(0.0, 0.15, 500).tolist()) for _ in range(8))
-    station = Station(model.batch_times_ms(), noise=noise)
-    sent = poisson(load * model.capacity_per_s, 10.0, rng)
-    served = simulate(station, sent)
-    wire_ms = 0.3
-    # Answers of a batch leave one after the other.
-    done = sent + served.latency_ms + wire_ms + rng.uniform(0.0, 0.2, len(sent))
-    done[:3] = np.nan
-    shuffled = rng.permutation(len(sent))
-    sizes, took_ms = batches_seen(sent[shuffled], done[shuffled], 2.0, wire_ms)
-    factors = [cycle(each) for each in noise]
-    real_ms = np.array(
-        [next(factors[size - 1]) * model.batch_ms(size) for size in served.batch_sizes.tolist()]
-    )
-    counted = len(sizes) - 3  # those of the first requests were not answered
-    assert sizes[-counted:].tolist() == served.batch_sizes[-counted:].tolist()
-    assert took_ms[-counted:] == pytest.approx(real_ms[-counted:], abs=0.21)
-    found = noise_of(sizes, took_ms, station.batch_ms)
-    again = simulate(Station(station.batch_ms, noise=found), sent)
-    assert again.percentile_ms(99) == pytest.approx(served.percentile_ms(99), rel=0.1)
+def reported(batches: int, *rows: int) -> MemberReport:
+    """The last ones held so many rows."""
+    recent = tuple(BatchReport("cpu", 1, each, 2.0 * each) for each in rows)
+    return MemberReport("m", "", 1, 1, 8, 0, batches, 0, 0.0, "cpu", 0, recent=recent)
 
 
-def test_sizes_that_were_seldom_seen_vary_as_all_do_and_impossible_ones_are_left_out() -> None:
-    sizes = np.array([1] * SELDOM + [2, 3, 9])
-    took_ms = np.array([2.2] * SELDOM + [3.0, -1.0, 50.0])
-    often, *seldom = noise_of(sizes, took_ms, (2.0, 3.0, 4.0))
+def test_of_a_report_the_batches_count_that_the_one_before_has_not_told_of() -> None:
+    before = reported(10, 1, 2, 3)
+    assert fresh(before, before) == ()
+    assert [each.rows for each in fresh(before, reported(12, 3, 4, 5))] == [4, 5]
+    # More ran than a report holds.
+    assert [each.rows for each in fresh(before, reported(50, 6, 7, 8))] == [6, 7, 8]
+
+
+def test_sizes_that_were_seldom_seen_vary_as_all_do() -> None:
+    batches = [BatchReport("cpu", 1, 1, 2.2)] * SELDOM + [BatchReport("cpu", 1, 2, 3.0)]
+    often, *seldom = noise_of(batches, (2.0, 3.0, 4.0))
     assert often == pytest.approx((1.1,) * SELDOM)
     for each in seldom:
-        assert each == pytest.approx((1.1,) * SELDOM + (1.0,))
-    with pytest.raises(ValueError, match="no batch"):
-        noise_of(np.array([9]), np.array([1.0]), (2.0, 3.0, 4.0))
-    assert batches_seen(np.array([1.0]), np.array([np.nan]), 1.0, 0.0)[0].size == 0
+        assert each == pytest.approx((*often, 1.0))
+    with pytest.raises(ServerFailed, match="no batch"):
+        noise_of([], (2.0, 3.0))
