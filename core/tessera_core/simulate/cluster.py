@@ -273,6 +273,7 @@ def _stations(queue: Queue) -> list[Station]:
 def _latency_ms(queue: Queue, served: Served) -> Vector:
     """Of its requests, ``inf`` without a batch; each charged the spread of the server that ran it."""
     spread = np.array([each.model.spread_ms for each in queue.servers])[served.stations]
+    # The last entry is that of requests without a batch.
     latency: Vector = served.latency_ms + np.append(spread, 0.0)[served.batches]
     return latency
 
