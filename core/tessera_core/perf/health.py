@@ -51,7 +51,7 @@ class Unmet(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """Counted of one member at one moment: all but the time only grow.
+    """Counters of one member at one moment: all but the time only grow.
 
     A row is what counts alone. Where all requests have r rows, count requests and give their line, alpha*r.
     """
@@ -99,9 +99,10 @@ def model_health(
 
     ``service``: line, cap and instances on the device. ``service_cv2``: squared coefficient of variation of a batch's
     time around its mean. ``overhead_ms``: part of every measured latency outside queue and batch. ``gap_cv2``: the same
-    of the gaps between arrivals in that time, where it was measured: then two samples are enough. None: how bursty they
-    were is told by what came between the samples. Raises ValueError where a counter or the clock goes back, or for a
-    negative variation or overhead.
+    of the gaps between arrivals in that time, where it was measured and all requests have one row, for it does not show
+    rows that come together: then two samples are enough. None: how bursty they were is told by the rows between samples.
+
+    Raises ValueError where a counter or the clock goes back, or for a negative variation or overhead.
     """
     given = {"service_cv2": service_cv2, "overhead_ms": overhead_ms, "gap_cv2": gap_cv2 or 0.0}
     for name, value in given.items():
