@@ -44,4 +44,4 @@ def verdict(row: Row) -> str:
     if abs(own.median) <= TARGET_P99:
         return said + "with the run's own batch times it is"
     late = row.medians["sent_1ms_late"]
-    return said + f"nor with the run's own mean batch times ({late:.0%} were sent 1 ms late)"
+    return said + f"nor with the run's own batch times ({late:.0%} were sent 1 ms late)"

@@ -6,7 +6,8 @@ moments at which they were sent, and their latencies are laid beside each other.
 *mlp* computes on the CPU, so that whatever else runs on the machine is in its batch times.
 
 ``batch_time_drift`` is how much longer batches took in a run than before it. Where it is large, the machine was not
-the one that the simulator was told of, and the run says so; ``own_p99_error`` is with the batch times of that run.
+the one that the simulator was told of, and the run says so; ``own_p99_error`` is with the batch times of that run,
+``steady_p99_error`` with batches that take their mean and never more.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def shown(rows: Sequence[Row]) -> tuple[Table, Table]:
         "p99 error: median [least, most]",
     ):
         beside.add_column(heading)
-    for heading in ("with own batch times", "drift", ""):
+    for heading in ("with means alone", "with own batch times", "drift", ""):
         beside.add_column(heading)
     fast = Table(title="Simulated requests per second, one queue, one core")
     for heading in ("profile", "load", "deadlines", "batch", "M per s", "M per CPU s"):
@@ -107,12 +108,10 @@ def shown(rows: Sequence[Row]) -> tuple[Table, Table]:
         pairs = [
             f"{m[f'measured_p{q}_ms']:.2f} / {m[f'simulated_p{q}_ms']:.2f}" for q in (50, 95, 99)
         ]
-        error, own = judged(row, "p99_error"), judged(row, "own_p99_error")
+        errors = [str(judged(row, f"{kind}p99_error")) for kind in ("", "steady_", "own_")]
         drift = f"{m['batch_time_drift']:+.1%}"
         rate = f"{m['rate_per_s']:.0f}"
-        beside.add_row(
-            of["model"], of["load"], rate, *pairs, str(error), str(own), drift, verdict(row)
-        )
+        beside.add_row(of["model"], of["load"], rate, *pairs, *errors, drift, verdict(row))
     return beside, fast
 
 

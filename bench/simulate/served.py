@@ -1,9 +1,10 @@
 """One CPU model on the real server, and the simulator on the arrivals that it was sent.
 
 The worker has a core. Dispatcher and load share the other, so that neither lengthens batches. The simulator is
-told four things, measured before every comparison on other arrivals than it is judged by:
+told these, measured before every comparison on other arrivals than it is judged by:
 
-- the table of batch times by size, from the server's own statistics;
+- the table of batch times by size, from the server's own statistics, and how single batches differ from it
+  (``batches.py``): a run is simulated with that noise, and beside it with the table alone;
 - the *turn*: what a lane spends per full batch beside them, on the way to the worker and back;
 - the *wire*: what a lone request takes beside its batch and its turn. It is added to every latency;
 - the capacity, of which the loads are shares.
@@ -25,6 +26,7 @@ from bench.dataplane.running import Running, ServerFailed
 from bench.harness import Figures
 from bench.peers.base import BATCH_CAP, HOST, Wire, Work
 from bench.peers.tessera import Tessera, model_name, model_paths, service
+from bench.simulate.batches import SELDOM, noise_of, watching
 from numpy.typing import NDArray
 
 from tessera_cli.loadgen import (
@@ -46,8 +48,6 @@ SATURATING = 3 * BATCH_CAP
 """In flight: while one batch runs, the next is there."""
 LOADS_SEEN = (0.4, 0.85)
 """Shares of the capacity at which batch times of all sizes are seen."""
-SELDOM = 20
-"""Fewer batches of one size say little about it."""
 PERCENTILES = (50, 95, 99)
 
 
@@ -103,10 +103,17 @@ class Facts:
     turn_ms: float
     wire_ms: float
     capacity_per_s: float
+    noise: tuple[tuple[float, ...], ...] = ()
+    """What batches took over their time and turn, by size."""
 
     @property
     def station(self) -> Station:
-        return Station(tuple(each + self.turn_ms for each in self.batch_ms))
+        return Station(tuple(each + self.turn_ms for each in self.batch_ms), noise=self.noise)
+
+    @property
+    def steady(self) -> Station:
+        """Whose batches take no more and no less than their mean."""
+        return replace(self.station, noise=())
 
 
 def batch_times(server: Running) -> BatchTimes:
@@ -129,9 +136,10 @@ def measured_facts(server: Running, seconds: float, core: int, seed: int) -> Fac
     # A closed loop is full of batches of one size from its start: the last ones, on its way out, are not counted.
     steady = full.done[(full.done >= 0.0) & (full.done < seconds)]
     capacity = len(steady) / seconds
-    for number, share in enumerate(LOADS_SEEN):
-        phase = Phase(share * capacity, WARM_UP_S + seconds)
-        load(server, OpenLoop((phase,), seed + number), core)
+    with watching(server.directory) as batches:
+        for number, share in enumerate(LOADS_SEEN):
+            phase = Phase(share * capacity, WARM_UP_S + seconds)
+            load(server, OpenLoop((phase,), seed + number), core)
     one_ms = alone.since(begun).table_ms(1)[0]
     full_ms = saturated.since(alone)
     if BATCH_CAP not in full_ms.count:
@@ -142,7 +150,8 @@ def measured_facts(server: Running, seconds: float, core: int, seed: int) -> Fac
     turn_ms = max(0.0, BATCH_CAP / capacity * 1e3 - busy_ms)
     lone_ms = float(np.median(latencies_ms(lone)))
     table_ms = batch_times(server).since(alone).table_ms(BATCH_CAP)
-    return Facts(table_ms, turn_ms, max(0.0, lone_ms - one_ms - turn_ms), capacity)
+    facts = Facts(table_ms, turn_ms, max(0.0, lone_ms - one_ms - turn_ms), capacity)
+    return replace(facts, noise=noise_of(batches, facts.station.batch_ms))
 
 
 def compared(
@@ -151,7 +160,8 @@ def compared(
     """One Poisson run at ``share`` of the capacity, and its simulation. Raises ServerFailed and LoadFailed."""
     before = batch_times(server)
     phase = Phase(share * facts.capacity_per_s, WARM_UP_S + seconds)
-    seen = load(server, OpenLoop((phase,), seed), core)
+    with watching(server.directory) as batches:
+        seen = load(server, OpenLoop((phase,), seed), core)
     during = batch_times(server).since(before)
     if not seen.good.all():
         raise ServerFailed(f"{int((~seen.good).sum())} of {len(seen.good)} requests failed")
@@ -161,9 +171,13 @@ def compared(
     found = latencies_ms(seen)[order][counted]
     served = simulate(facts.station, sent_ms)
     made = served.latency_ms[counted] + facts.wire_ms
-    told = replace(facts, batch_ms=during.table_ms(BATCH_CAP, facts.batch_ms))
-    own = simulate(told.station, sent_ms).latency_ms[counted] + facts.wire_ms
-    own_error = float(np.percentile(own, 99) / np.percentile(found, 99)) - 1
+    told = replace(facts, batch_ms=during.table_ms(BATCH_CAP, facts.batch_ms), noise=())
+    told = replace(told, noise=noise_of(batches, told.station.batch_ms))
+    measured_p99 = float(np.percentile(found, 99))
+    own, steady = (
+        float(np.percentile(simulate(each, sent_ms).latency_ms[counted] + facts.wire_ms, 99))
+        for each in (told.station, facts.steady)
+    )
     rows = sum(size * n for size, n in during.count.items())
     known_ms = sum(facts.batch_ms[size - 1] * n for size, n in during.count.items())
     late = float(((seen.sent - seen.intended) > 1e-3).mean())
@@ -174,7 +188,8 @@ def compared(
         "simulated_mean_ms": float(made.mean()),
         "mean_error": float(made.mean() / found.mean()) - 1,
         **_percentiles(found, made),
-        "own_p99_error": own_error,
+        "own_p99_error": own / measured_p99 - 1,
+        "steady_p99_error": steady / measured_p99 - 1,
         "measured_batch": rows / sum(during.count.values()),
         "simulated_batch": float(served.batch_sizes.mean()),
         "batch_time_drift": sum(during.total_ms.values()) / known_ms - 1,

@@ -53,6 +53,10 @@ def test_so_it_is_where_batch_times_vary(model: ServiceModel, rho: float, cv2: f
     assert found == pytest.approx(exact.mean_ms, rel=1e-4)
 
 
+def test_beyond_what_the_server_finishes_there_is_no_mean():
+    assert mean_ms(V100, 1e3 / V100.alpha_ms, 50.0) == float("inf")
+
+
 def counted(arrivals_ms: np.ndarray, served: Served, seconds: int) -> list[Counted]:
     """What a server would have counted at every full second."""
     answered = np.isfinite(served.latency_ms)
@@ -191,6 +195,21 @@ def test_several_instances_drops_bursts_and_overload_are_told():
     assert health_of(V100, 0.99e3 / V100.alpha_ms).unmet is Unmet.OVERLOADED
 
 
+@pytest.mark.parametrize("cv2", [1.0, 8.0])
+def test_where_gaps_were_measured_two_samples_are_enough(cv2: float):
+    arrivals = gamma(2000.0, cv2, 30, np.random.default_rng(6))
+    served = simulate(Station(V100.batch_times_ms(largest=512)), arrivals)
+    first, *_, last = counted(arrivals, served, 30)
+    gaps = np.diff(arrivals)
+    measured = float(gaps.var() / gaps.mean() ** 2)
+    found = model_health([first, last], V100, gap_cv2=measured)
+    if cv2 == 1.0:
+        assert found.ratio == pytest.approx(1.0, abs=0.02)
+    else:
+        assert found.unmet is Unmet.BURSTY
+    assert model_health([first], V100, gap_cv2=measured).unmet is Unmet.TOO_FEW_SAMPLES
+
+
 def test_too_little_is_told_and_no_ratio_made_of_it():
     few = health_of(V100, 1000.0, seconds=FEWEST_INTERVALS - 1)
     assert (few.unmet, few.ratio) == (Unmet.TOO_FEW_SAMPLES, None)
@@ -229,7 +248,7 @@ def test_a_counter_that_goes_back_is_named(field: str):
         model_health(samples, V100)
 
 
-@pytest.mark.parametrize("argument", ["service_cv2", "overhead_ms"])
+@pytest.mark.parametrize("argument", ["service_cv2", "overhead_ms", "gap_cv2"])
 def test_what_cannot_be_is_named(argument: str):
     with pytest.raises(ValueError, match=argument):
         model_health([], V100, **{argument: -1.0})

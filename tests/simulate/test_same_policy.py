@@ -40,56 +40,54 @@ def dispatched(
 ) -> Log:
     """The dispatcher's queue, asked at every moment at which something comes or a server is free."""
     queue: EdfQueue[int] = EdfQueue(limit=10**9)
-    free = [[0.0] * station.instances for station in stations]
+    of = [index for index, station in enumerate(stations) for _ in range(station.instances)]
+    free = list(range(len(of)))
+    """Servers, as the dispatcher keeps them: the one that finished last is the last, and is given a batch first."""
+    busy: list[tuple[float, int]] = []
     gate = Admission()
     batches: list[Ran] = []
     refused = coming = 0
     moments = sorted(set(arrivals))
     while moments:
         now = moments.pop(0)
-        idle = [index for index, each in enumerate(free) if min(each) <= now]
+        for over in sorted(each for each in busy if each[0] <= now):
+            busy.remove(over)
+            free.append(over[1])
         while coming < len(arrivals) and arrivals[coming] <= now:
             left = deadlines[coming] - arrivals[coming]
             fills = queue.rows + 1 > max(len(station.batch_ms) for station in stations)
             if (
                 not admission
-                or idle
-                or gate.admits(now, left, done_ms(stations, free, queue.rows, now), fills)
+                or free
+                or gate.admits(now, left, done_ms(stations, busy, queue.rows, now), fills)
             ):
                 queue.push(coming, deadlines[coming], 1)
             else:
                 refused += 1
             coming += 1
-        while queue and (idle := [i for i, each in enumerate(free) if min(each) <= now]):
-            waiting = queue.rows
-
-            def soonest(index: int, waiting: int = waiting) -> tuple[float, int, int]:
-                times = stations[index].batch_ms
-                return times[min(waiting, len(times)) - 1], len(times), index
-
-            taker = min(idle, key=soonest)
-            times = stations[taker].batch_ms
+        while queue and free:
+            server = free[-1]
+            times = stations[of[server]].batch_ms
             taken = queue.take(now, len(times), lambda rows, times=times: times[rows - 1])
             gate.took(now, queue.rows, len(times))
             if taken.batch:
                 end = now + times[taken.rows - 1]
-                batches.append(Ran(taker, taken.batch, end))
-                free[taker].remove(min(free[taker]))
-                free[taker].append(end)
+                batches.append(Ran(of[server], taken.batch, end))
+                busy.append((end, free.pop()))
                 moments = sorted({*moments, end})
     return Log(batches, refused)
 
 
 def done_ms(
-    stations: Sequence[Station], free: list[list[float]], waiting: int, now: float
+    stations: Sequence[Station], busy: list[tuple[float, int]], waiting: int, now: float
 ) -> float:
-    """Asked of a member of the dispatcher whose instances run batches that end when ``free`` says, all in ms."""
+    """Asked of a member of the dispatcher whose instances run batches that end when ``busy`` says, all in ms."""
     (station,) = stations
     times, cap = station.batch_ms, len(station.batch_ms)
     alpha = times[1] - times[0] if cap > 1 else 0.0
     law = ServiceTime(alpha_ms=alpha, tau0_ms=times[0] - alpha)
     asked = Member("m", cap, cap, law)
-    for end in free[0]:
+    for end, _ in busy:
         began = (end - times[0]) / 1e3
         asked.lanes.attach(
             SimpleNamespace(leaving=False, device="", batch=("one",), rows=1, began=began)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 from bench.dataplane.running import ServerFailed
 from bench.harness import Row
+from bench.simulate.batches import SELDOM, fresh, noise_of
 from bench.simulate.fleet import QUICK, simulated
 from bench.simulate.judged import judged, verdict
-from bench.simulate.served import SELDOM, BatchTimes
+from bench.simulate.served import BatchTimes
 from bench.simulate.speed import speed_rows
+
+from tessera_runtime.target import BatchReport, MemberReport
 
 
 def times(**counted: tuple[int, float]) -> BatchTimes:
@@ -67,3 +70,27 @@ def test_a_small_fleet_and_short_queues_are_simulated() -> None:
     rows = list(speed_rows(2000, 1))
     assert {each.labels["deadlines"] for each in rows} == {"none", "one SLO", "mixed"}
     assert all(each.medians["requests_per_s"] > 0 for each in rows)
+
+
+def reported(batches: int, *rows: int) -> MemberReport:
+    """The last ones held so many rows."""
+    recent = tuple(BatchReport("cpu", 1, each, 2.0 * each) for each in rows)
+    return MemberReport("m", "", 1, 1, 8, 0, batches, 0, 0.0, "cpu", 0, recent=recent)
+
+
+def test_of_a_report_the_batches_count_that_the_one_before_has_not_told_of() -> None:
+    before = reported(10, 1, 2, 3)
+    assert fresh(before, before) == ()
+    assert [each.rows for each in fresh(before, reported(12, 3, 4, 5))] == [4, 5]
+    # More ran than a report holds.
+    assert [each.rows for each in fresh(before, reported(50, 6, 7, 8))] == [6, 7, 8]
+
+
+def test_sizes_that_were_seldom_seen_vary_as_all_do() -> None:
+    batches = [BatchReport("cpu", 1, 1, 2.2)] * SELDOM + [BatchReport("cpu", 1, 2, 3.0)]
+    often, *seldom = noise_of(batches, (2.0, 3.0, 4.0))
+    assert often == pytest.approx((1.1,) * SELDOM)
+    for each in seldom:
+        assert each == pytest.approx((*often, 1.0))
+    with pytest.raises(ServerFailed, match="no batch"):
+        noise_of([], (2.0, 3.0))

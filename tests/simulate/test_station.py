@@ -42,29 +42,53 @@ def test_servers_share_one_queue() -> None:
     assert served.latency_ms.tolist() == [3, 3, 5, 4.5]
 
 
-def test_of_different_free_servers_the_one_takes_a_batch_that_finishes_it_first() -> None:
-    slow, fast = Station((5.0, 6.0, 7.0)), Station((3.0, 4.0))
-    served = simulate((slow, fast), at(0, 1, 2, 8, 8, 8))
-    # 0 to the fast one, 1 to the slow one, 2 to the fast one at 3; at 8 three wait: the fast one takes two.
+def test_of_different_free_servers_the_one_takes_a_batch_that_was_last_busy() -> None:
+    fast, slow = Station((3.0, 4.0)), Station((5.0, 6.0, 7.0))
+    served = simulate((fast, slow), at(0, 1, 10, 20, 21))
+    # 0 to the one that is listed last, 1 to the other; then the slow one ended last, and again.
     assert served.stations.tolist() == [1, 0, 1, 1, 0]
-    assert served.batch_sizes.tolist() == [1, 1, 1, 2, 1]
-    assert served.latency_ms.tolist() == [3, 5, 4, 4, 4, 5]
-    assert served.busy_ms == 20
-    assert served.utilisation == pytest.approx(20 / (13 * 2))
+    assert served.latency_ms.tolist() == [5, 3, 5, 5, 3]
+    assert served.busy_ms == 21
+    assert served.utilisation == pytest.approx(21 / (25 * 2))
 
 
-def test_a_slow_server_that_finishes_many_rows_first_takes_them() -> None:
-    narrow, wide = Station((1.0,)), Station((2.0, 2.0, 2.0, 2.0))
-    served = simulate((narrow, wide), at(0, 0, 0, 0, 0))
-    assert served.stations.tolist() == [0, 1]
-    assert served.latency_ms.tolist() == [1, 2, 2, 2, 2]
+@pytest.mark.parametrize("slo_ms", [None, at(9, 9, 9, 9, 8)])
+def test_what_it_does_not_take_goes_to_the_one_that_was_busy_before_it(
+    slo_ms: np.ndarray | None,
+) -> None:
+    wide, narrow = Station((2.0, 2.0, 2.0, 2.0)), Station((1.0,))
+    served = simulate((wide, narrow), at(0, 0, 0, 0, 0), slo_ms)
+    assert served.stations.tolist() == [1, 0]
+    assert served.batch_sizes.tolist() == [1, 4]
+    assert sorted(served.latency_ms) == [1, 2, 2, 2, 2]
+
+
+def test_batches_take_longer_and_shorter_by_the_noise_of_their_size_in_turn() -> None:
+    station = Station((2.0, 4.0), noise=((1.5, 0.5, 2.0), (0.25,)))
+    served = simulate(station, at(0, 1, 1, 10, 20, 30))
+    # One row 3 ms, two rows 1 ms, then single rows 1, 4 and again 3 ms.
+    assert served.latency_ms.tolist() == [3, 3, 3, 1, 4, 3]
+    assert served.busy_ms == 12
+    mixed = simulate(station, at(0, 1, 1, 10, 20, 30), slo_ms=at(9, 9, 8, 9, 9, 9))
+    assert mixed.latency_ms.tolist() == served.latency_ms.tolist()
+    assert mixed.busy_ms == served.busy_ms
+    pool = simulate((station, station), at(0, 10, 20))
+    assert pool.latency_ms.tolist() == [3, 1, 4]
+
+
+def test_what_is_dropped_is_dropped_by_what_its_batch_is_expected_to_take() -> None:
+    slow = Station((2.0,), noise=((3.0,),))
+    served = simulate(slow, at(0, 1, 3), slo_ms=4.0)
+    # The first ends at 6, 2 ms after its deadline; the second could end at 8 only.
+    assert served.latency_ms.tolist() == [6, inf, inf]
+    assert simulate(slow, at(0, 3), slo_ms=5.0).latency_ms.tolist() == [6, 9]
 
 
 def test_what_is_hopeless_on_the_server_that_is_free_is_dropped() -> None:
-    pool = (Station((2.0,)), Station((9.0,)))
+    pool = (Station((9.0,)), Station((2.0,)))
     served = simulate(pool, at(0, 1, 2.5), slo_ms=4.0)
     assert served.latency_ms.tolist() == [2, inf, 2]
-    assert served.stations.tolist() == [0, 0]
+    assert served.stations.tolist() == [1, 1]
     mixed = simulate(pool, at(0, 1, 2.5), slo_ms=at(4, 4, 2))
     assert mixed.latency_ms.tolist() == [2, inf, 2]
 
@@ -111,6 +135,11 @@ def test_bad_stations_are_refused() -> None:
         Station(())
     with pytest.raises(ValueError, match="instances"):
         Station((1.0,), 0)
+    with pytest.raises(ValueError, match="noise: needs factors for each of 2"):
+        Station((1.0, 2.0), noise=((1.0,),))
+    for factors in ((), (1.0, 0.0)):
+        with pytest.raises(ValueError, match="noise: needs a positive"):
+            Station((1.0,), noise=(factors,))
     with pytest.raises(ValueError, match="at least one station"):
         simulate((), at(1.0))
 
@@ -167,12 +196,10 @@ stations = st.builds(
 )
 
 
-@given(pool=st.lists(stations, min_size=1, max_size=4), load=st.floats(0.05, 0.95))
+@given(pool=stations, load=st.floats(0.05, 0.95))
 @settings(deadline=None)
-def test_different_servers_agree_with_an_independent_simulation(
-    pool: list[Station], load: float
-) -> None:
-    servers = [each.batch_ms for each in pool for _ in range(each.instances)]
+def test_equal_servers_agree_with_an_independent_simulation(pool: Station, load: float) -> None:
+    servers = [pool.batch_ms] * pool.instances
     rate = 1e3 * load * sum(len(times) / times[-1] for times in servers)
     arrivals = np.cumsum(np.random.default_rng(5).exponential(1e3 / rate, 300))
     served = simulate(pool, arrivals)
@@ -181,8 +208,7 @@ def test_different_servers_agree_with_an_independent_simulation(
     assert served.percentile_ms(99) == pytest.approx(other.p99_ms)
     assert served.latency_ms.mean() == pytest.approx(other.mean_ms)
     assert served.batch_sizes.mean() == pytest.approx(other.mean_batch)
-    ran = zip(served.stations, served.batch_sizes, strict=True)
-    busy = sum(pool[station].batch_ms[size - 1] for station, size in ran)
+    busy = sum(pool.batch_ms[size - 1] for size in served.batch_sizes)
     assert served.busy_ms == pytest.approx(busy)
 
 

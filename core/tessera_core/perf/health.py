@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
-from math import isfinite, sqrt
+from math import inf, isfinite, sqrt
 
 from tessera_core.perf.service import MS_PER_S, ServiceModel
 
@@ -93,19 +93,24 @@ def model_health(
     service: ServiceModel,
     service_cv2: float = 0.0,
     overhead_ms: float = 0.0,
+    gap_cv2: float | None = None,
 ) -> ModelHealth:
     """Compare over the time from the first sample to the last, ascending, of one server that was not restarted.
 
     ``service``: line, cap and instances on the device. ``service_cv2``: squared coefficient of variation of a batch's
-    time around its mean. ``overhead_ms``: part of every measured latency outside queue and batch. Raises ValueError
-    where a counter or the clock goes back, or for a negative variation or overhead.
+    time around its mean. ``overhead_ms``: part of every measured latency outside queue and batch. ``gap_cv2``: the same
+    of the gaps between arrivals in that time, where it was measured and all requests have one row, for it does not show
+    rows that come together: then two samples are enough. None: how bursty they were is told by the rows between samples.
+
+    Raises ValueError where a counter or the clock goes back, or for a negative variation or overhead.
     """
-    for name, value in (("service_cv2", service_cv2), ("overhead_ms", overhead_ms)):
+    given = {"service_cv2": service_cv2, "overhead_ms": overhead_ms, "gap_cv2": gap_cv2 or 0.0}
+    for name, value in given.items():
         if not (isfinite(value) and value >= 0):
             raise ValueError(f"{name}: must be a number >= 0, found {value}")
     for one, two in pairwise(samples):
         _check_growth(one, two)
-    if len(samples) <= FEWEST_INTERVALS:
+    if len(samples) <= (FEWEST_INTERVALS if gap_cv2 is None else 1):
         return ModelHealth(None, None, Unmet.TOO_FEW_SAMPLES)
     first, last = samples[0], samples[-1]
     answered = last.answered - first.answered
@@ -114,11 +119,15 @@ def model_health(
     batches = last.batches - first.batches
     if last.lost - first.lost > LOST * arrived:
         return ModelHealth(measured_ms, None, Unmet.REQUESTS_LOST)
-    if answered < FEWEST_ANSWERS or not batches:
+    if min(answered, arrived) < FEWEST_ANSWERS or not batches:
         return ModelHealth(measured_ms, None, Unmet.TOO_FEW_ANSWERS)
     rate_per_s = arrived / (last.at_s - first.at_s)
     mean_batch = (last.batched - first.batched) / batches
-    unmet = _unmet(samples, service, rate_per_s, mean_batch, service_cv2)
+    if gap_cv2 is None:
+        bursty = not _like_poisson(burstiness(samples), 3 / (len(samples) - 2))
+    else:
+        bursty = not _like_poisson(gap_cv2, 8 / arrived)
+    unmet = Unmet.BURSTY if bursty else _unmet(service, rate_per_s, mean_batch, service_cv2)
     if unmet is not None:
         return ModelHealth(measured_ms, None, unmet)
     predicted_ms = mean_ms(service, rate_per_s, mean_batch, service_cv2) + overhead_ms
@@ -136,6 +145,8 @@ def mean_ms(
     that changes the second moment alone. ``inf`` where that has none.
     """
     rate = rate_per_s / MS_PER_S
+    if (1 + service_cv2) * (rate * service.alpha_ms) ** 2 >= 1:
+        return inf
     biased = _biased_batch(service, rate, mean_batch, service_cv2)
     return service.batch_ms(1) + (1 + 2 * rate * service.alpha_ms) / (2 * rate) * (biased - 1)
 
@@ -161,20 +172,20 @@ def burstiness(samples: Sequence[Counted]) -> float:
     return sum(steps) / len(steps) / mean
 
 
+def _like_poisson(measured: float, variance: float) -> bool:
+    """``variance``: of such a measurement of Poisson arrivals. It is 3/n for n differences of neighbouring counts, where
+    squares around a mean would give 2/n, and 8/n for the variation of n exponential gaps.
+    """
+    noise = SURE * sqrt(variance)
+    least, most = BURSTINESS
+    return least - noise <= measured <= most + noise
+
+
 def _unmet(
-    samples: Sequence[Counted],
-    service: ServiceModel,
-    rate_per_s: float,
-    mean_batch: float,
-    service_cv2: float,
+    service: ServiceModel, rate_per_s: float, mean_batch: float, service_cv2: float
 ) -> Unmet | None:
     if service.instances > 1:
         return Unmet.SEVERAL_INSTANCES
-    # The variance of what differences say of a variance: 3/n, where squares around the mean would give 2/n.
-    noise = SURE * sqrt(3 / (len(samples) - 2))
-    least, most = BURSTINESS
-    if not least - noise <= burstiness(samples) <= most + noise:
-        return Unmet.BURSTY
     load = rate_per_s / service.capacity_per_s
     growth = rate_per_s / MS_PER_S * service.alpha_ms
     if load >= SERVED_LOAD or (1 + service_cv2) * growth**2 >= SERVED_LOAD:

@@ -7,8 +7,8 @@ stream at random, in proportion to what each node carries.
 
 Queues share their batch times. Members that take turns on one slice have theirs lengthened as the planner
 lengthens them, instances beside each other as their profile was measured, and every answer is charged the measured
-spread of its batch time, as predictions are. With ``as_served`` a queue refuses and drops what the dispatcher would;
-what one member drops is not withdrawn from the others. Else nothing is: a request that is late counts as late.
+spread of its batch time, as predictions are. With ``as_served`` a queue refuses and drops what the dispatcher would, and
+what one member loses is withdrawn from the others. Else nothing is: a request that is late counts as late.
 
 A service is simulated at a time, and what is kept of it is a few numbers, so memory does not grow with the cluster.
 """
@@ -26,6 +26,7 @@ from tessera_core.gpu.mig import GpuModel, find_profile
 from tessera_core.perf.service import MS_PER_S
 from tessera_core.plan.decision import Plan
 from tessera_core.plan.state import ClusterState, Slice
+from tessera_core.simulate.ensemble import simulate_members
 from tessera_core.simulate.scenarios import Part, Queue, Scenario, Servers
 from tessera_core.simulate.station import Served, Station, simulate
 
@@ -210,43 +211,83 @@ def replay(
     if not arrivals_ms.size:
         raise NoRequest(f"{scenario.service}: no request came in this time: simulate a longer one")
     slo_ms = max(scenario.target_ms - scenario.overhead_ms, 1e-9) if as_served else None
+    taken = np.stack(
+        [
+            rng.choice(len(queues), len(arrivals_ms), p=[queue.share for queue in queues])
+            for queues in scenario.members
+        ]
+    )
     latencies, loads = [], []
-    for queues in scenario.members:
+    for queues, row, results in zip(
+        scenario.members, taken, _served(scenario, taken, arrivals_ms, slo_ms, done), strict=True
+    ):
         latency = np.empty_like(arrivals_ms)
-        taken = rng.choice(len(queues), len(arrivals_ms), p=[queue.share for queue in queues])
-        for position, queue in enumerate(queues):
-            mine = taken == position
-            latency[mine], load = _serve(queue, arrivals_ms[mine], scenario, slo_ms)
-            loads.append(load)
+        for position, (queue, served) in enumerate(zip(queues, results, strict=True)):
+            latency[row == position] = _latency_ms(queue, served)
+            loads.append(_load(queue, served, scenario.rows_per_request))
         latencies.append(latency)
-        done()
     answered = _answered_ms(np.stack(latencies) + scenario.overhead_ms, scenario)
     first = int(len(answered) * WARM_UP)
     seconds = float(arrivals_ms[-1] - (arrivals_ms[first - 1] if first else 0.0)) / MS_PER_S
     return Outcome(scenario, answered[first:], max(seconds, 1e-9), tuple(loads))
 
 
-def _serve(
-    queue: Queue, arrivals_ms: Vector, scenario: Scenario, slo_ms: float | None
-) -> tuple[Vector, Load]:
-    """Latencies of the requests of one queue, ms, and how busy it was."""
-    stations = [
-        Station(each.model.batch_times_ms(), each.model.instances) for each in queue.servers
-    ]
-    served = simulate(stations, arrivals_ms, slo_ms, slo_ms is not None)
+def _served(
+    scenario: Scenario,
+    taken: NDArray[np.int64],
+    arrivals_ms: Vector,
+    slo_ms: float | None,
+    done: Callable[[], None],
+) -> Sequence[Sequence[Served]]:
+    """By member and queue. ``taken``: which queue of each member a request goes to, shape (members, requests)."""
+    stations = [[_stations(queue) for queue in queues] for queues in scenario.members]
+    found = []
+    for queues, row in zip(stations, taken, strict=True):
+        found.append(
+            [
+                simulate(each, arrivals_ms[row == position], slo_ms, slo_ms is not None)
+                for position, each in enumerate(queues)
+            ]
+        )
+        done()
+    lost = any(each.dropped or each.refused for queues in found for each in queues)
+    if slo_ms is None or len(stations) == 1 or not lost:
+        return found
+    # Only what is lost ties members to each other, and few services lose anything: these are simulated again.
+    quorum = scenario.quorum
+    return simulate_members(
+        stations,
+        taken,
+        arrivals_ms,
+        slo_ms,
+        admission=True,
+        min_members=min(quorum.fewest, len(stations)) if quorum else None,
+        required=frozenset(quorum.required) if quorum else frozenset(),
+    )
+
+
+def _stations(queue: Queue) -> list[Station]:
+    return [Station(each.model.batch_times_ms(), each.model.instances) for each in queue.servers]
+
+
+def _latency_ms(queue: Queue, served: Served) -> Vector:
+    """Of its requests, ``inf`` without a batch; each charged the spread of the server that ran it."""
     spread = np.array([each.model.spread_ms for each in queue.servers])[served.stations]
-    # The last entry is that of requests without a batch, whose latency is inf.
-    latency = served.latency_ms + np.append(spread, 0.0)[served.batches]
+    # The last entry is that of requests without a batch.
+    latency: Vector = served.latency_ms + np.append(spread, 0.0)[served.batches]
+    return latency
+
+
+def _load(queue: Queue, served: Served, rows_per_request: int) -> Load:
     caps = np.array([each.cap for each in queue.servers])[served.stations]
-    rows = np.minimum(served.batch_sizes * scenario.rows_per_request, caps)
+    rows = np.minimum(served.batch_sizes * rows_per_request, caps)
     parts = [
         part
         for index, each in enumerate(queue.servers)
-        for part in _part_loads(each, served, served.stations == index, scenario.rows_per_request)
+        for part in _part_loads(each, served, served.stations == index, rows_per_request)
     ]
     mean = float(rows.mean()) if rows.size else 0.0
-    dropped = served.dropped + served.refused
-    return latency, Load(queue, mean, served.utilisation, dropped, tuple(parts))
+    return Load(queue, mean, served.utilisation, served.dropped + served.refused, tuple(parts))
 
 
 def _part_loads(

@@ -3,6 +3,9 @@
 As in :mod:`tessera_core.simulate.station` a batch forms the moment an instance is free and something waits, of at most
 the cap, in the order of deadlines, and what could not finish in it is dropped. But the cap and the instances are what
 the policy sets, decision by decision, and batches take as long as with so many instances beside each other.
+
+Members of an ensemble get the same arrivals, and each a policy of its own that is given the member's part of the
+percentile (``perf.ensemble``). What one of them drops keeps the others busy here, which errs on the safe side.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tessera_core.control.setpoint import Batch, Goal, Policy, Setpoint, StateT, Window
+from tessera_core.perf.ensemble import member_percentile
 
 MS_PER_S = 1000.0
 
@@ -76,6 +80,49 @@ def control(
     if not goals or goals[0][0] != 0.0:
         raise ValueError("goals: the first must hold from second 0")
     return _Run(policy, goals, batch_ms, arrivals_ms, load_s, busy_only).to(end_s)
+
+
+@dataclass(frozen=True, slots=True)
+class ControlledEnsemble:
+    """What became of every request: it is answered when all members have."""
+
+    members: tuple[Controlled, ...]
+
+    @property
+    def latency_ms(self) -> NDArray[np.float64]:
+        """Of each request, that of its slowest member; ``inf`` where one dropped it."""
+        slowest: NDArray[np.float64] = np.max([each.latency_ms for each in self.members], axis=0)
+        return slowest
+
+    def within(self, from_s: float, to_s: float) -> float:
+        """Share of the requests that came in this time and were answered within the SLO; 1 when there were none."""
+        one = self.members[0]
+        first, last = np.searchsorted(one.arrivals_ms, (from_s * MS_PER_S, to_s * MS_PER_S))
+        good = self.latency_ms[first:last] <= one.slo_ms[first:last]
+        return float(good.mean()) if good.size else 1.0
+
+
+def control_ensemble(
+    policies: Sequence[Callable[[float], Policy[StateT]]],
+    percent: float,
+    goals: Sequence[Sequence[tuple[float, Goal]]],
+    batch_ms: Sequence[BatchTime],
+    arrivals_ms: NDArray[np.float64],
+    end_s: float,
+    load_s: float = 0.0,
+) -> ControlledEnsemble:
+    """:func:`control` of every member of an ensemble of which ``percent`` of the requests are to be within the SLO.
+
+    By member: ``policies`` make one for the percentile that it is given, and ``goals`` differ at most in how far each
+    may go. Raises ValueError for lists of different lengths, and as :func:`control` and ``member_percentile`` do.
+    """
+    share = member_percentile(percent, len(policies))
+    return ControlledEnsemble(
+        tuple(
+            control(policy(share), goal, law, arrivals_ms, end_s, load_s)
+            for policy, goal, law in zip(policies, goals, batch_ms, strict=True)
+        )
+    )
 
 
 class _Run(Generic[StateT]):

@@ -2,8 +2,11 @@
 
 The rules are those of :mod:`tessera_core.batching`, whose admission runs here as it is. A batch forms the moment a
 server is free and something waits (work-conserving, no timer): all that wait, at most the server's cap, earliest deadline
-first. Of several free servers the one takes it that would finish it first. With deadlines, heads that could not finish in
-the batch about to start are dropped one by one; a batch is never cut short to save its head.
+first. Of several free servers the one takes it that was last busy, whatever its speed. With deadlines, heads that could not
+finish in the batch about to start are dropped one by one; a batch is never cut short to save its head.
+
+A station may have noise, drawn or measured: its batches then take longer or shorter than they are expected to, and what
+is dropped is still dropped by what is expected.
 
 When deadlines follow the order of arrival (one SLO: the common case) a batch is a slice of the arrival
 array, found by bisection, and the cost is per batch. Mixed deadlines need a heap and cost per request, and so does
@@ -13,9 +16,10 @@ admission, which looks at the queue that each request finds.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush, heapreplace
+from itertools import cycle
 from math import inf
 
 import numpy as np
@@ -29,16 +33,25 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Station:
-    """Identical servers; ``batch_ms[b - 1]`` is the time of a batch of b rows, b up to the cap."""
+    """Identical servers. Raises ``ValueError`` naming the field."""
 
     batch_ms: tuple[float, ...]
+    """``batch_ms[b - 1]`` is the time that a batch of b rows is expected to take, b up to the cap."""
     instances: int = 1
+    noise: tuple[tuple[float, ...], ...] = ()
+    """``noise[b - 1]``: what batches of b rows take over that, in turn and again from the first; empty: 1."""
 
     def __post_init__(self) -> None:
         if not self.batch_ms or min(self.batch_ms) <= 0:
             raise ValueError("batch_ms: needs a positive time for every batch size up to the cap")
         if self.instances < 1:
             raise ValueError(f"instances: must be >= 1, found {self.instances}")
+        if self.noise and len(self.noise) != len(self.batch_ms):
+            raise ValueError(
+                f"noise: needs factors for each of {len(self.batch_ms)} batch sizes, found {len(self.noise)}"
+            )
+        if not all(factors and min(factors) > 0 for factors in self.noise):
+            raise ValueError("noise: needs a positive factor at least for every batch size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +72,13 @@ class Served:
     instances: int
     refused: int = 0
     """Requests that were not admitted to the queue."""
+    withdrawn: int = 0
+    """Requests that were of no use any more: another member had refused or dropped them."""
 
     @property
     def dropped(self) -> int:
         """Requests that were queued and given up because they could not meet their deadline."""
-        return int(np.count_nonzero(self.batches < 0)) - self.refused
+        return int(np.count_nonzero(self.batches < 0)) - self.refused - self.withdrawn
 
     @property
     def utilisation(self) -> float:
@@ -112,37 +127,46 @@ def simulate(
     deadlines = arrivals_ms + allowed
     if not admission and (np.diff(deadlines) >= 0).all():
         return _in_order(stations, arrivals_ms, deadlines)
-    return _by_deadline(stations, arrivals_ms, deadlines, _Gate(stations) if admission else None)
+    return _by_deadline(stations, arrivals_ms, deadlines, Gate(stations) if admission else None)
 
 
-class _Servers:
-    """Who is free when, and who takes the next batch."""
+class Servers:
+    """Who is free when, and who takes the next batch: the one that was last busy."""
 
     def __init__(self, stations: Sequence[Station]) -> None:
-        self.times = [(0.0, *station.batch_ms) for station in stations]
-        """By station and size of the batch."""
-        self.most = max(len(station.batch_ms) for station in stations)
-        self.free = [[0.0] * station.instances for station in stations]
-        """By station: a heap of the times from which its servers are free."""
-        self._ranked: dict[int, list[int]] = {}
+        self._stations = [i for i, each in enumerate(stations) for _ in range(each.instances)]
+        """By server."""
+        self._free = list(range(len(self._stations)))
+        """In the order in which they became so; at the start, as they are listed."""
+        self._busy: list[tuple[float, int]] = []
+        """A heap: until when, and which server."""
 
     def free_from(self) -> float:
-        """When the first of them is free."""
-        return min([heap[0] for heap in self.free])
+        """When the first of them is free; 0 where one is."""
+        return 0.0 if self._free else self._busy[0][0]
 
-    def fastest(self, now: float, waiting: int) -> int:
-        """Of the stations with a free server the one that finishes first what it takes of ``waiting`` rows."""
-        ranked = self._ranked.get(waiting)
-        if ranked is None:
-            ranked = self._ranked[waiting] = sorted(
-                range(len(self.times)),
-                key=lambda each: (self._batch_ms(each, waiting), len(self.times[each]), each),
-            )
-        return next(each for each in ranked if self.free[each][0] <= now)
+    def taker(self, now: float) -> int:
+        """The station whose server takes a batch at ``now``, when one is free."""
+        busy, free = self._busy, self._free
+        while busy and busy[0][0] <= now:
+            free.append(heappop(busy)[1])
+        return self._stations[free[-1]]
 
-    def _batch_ms(self, station: int, waiting: int) -> float:
-        times = self.times[station]
-        return times[min(waiting, len(times) - 1)]
+    def start(self, end: float) -> None:
+        """The server that was named by :meth:`taker` is busy until ``end``."""
+        heappush(self._busy, (end, self._free.pop()))
+
+
+def times_of(station: Station) -> tuple[float, ...]:
+    """Expected milliseconds by rows, from none on."""
+    return (0.0, *station.batch_ms)
+
+
+def noise_of(station: Station) -> list[Callable[[], float]] | None:
+    """By rows, from none on, what gives the factor of the next batch; None without noise."""
+    if not station.noise:
+        return None
+    return [cycle(factors).__next__ for factors in ((1.0,), *station.noise)]
 
 
 def _in_order(
@@ -150,18 +174,20 @@ def _in_order(
 ) -> Served:
     arrivals = arrivals_ms.tolist()
     deadlines = None if deadlines_ms is None else deadlines_ms.tolist()
-    servers = _Servers(stations)
+    all_times, all_noise = [*map(times_of, stations)], [*map(noise_of, stations)]
     equal, taker = len(stations) == 1, 0
-    free, times = servers.free[0], servers.times[0]
-    most = servers.most
+    free, servers = [0.0] * stations[0].instances, Servers(stations)
+    times, noise = all_times[0], all_noise[0]
+    most = max(map(len, all_times)) - 1
     total, head = len(arrivals), 0
+    now = noise_ms = 0.0
     arrivals.append(inf)
     heads: list[int] = []
     ends: list[float] = []
     sizes: list[int] = []
     takers: list[int] = []
     while head < total:
-        now = free[0] if equal else servers.free_from()
+        now = free[0] if equal else max(now, servers.free_from())
         came = arrivals[head]
         if came > now:
             now = came
@@ -169,8 +195,8 @@ def _in_order(
         if arrivals[tail] <= now and most > 1:  # most batches of a light load hold one
             tail = bisect_right(arrivals, now, tail, min(head + most, total))
         if not equal:
-            taker = servers.fastest(now, tail - head)
-            free, times = servers.free[taker], servers.times[taker]
+            taker = servers.taker(now)
+            times, noise = all_times[taker], all_noise[taker]
             tail = min(tail, head + len(times) - 1)
         end = now + times[tail - head]
         if deadlines is not None and deadlines[head] < end:
@@ -178,14 +204,20 @@ def _in_order(
             if head == tail:
                 continue
             end = now + times[tail - head]
+        if noise is not None:
+            beyond = times[tail - head] * (noise[tail - head]() - 1)
+            noise_ms += beyond
+            end += beyond
         heads.append(head)
         ends.append(end)
         sizes.append(tail - head)
-        if not equal:
+        if equal:
+            heapreplace(free, end)
+        else:
             takers.append(taker)
-        heapreplace(free, end)
+            servers.start(end)
         head = tail
-    return _served(stations, arrivals_ms, heads, ends, sizes, takers)
+    return _served(stations, arrivals_ms, heads, ends, sizes, takers, noise_ms)
 
 
 def _without_hopeless(
@@ -210,6 +242,7 @@ def _served(
     ends: list[float],
     sizes: list[int],
     takers: list[int],
+    noise_ms: float,
 ) -> Served:
     batches = np.full(len(arrivals_ms), -1)
     batch_sizes = np.array(sizes, dtype=np.int64)
@@ -218,28 +251,28 @@ def _served(
         members = np.arange(int(batch_sizes.sum()))
         members += np.repeat(np.array(heads) - starts, batch_sizes)
         batches[members] = np.repeat(np.arange(len(sizes)), batch_sizes)
-    return _summary(stations, arrivals_ms, batches, ends, batch_sizes, takers)
+    return summary(stations, arrivals_ms, batches, ends, batch_sizes, takers, noise_ms)
 
 
 def _by_deadline(
     stations: tuple[Station, ...],
     arrivals_ms: Vector,
     deadlines_ms: Vector,
-    gate: _Gate | None,
+    gate: Gate | None,
 ) -> Served:
     arrivals, deadlines = arrivals_ms.tolist(), deadlines_ms.tolist()
     arrivals.append(inf)
-    servers = _Servers(stations)
+    all_times, all_noise = [*map(times_of, stations)], [*map(noise_of, stations)]
     equal, taker = len(stations) == 1, 0
-    free, times = servers.free[0], servers.times[0]
-    most = servers.most
+    free, servers = [0.0] * stations[0].instances, Servers(stations)
+    times, noise = all_times[0], all_noise[0]
     total, coming, refused = len(deadlines), 0, 0
     waiting: list[tuple[float, int]] = []
     batches = [-1] * total
     ends: list[float] = []
     sizes: list[int] = []
     takers: list[int] = []
-    now = 0.0
+    now = noise_ms = 0.0
     while waiting or coming < total:
         free_from = free[0] if equal else servers.free_from()
         now = max(now, free_from)  # a server may have been free before they came
@@ -259,8 +292,8 @@ def _by_deadline(
                 refused += 1
             coming += 1
         if not equal:
-            taker = servers.fastest(now, min(len(waiting), most))
-            free, times = servers.free[taker], servers.times[taker]
+            taker = servers.taker(now)
+            times, noise = all_times[taker], all_noise[taker]
         size = min(len(waiting), len(times) - 1)
         end = now + times[size]
         while size and waiting[0][0] < end:
@@ -279,17 +312,23 @@ def _by_deadline(
         else:
             for _ in range(size):
                 batches[heappop(waiting)[1]] = number
+        if noise is not None:
+            beyond = times[size] * (noise[size]() - 1)
+            noise_ms += beyond
+            end += beyond
         ends.append(end)
         sizes.append(size)
-        if not equal:
+        if equal:
+            heapreplace(free, end)
+        else:
             takers.append(taker)
-        heapreplace(free, end)
+            servers.start(end)
     batch_sizes = np.array(sizes, dtype=np.int64)
     of_requests = np.array(batches, dtype=np.int64)
-    return _summary(stations, arrivals_ms, of_requests, ends, batch_sizes, takers, refused)
+    return summary(stations, arrivals_ms, of_requests, ends, batch_sizes, takers, noise_ms, refused)
 
 
-class _Gate:
+class Gate:
     """Who is queued, as a member of the dispatcher decides. It reckons in seconds; only ratios count."""
 
     def __init__(self, stations: Sequence[Station]) -> None:
@@ -310,17 +349,20 @@ class _Gate:
         return self._admission.admits(now, left_ms, done_ms, waiting + 1 > len(times))
 
 
-def _summary(
+def summary(
     stations: tuple[Station, ...],
     arrivals_ms: Vector,
     batches: Counts,
     ends: list[float],
     sizes: Counts,
     takers: list[int],
+    noise_ms: float,
     refused: int = 0,
+    withdrawn: int = 0,
 ) -> Served:
+    """``batches`` by request, all else by batch; ``takers`` are the stations, empty where there is one."""
     by_batch = np.array(takers or [0] * len(ends), dtype=np.int64)
-    busy = sum(
+    busy = noise_ms + sum(
         float(np.asarray(station.batch_ms)[sizes[by_batch == index] - 1].sum())
         for index, station in enumerate(stations)
     )
@@ -329,4 +371,4 @@ def _summary(
     last_ms = float(arrivals_ms[-1]) if arrivals_ms.size else 0.0
     span = max(max(ends, default=0.0), last_ms)
     instances = sum(station.instances for station in stations)
-    return Served(latency, batches, sizes, by_batch, busy, span, instances, refused)
+    return Served(latency, batches, sizes, by_batch, busy, span, instances, refused, withdrawn)
