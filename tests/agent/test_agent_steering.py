@@ -196,8 +196,27 @@ def test_a_new_plan_is_where_it_begins_anew_with_what_it_knows_of_batches():
     server.planned = target(service(member("a", InstanceTarget("gpu-0", 2, 32))))
     told = place(server.second(0, ran=0))
     assert (told.count, told.setpoint, told.active) == (2, 32, 2)
-    [correction] = server.steering.corrections() or [None]
-    assert correction is None or correction.ratio == pytest.approx(2.0, rel=0.1)
+    [correction] = server.steering.corrections()
+    assert correction.ratio == pytest.approx(2.0, rel=0.1)
+
+
+def test_another_number_of_devices_changes_nothing_of_what_is_known_of_batches():
+    server = FakeServer(Steering(kind_of))
+    server.seconds(20, rate=50, slower=2.0)
+    places = [InstanceTarget(device, 4, 16) for device in ("gpu-0", "gpu-1")]
+    server.planned = target(service(member("a", *places)))
+    server.second(0, ran=0)
+    [correction] = server.steering.corrections()
+    assert correction.ratio == pytest.approx(2.0, rel=0.1)
+
+
+def test_a_server_that_was_started_again_is_sampled_anew():
+    server = FakeServer(Steering(kind_of))
+    server.seconds(20, rate=50)
+    server.batches = 0  # while as much has come as before
+    server.seconds(3, rate=50)
+    [found] = server.steering.health()
+    assert found.health.ratio is None
 
 
 def test_counters_of_another_version_move_nothing():

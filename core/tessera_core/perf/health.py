@@ -210,14 +210,20 @@ def _biased_batch(
     return (1 + k * (2 * rho * idle + idle**2 / mean_batch)) / (1 - k * rho**2)
 
 
+def gone_back(one: Counted, two: Counted) -> str | None:
+    """What is smaller in ``two``, which was counted later, than in ``one``: another server. None: nothing."""
+    for name in ("at_s", "arrived", "batches", "batched", "answered", "latency_s", "lost"):
+        if getattr(two, name) < getattr(one, name):
+            return name
+    return None
+
+
 def _check_growth(one: Counted, two: Counted) -> None:
-    if not two.at_s > one.at_s:
-        raise ValueError(
-            f"at_s: samples must be in order of time, found {two.at_s} after {one.at_s}"
-        )
-    for name in ("arrived", "batches", "batched", "answered", "latency_s", "lost"):
+    name = gone_back(one, two)
+    if name is None and two.at_s == one.at_s:
+        name = "at_s"
+    if name is not None:
         before, after = getattr(one, name), getattr(two, name)
-        if after < before:
-            raise ValueError(
-                f"{name}: found {after} after {before}, but it only grows; begin anew where a server restarted"
-            )
+        raise ValueError(
+            f"{name}: found {after} after {before}, but it only grows; begin anew where a server restarted"
+        )

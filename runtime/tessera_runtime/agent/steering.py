@@ -96,6 +96,8 @@ class _Place:
     """Of all devices together."""
     largest: int
     """Rows of a batch."""
+    of_one: LatencyProfile
+    """Of one device."""
     profile: LatencyProfile
     """Of all devices together."""
     percent: float
@@ -267,10 +269,11 @@ class Steering:
         if known is not None and known.place == place:
             return known
         state = JointState(place.planned)
-        if known is not None and known.place.profile == place.profile:
-            old = known.state
+        batches = 0
+        if known is not None and known.place.of_one == place.of_one:
+            old, batches = known.state, known.batches
             state = JointState(place.planned, old.rate_per_s, old.burstiness, old.error)
-        return _Steered(place, Joint(place.profile, place.percent), state)
+        return _Steered(place, Joint(place.profile, place.percent), state, batches=batches)
 
     def _set(self, service: ServiceTarget, places: list[_Place]) -> ServiceTarget:
         """``service`` with what is decided now."""
@@ -332,6 +335,7 @@ def _place(
         devices=frozenset(each.device for each in instances),
         planned=Setpoint(cap, count * most),
         largest=min(each.max_batch for each in members),
+        of_one=profile,
         profile=pooled(profile, count),
         percent=percent,
     )
@@ -384,9 +388,10 @@ def _step(look: _Look) -> None:
 
 def _keep_sample(samples: deque[health.Counted], sample: health.Counted) -> None:
     """Another server counts from the beginning, and by a clock of its own."""
-    if samples and (sample.at_s <= samples[-1].at_s or sample.arrived < samples[-1].arrived):
+    if samples and health.gone_back(samples[-1], sample) is not None:
         samples.clear()
-    samples.append(sample)
+    if not samples or sample.at_s > samples[-1].at_s:
+        samples.append(sample)
 
 
 def _told(instance: InstanceTarget, wanted: tuple[int, int] | None) -> InstanceTarget:
