@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,7 @@ import tritonclient.grpc
 import tritonclient.http
 import tritonclient.utils
 
-from support.server import command, descendants, started
+from support.server import command, descendants, started, wait_until
 
 TESSERA = [sys.executable, "-c", "from tessera_cli.main import main; main()"]
 WAIT_S = 90.0
@@ -58,13 +57,6 @@ def service(tmp_path: Path) -> Path:
     return path
 
 
-def until(condition: Callable[[], Any], explain: Callable[[], str]) -> Any:
-    give_up = time.monotonic() + WAIT_S
-    while not (found := condition()):
-        assert time.monotonic() < give_up, explain()
-    return found
-
-
 def tessera(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*TESSERA, *arguments], capture_output=True, text=True, timeout=WAIT_S, check=False
@@ -75,26 +67,27 @@ def tessera(*arguments: str) -> subprocess.CompletedProcess[str]:
 def serving(service: Path, *options: str) -> Iterator[tuple[dict[str, Any], subprocess.Popen[str]]]:
     state_dir = service.parent / "state"
     ports = ("--http=0", "--grpc=0", "--metrics=0")
-    log = (service.parent / "serve.log").open("w+")
-    process = subprocess.Popen(
-        [*TESSERA, "serve", "-f", str(service), "--state-dir", str(state_dir), *ports, *options],
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-    def ready() -> dict[str, Any] | None:
-        assert process.poll() is None, (service.parent / "serve.log").read_text()
-        found = tessera("status", "--state-dir", str(state_dir), "-o", "json")
-        return json.loads(found.stdout) if found.returncode == 0 else None
-
+    log = service.parent / "serve.log"
+    with log.open("w") as written:
+        process = subprocess.Popen(
+            [*TESSERA, "serve", "-f", str(service), f"--state-dir={state_dir}", *ports, *options],
+            stdout=written,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
     try:
-        yield until(ready, lambda: (service.parent / "serve.log").read_text()), process
+        wait_until(
+            lambda: "ready: " in log.read_text() or process.poll() is not None,
+            log.read_text,
+            WAIT_S,
+        )
+        found = tessera("status", "--state-dir", str(state_dir), "-o", "json")
+        assert found.returncode == 0, f"{found.stderr}\n{log.read_text()}"
+        yield json.loads(found.stdout), process
     finally:
         if process.poll() is None:
             process.terminate()
         process.wait(WAIT_S)
-        log.close()
 
 
 def test_an_ensemble_is_measured_planned_served_and_drained(service: Path) -> None:
@@ -116,7 +109,7 @@ def test_an_ensemble_is_measured_planned_served_and_drained(service: Path) -> No
             found = tessera("status", "--state-dir", str(service.parent / "state"), "-o", "json")
             return json.loads(found.stdout)["services"][0]["total"] == 2
 
-        until(counted, lambda: "the status never showed the two requests")
+        wait_until(counted, "the two requests in the status")
         table = tessera("status", "--state-dir", str(service.parent / "state")).stdout
         assert "vision.scaled" in table
         assert "double" in table
@@ -242,7 +235,7 @@ def test_a_dispatcher_that_died_is_told_again_what_to_serve(service: Path) -> No
             finally:
                 client.close()
 
-        until(served_again, lambda: (service.parent / "serve.log").read_text())
+        wait_until(served_again, (service.parent / "serve.log").read_text, WAIT_S)
 
 
 def test_nothing_outlives_a_killed_serve(service: Path) -> None:
@@ -251,4 +244,4 @@ def test_nothing_outlives_a_killed_serve(service: Path) -> None:
         assert len(processes) >= 4, "supervisor, zygote, dispatcher, worker"
         process.kill()
         process.wait()
-        until(lambda: not any(map(started, processes)), lambda: "processes outlived the command")
+        wait_until(lambda: not any(map(started, processes)), "the end of all its processes")

@@ -26,13 +26,17 @@ PATIENCE_S = 30.0
 POLL_S = 0.01
 
 
-def wait_until(condition: Callable[[], object], what: Callable[[], str] | str) -> None:
+def wait_until(
+    condition: Callable[[], object],
+    what: Callable[[], str] | str,
+    patience_s: float = PATIENCE_S,
+) -> None:
     """Return when ``condition`` holds; fail with ``what`` was waited for when it never does."""
-    give_up = time.monotonic() + PATIENCE_S
+    give_up = time.monotonic() + patience_s
     while not condition():
         if time.monotonic() > give_up:
             explained = what if isinstance(what, str) else what()
-            raise AssertionError(f"waited {PATIENCE_S:.0f} s for: {explained}")
+            raise AssertionError(f"waited {patience_s:.0f} s for: {explained}")
         time.sleep(POLL_S)
 
 
