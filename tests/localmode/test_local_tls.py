@@ -12,6 +12,7 @@ from support.certificates import Authority
 from support.model_files import ModelFile
 from support.server import wait_until
 
+WAIT_S = 90.0
 TESSERA = [sys.executable, "-c", "from tessera_cli.main import main; main()"]
 
 SERVICE = """
@@ -45,7 +46,9 @@ def test_a_service_is_served_over_tls_and_its_address_says_so(tmp_path: Path):
         )
     try:
         wait_until(
-            lambda: "ready: " in log.read_text() or process.poll() is not None, log.read_text
+            lambda: "ready: " in log.read_text() or process.poll() is not None,
+            log.read_text,
+            WAIT_S,
         )
         status = subprocess.run(
             [*TESSERA, "status", f"--state-dir={state}", "-o", "json"],
