@@ -2,6 +2,8 @@
 PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 RUN := .venv/bin
+# Tests and benches start hundreds of processes: without bytecode each of them compiles what it imports, torch for 3 s.
+unexport PYTHONDONTWRITEBYTECODE
 SYNC := $(UV) sync --frozen --inexact --python $(PYTHON)
 
 .DEFAULT_GOAL := help

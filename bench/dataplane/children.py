@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from bench.peers.base import ONE_THREAD, ROOT
 from bench.processes import start_session
@@ -40,7 +40,7 @@ class Child:
             stdin=subprocess.PIPE,
         )
 
-    def __enter__(self) -> Child:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

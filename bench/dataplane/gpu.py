@@ -228,7 +228,7 @@ def _alone(loop: Child, place: Place, work: Work, cap: int, bench: Bench) -> Fig
 
 def _highest(bench: Bench, place: Place, server: Running, top: float) -> Figures:
     """The Poisson rate that holds the bound, by bisection under the loop's, and what batches were like at it."""
-    steps, seconds = (2, 1.0) if bench.quick else (6, 3.0)
+    steps, seconds = (1, 0.5) if bench.quick else (6, 3.0)
     asked = examples(server.work)
     cores = place.load_cores[:MOST_GENERATORS]
     tried: dict[float, Figures] = {}

@@ -7,18 +7,15 @@ faulted in again; the tuned one keeps them.
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
+from bench.dataplane.children import Answerer, Child, answer_questions
 from bench.models.served import Model, load
-from bench.peers.base import NETWORKS, ONE_THREAD, ROOT, WORKS, Work
-from bench.processes import start_session
+from bench.peers.base import NETWORKS, WORKS, Work
 
 TUNED = {
     "MALLOC_MMAP_THRESHOLD_": "4000000000",
@@ -27,50 +24,22 @@ TUNED = {
 WARM_CALLS = 3
 
 
-class Loop:
-    """A process that runs batches when told; a context manager. ``naive`` is the modules as written, eager."""
+class Loop(Child):
+    """Runs batches when told. ``naive`` is the modules as written, eager."""
 
     def __init__(
         self, work: Work, models: Path, cores: tuple[int, ...], tuned: bool, naive: bool = False
     ) -> None:
-        argv = [sys.executable, "-m", "bench.dataplane.loop", work.name, str(models)]
-        self._process = start_session(
-            [*argv, "naive"] if naive else argv,
-            cores,
-            ONE_THREAD | {"PYTHONPATH": str(ROOT)} | (TUNED if tuned else {}),
-            subprocess.PIPE,
-            stdin=subprocess.PIPE,
-        )
-
-    def __enter__(self) -> Loop:
-        return self
-
-    def __exit__(
-        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
-    ) -> None:
-        for stream in (self._process.stdin, self._process.stdout):
-            assert stream is not None, "pipes"
-            stream.close()
-        self._process.wait()
+        arguments = [work.name, str(models), *(["naive"] if naive else [])]
+        super().__init__("bench.dataplane.loop", arguments, cores, TUNED if tuned else {})
 
     def rate(self, batch: int, seconds: float) -> float:
-        """Rows per second."""
-        return float(self._ask({"batch": batch, "seconds": seconds})["rows_per_s"])
+        """Rows per second. Raises ChildFailed."""
+        return float(self.ask(batch=batch, seconds=seconds)["rows_per_s"])
 
     def answer(self, rows: Any) -> Any:
-        return np.array(self._ask({"rows": rows.tolist()})["answer"], np.float32)
-
-    def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None, "a pipe"
-        assert stdout is not None, "a pipe"
-        stdin.write(json.dumps(question).encode() + b"\n")
-        stdin.flush()
-        line = stdout.readline()
-        if not line:
-            raise RuntimeError(f"the loop ended with status {self._process.wait()}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        """Raises ChildFailed."""
+        return np.array(self.ask(rows=rows.tolist())["answer"], np.float32)
 
 
 def rows_per_s(model: Model, rows: Any, seconds: float) -> float:
@@ -100,18 +69,21 @@ def _model(name: str, models: Path, naive: bool) -> Model:
 
 
 def main() -> None:
-    """Answer questions from standard input until it ends."""
     name, models, *rest = sys.argv[1:]
-    model = _model(name, Path(models), bool(rest))
     shape = WORKS[name].row_shape
-    for line in sys.stdin:
-        question = json.loads(line)
-        if "rows" in question:
-            answer: dict[str, Any] = {"answer": model(np.array(question["rows"], "f4")).tolist()}
-        else:
+
+    def start() -> Answerer:
+        model = _model(name, Path(models), bool(rest))
+
+        def answer(question: dict[str, Any]) -> dict[str, Any]:
+            if "rows" in question:
+                return {"answer": model(np.array(question["rows"], "f4")).tolist()}
             rows = np.random.default_rng(0).standard_normal((question["batch"], *shape), "f4")
-            answer = {"rows_per_s": rows_per_s(model, rows, question["seconds"])}
-        print(json.dumps(answer), flush=True)
+            return {"rows_per_s": rows_per_s(model, rows, question["seconds"])}
+
+        return answer
+
+    answer_questions(start)
 
 
 if __name__ == "__main__":

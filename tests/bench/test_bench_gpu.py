@@ -6,6 +6,7 @@ import json
 import math
 import os
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +26,19 @@ from bench.processes import living
 
 CORES = tuple(sorted(os.sched_getaffinity(0)))
 WORK = WORKS["bottlenecks"]
-PLACE = Place("cpu", "a processor", CORES[:1], CORES[-1:])
+PLACE = Place("cpu", "a processor", *halves(CORES))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Each network is exported once."""
+    return tmp_path_factory.mktemp("models")
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    (tmp_path / "models").mkdir()
+def bench(models: Path, tmp_path: Path) -> Bench:
     return Bench(
-        models=tmp_path / "models",
+        models=models,
         directory=tmp_path / "run",
         server_cores=CORES[:1],
         load_core=CORES[-1],
@@ -265,7 +271,8 @@ def test_a_daemon_that_does_not_start_says_why(tmp_path: Path, daemon: Path):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_lanes_are_measured_in_one_process_in_several_and_under_mps(bench: Bench, daemon: Path):
-    rows = gpu_lanes.lane_rows(bench, PLACE, (("cnn", 2),))
+    everywhere = replace(PLACE, server_cores=CORES)  # nine processes import torch
+    rows = gpu_lanes.lane_rows(bench, everywhere, (("cnn", 2),))
     assert bench.problems == []
     rates = {(row.labels["in"], row.labels["lanes"]): row.medians["rate_per_s"] for row in rows}
     assert rates.keys() == {

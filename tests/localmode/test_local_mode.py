@@ -15,8 +15,8 @@ import tritonclient.grpc
 import tritonclient.http
 import tritonclient.utils
 
-from support.local import WAIT_S, serving, tessera, until
-from support.server import command, descendants, started
+from support.local import WAIT_S, serving, tessera
+from support.server import command, descendants, started, wait_until
 
 MODEL = """
 import numpy as np
@@ -70,7 +70,7 @@ def test_an_ensemble_is_measured_planned_served_and_drained(service: Path) -> No
             found = tessera("status", "--state-dir", str(service.parent / "state"), "-o", "json")
             return json.loads(found.stdout)["services"][0]["total"] == 2
 
-        until(counted, lambda: "the status never showed the two requests")
+        wait_until(counted, "the two requests in the status")
         table = tessera("status", "--state-dir", str(service.parent / "state")).stdout
         assert "vision.scaled" in table
         assert "double" in table
@@ -196,7 +196,7 @@ def test_a_dispatcher_that_died_is_told_again_what_to_serve(service: Path) -> No
             finally:
                 client.close()
 
-        until(served_again, lambda: (service.parent / "serve.log").read_text())
+        wait_until(served_again, (service.parent / "serve.log").read_text, WAIT_S)
 
 
 def test_nothing_outlives_a_killed_serve(service: Path) -> None:
@@ -205,4 +205,4 @@ def test_nothing_outlives_a_killed_serve(service: Path) -> None:
         assert len(processes) >= 4, "supervisor, zygote, dispatcher, worker"
         process.kill()
         process.wait()
-        until(lambda: not any(map(started, processes)), lambda: "processes outlived the command")
+        wait_until(lambda: not any(map(started, processes)), "the end of all its processes")

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from support.certificates import Authority
-from support.local import TESSERA
+from support.local import TESSERA, WAIT_S
 from support.model_files import ModelFile
 from support.server import wait_until
 
@@ -43,7 +43,9 @@ def test_a_service_is_served_over_tls_and_its_address_says_so(tmp_path: Path):
         )
     try:
         wait_until(
-            lambda: "ready: " in log.read_text() or process.poll() is not None, log.read_text
+            lambda: "ready: " in log.read_text() or process.poll() is not None,
+            log.read_text,
+            WAIT_S,
         )
         status = subprocess.run(
             [*TESSERA, "status", f"--state-dir={state}", "-o", "json"],

@@ -26,13 +26,17 @@ PATIENCE_S = 30.0
 POLL_S = 0.01
 
 
-def wait_until(condition: Callable[[], object], what: Callable[[], str] | str) -> None:
+def wait_until(
+    condition: Callable[[], object],
+    what: Callable[[], str] | str,
+    patience_s: float = PATIENCE_S,
+) -> None:
     """Return when ``condition`` holds; fail with ``what`` was waited for when it never does."""
-    give_up = time.monotonic() + PATIENCE_S
+    give_up = time.monotonic() + patience_s
     while not condition():
         if time.monotonic() > give_up:
             explained = what if isinstance(what, str) else what()
-            raise AssertionError(f"waited {PATIENCE_S:.0f} s for: {explained}")
+            raise AssertionError(f"waited {patience_s:.0f} s for: {explained}")
         time.sleep(POLL_S)
 
 
@@ -189,7 +193,8 @@ class Server:
 
     def _note_processes(self) -> None:
         for pid in descendants(self.process.pid):
-            self._known.setdefault(pid, started(pid))
+            if pid not in self._known:
+                self._known[pid] = started(pid)
 
     # Its end
 
@@ -260,18 +265,24 @@ def started(pid: int) -> str:
 
 
 def children(pid: int) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            fields = _stat(int(entry.name))
-            if fields and int(fields[1]) == pid:
-                found.append(int(entry.name))
-    return found
+    return _by_parent().get(pid, [])
 
 
 def descendants(pid: int) -> list[int]:
-    own = children(pid)
-    return [*own, *(below for child in own for below in descendants(child))]
+    """Of one look at all processes: servers are asked often, and looking takes milliseconds."""
+    by_parent = _by_parent()
+    found = list(by_parent.get(pid, ()))
+    for child in found:  # which grows meanwhile
+        found += by_parent.get(child, ())
+    return found
+
+
+def _by_parent() -> dict[int, list[int]]:
+    found: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit() and (fields := _stat(int(name))):
+            found.setdefault(int(fields[1]), []).append(int(name))
+    return found
 
 
 def command(pid: int) -> str:
@@ -300,6 +311,7 @@ def memfds(pid: int) -> list[str]:
 def _stat(pid: int) -> list[str]:
     """Fields of proc_pid_stat(5) from the state on."""
     try:
-        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()
     except OSError:
         return []

@@ -13,7 +13,6 @@ from collections.abc import Coroutine, Iterator, Mapping
 from itertools import count
 from typing import Any
 
-from tessera_core.ensemble.metadata import CombineError
 from tessera_runtime.dataplane import (
     Done,
     InferCall,
@@ -31,7 +30,7 @@ from tessera_runtime.dispatch.fleet import Fleet, InstanceKey
 from tessera_runtime.dispatch.hold import Holds
 from tessera_runtime.dispatch.instances import DRAIN_TIMEOUT_S, Instance, Timeouts
 from tessera_runtime.dispatch.member_calls import MemberCalls
-from tessera_runtime.dispatch.names import meant
+from tessera_runtime.dispatch.names import meant, named_member, named_version
 from tessera_runtime.dispatch.peers import Channels
 from tessera_runtime.dispatch.processes import Workers
 from tessera_runtime.dispatch.report import (
@@ -43,7 +42,7 @@ from tessera_runtime.dispatch.report import (
 from tessera_runtime.dispatch.request import Request
 from tessera_runtime.dispatch.routes import Routes
 from tessera_runtime.dispatch.service import Service
-from tessera_runtime.dispatch.signatures import Incompatible, Signature, largest_batch, publish
+from tessera_runtime.dispatch.signatures import learn
 from tessera_runtime.dispatch.waiting import eventually
 from tessera_runtime.dispatch.wanted import check_devices, has_place, same_models
 from tessera_runtime.dispatch.workers import Worker, WorkerPool
@@ -191,7 +190,7 @@ class Dispatcher:
                     index,
                     self._channels,
                     self.gates.presented,
-                    self._learned,
+                    learn,
                     self._place_ready,
                 )
             if index in routes:
@@ -215,7 +214,7 @@ class Dispatcher:
             company,
             self.workers,
             self._timeouts,
-            self._learned,
+            learn,
             self._place_ready,
         )
 
@@ -231,25 +230,6 @@ class Dispatcher:
         if service in self.fleets:
             self.fleets[service].settle()
         self.holds.release_soon(service.name)
-
-    def _learned(self, service: Service, index: int, signature: Signature) -> None:
-        """What a member takes and answers: once all are known, the service knows its own signature."""
-        member = service.members[index]
-        member.signature = signature
-        member.largest = largest_batch(service.target.members[index], signature)
-        signatures = [member.signature for member in service.members]
-        known = [signature for signature in signatures if signature is not None]
-        if service.metadata is not None or len(known) < len(signatures):
-            return
-        try:
-            published = publish(service.target, known)
-        except (Incompatible, CombineError) as error:
-            service.problem = str(error)
-            log.error("%s cannot be served: %s", service.name, error)
-            return
-        for member, names in zip(service.members, published.input_names, strict=True):
-            member.input_names = names
-        service.publish(published.metadata, published.outputs, published.buckets)
 
     def _promote(self, service: Service) -> None:
         """A version takes over from the one that serves when all its instances are warm and every required
@@ -380,35 +360,12 @@ class Dispatcher:
         self._scale(service)
 
     def _service(self, model: str, version: str) -> Service:
-        service = self.serving.get(model)
-        if service is None and not self._told:
+        if not self._told:
             raise Unavailable("the server has just started and does not know yet what it serves")
-        if service is None:
-            raise NotFound(f"no model {model!r}; served are {sorted(self.serving)}")
-        if version and version != service.version:
-            raise NotFound(
-                f"model {model} has no version {version!r}; served is {service.version!r}"
-            )
-        return service
+        return named_version(self.serving, model, version)
 
     def _called(self, model: str, part: MemberCall) -> MemberCalls:
-        """Of whichever version has the member that a peer means, with an instance where there is one: versions
-        change at one server after another, so both may be asked for. Raises Unavailable for none.
-        """
-        found: MemberCalls | None = None
-        for service in self._versions(model):
-            for member, target, calls in zip(
-                service.members, service.target.members, service.calls, strict=True
-            ):
-                if member.name == part.member and (
-                    not part.digest or target.digest in ("", part.digest)
-                ):
-                    if member.lanes:
-                        return calls
-                    found = found or calls
-        if found is None:
-            raise Unavailable(f"model {model}, member {part.member}: not served here")
-        return found
+        return named_member(self._versions(model), model, part)
 
     def _versions(self, model: str) -> Iterator[Service]:
         """The one that serves first."""

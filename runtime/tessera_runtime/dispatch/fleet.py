@@ -75,7 +75,7 @@ class Fleet:
         if not self._alike:
             for instance in self.wanted.values():
                 if instance.gang is not None:
-                    self._run(instance.gang.leave())
+                    instance.gang.leave()
         self.settle()
 
     def settle(self) -> None:

@@ -59,11 +59,15 @@ class GangInstance:
             self._run(self._gang, self._worker), name=f"gang {service.name}"
         )
 
-    async def leave(self) -> None:
-        """End it: after the work it holds. Whoever of the members ends first says so."""
+    def leave(self) -> asyncio.Future[None]:
+        """End it: after the work it holds; what comes from now on goes elsewhere. Done when it has ended, and goes on
+        when the caller does not wait for that. Whoever of the members ends first says so.
+        """
         if self._leaving is None:
+            if self._lane is not None:
+                self._gang.leave(self._lane)  # at once, not when the task has its turn
             self._leaving = asyncio.create_task(self._leave())
-        await asyncio.shield(self._leaving)
+        return asyncio.shield(self._leaving)
 
     def end(self) -> None:
         """Without waiting for work."""
@@ -72,7 +76,7 @@ class GangInstance:
     async def _leave(self) -> None:
         gang, lane = self._gang, self._lane
         if lane is not None:
-            gang.leave(lane)
+            gang.leave(lane)  # it may have been opened since
             await eventually(lambda: gang.serves or not gang.queue, DRAIN_TIMEOUT_S)
             gang.detach(lane)
             if await eventually(lambda: not lane.batch, DRAIN_TIMEOUT_S):

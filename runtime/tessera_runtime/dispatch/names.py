@@ -1,8 +1,16 @@
-"""Which served name a request means. Pure."""
+"""What a request means by the names in it: a service, one of its versions, a member of one. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from tessera_runtime.errors import NotFound, Unavailable
+
+if TYPE_CHECKING:
+    from tessera_runtime.dataplane import MemberCall
+    from tessera_runtime.dispatch.member_calls import MemberCalls
+    from tessera_runtime.dispatch.service import Service
 
 
 def meant(name: str, host: str, served: Collection[str], *, plain_names: bool) -> str:
@@ -21,3 +29,33 @@ def meant(name: str, host: str, served: Collection[str], *, plain_names: bool) -
         if len(found) == 1:
             return found[0]
     return name
+
+
+def named_version(serving: Mapping[str, Service], model: str, version: str) -> Service:
+    """The one that serves ``model``. Raises NotFound for none, and for another ``version`` than a client asked for."""
+    service = serving.get(model)
+    if service is None:
+        raise NotFound(f"no model {model!r}; served are {sorted(serving)}")
+    if version and version != service.version:
+        raise NotFound(f"model {model} has no version {version!r}; served is {service.version!r}")
+    return service
+
+
+def named_member(versions: Iterable[Service], model: str, part: MemberCall) -> MemberCalls:
+    """Of whichever of ``versions`` of ``model`` has the member that a peer means, with an instance where there is one:
+    versions change at one server after another, so several may be asked for. Raises Unavailable for none.
+    """
+    found: MemberCalls | None = None
+    for service in versions:
+        for member, target, calls in zip(
+            service.members, service.target.members, service.calls, strict=True
+        ):
+            if member.name == part.member and (
+                not part.digest or target.digest in ("", part.digest)
+            ):
+                if member.lanes:
+                    return calls
+                found = found or calls
+    if found is None:
+        raise Unavailable(f"model {model}, member {part.member}: not served here")
+    return found

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from tessera_core.api.modelservice import Combine, OnTimeout
 from tessera_core.api.tensors import Datatype, Tensor
-from tessera_core.ensemble.metadata import CombinedOutput, check_combinable
+from tessera_core.ensemble.metadata import CombinedOutput, CombineError, check_combinable
 from tessera_runtime.dataplane import ModelMetadata, TensorSpec
 from tessera_runtime.dispatch.request import InputNames
 from tessera_runtime.dispatch.validation import Buckets
 from tessera_runtime.target import MemberTarget, ServiceTarget
 from tessera_runtime.worker import messages as m
+
+if TYPE_CHECKING:
+    from tessera_runtime.dispatch.service import Service
+
+log = logging.getLogger(__name__)
 
 
 class Incompatible(Exception):
@@ -137,6 +143,28 @@ def publish(target: ServiceTarget, loaded: Sequence[Signature]) -> Published:
     declared = {tensor.name: tensor.buckets for tensor in target.inputs}
     buckets = tuple(declared.get(tensor.name, ()) for tensor in inputs)
     return Published(metadata, outputs, buckets, tuple(names))
+
+
+def learn(service: Service, index: int, signature: Signature) -> None:
+    """Tell ``service`` what its member at ``index`` takes and answers: it publishes its own signature once all are
+    known, or says why they cannot be served together.
+    """
+    member = service.members[index]
+    member.signature = signature
+    member.largest = largest_batch(service.target.members[index], signature)
+    signatures = [member.signature for member in service.members]
+    known = [signature for signature in signatures if signature is not None]
+    if service.metadata is not None or len(known) < len(signatures):
+        return
+    try:
+        published = publish(service.target, known)
+    except (Incompatible, CombineError) as error:
+        service.problem = str(error)
+        log.error("%s cannot be served: %s", service.name, error)
+        return
+    for member, names in zip(service.members, published.input_names, strict=True):
+        member.input_names = names
+    service.publish(published.metadata, published.outputs, published.buckets)
 
 
 def _position(inputs: Sequence[m.Tensor], tensor: m.Tensor, single: bool) -> int:
