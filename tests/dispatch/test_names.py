@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -64,6 +65,6 @@ def test_a_member_is_of_the_version_that_has_its_file_the_first_where_none_is_na
 
 def test_a_member_that_has_an_instance_goes_before_one_that_has_none():
     one, two = versions = version("1"), version("2")
-    two.members[1].lanes.append(object())
+    two.members[1].lanes.attach(SimpleNamespace(leaving=False, device="", batch=()))
     assert named_member(versions, "test.m", MemberCall("b")) is two.calls[1]
     assert named_member(versions, "test.m", MemberCall("b", "b1")) is one.calls[1]
