@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -158,6 +159,37 @@ def test_what_nothing_was_seen_of_moves_nothing(windows: int, rate: float):
         silent = POLICY.step(silent, Window(1.0, 0, ()), GOAL)
     assert silent.error == state.error
     assert silent.rate_per_s == state.rate_per_s
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.2, 1.0, 3.0])
+def test_a_rate_below_one_in_a_second_is_not_read_as_more(rate: float):
+    """Most seconds are silent then, and count."""
+    generator = np.random.default_rng(5)
+    state = POLICY.start(GOAL)
+    read = []
+    for count in generator.poisson(rate, round(2000 / rate)):
+        state = POLICY.step(state, Window(1.0, int(count), ()), GOAL)
+        read.append(state.rate_per_s)
+    assert np.mean(read) < 2 * rate
+
+
+@pytest.mark.parametrize("silent", [1, 10, 1000])
+def test_what_comes_after_silence_is_answered_at_once(silent: int):
+    start = POLICY.start(GOAL)
+    state = after(start, 3, 50.0)
+    for _ in range(silent):
+        state = POLICY.step(state, Window(1.0, 0, ()), GOAL)
+    rate = 1.1 * carried(start)
+    found = POLICY.step(state, seen(state, rate), GOAL)
+    assert ROOM * carried(found) >= rate
+
+
+def test_a_rate_that_has_fallen_to_almost_nothing_is_read_so():
+    state = after(POLICY.start(GOAL), 3, 1000.0)
+    for _ in range(20):
+        state = POLICY.step(state, Window(1.0, 0, ()), GOAL)
+    state = POLICY.step(state, Window(1.0, 1, ()), GOAL)
+    assert state.rate_per_s < 0.1
 
 
 @given(st.floats(50.0, 1500.0), st.integers(0, 1000))
