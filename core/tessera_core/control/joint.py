@@ -62,8 +62,7 @@ SOLVED_STEP = 1.5
 SETTLING = 0.3
 """Weight of a window's rate in the mean, while it fits it."""
 SURPRISE = 4.0
-"""Standard deviations of a Poisson count, taken for one at least, from which a rate is a new one, and the mean begins
-anew."""
+"""Standard deviations of a Poisson count, of a mean of one at least, from which a rate is a new one."""
 LEAST_SURPRISE = 0.15
 """And relative to the rate."""
 
@@ -78,7 +77,7 @@ class JointState:
     """Rows, as they seem to come now; 0 while none has."""
     burstiness: float = 1.0
     span_s: float = INTERVAL_S
-    """That a window with rows in it stands for: its own seconds and the idle ones before, as a mean like the rate."""
+    """Mean of what windows with rows stand for: their own seconds, and the idle ones before."""
     idle_s: float = 0.0
     """Since the last window in which something came."""
     error: float = 1.0
@@ -204,10 +203,8 @@ class Joint:
         return best
 
     def _best(self, instances: int, state: JointState, goal: Goal) -> tuple[Setpoint, float]:
-        error, burstiness = (
-            _rounded(state.error, STEP),
-            _rounded(max(state.burstiness, 1.0), BURST_STEP),
-        )
+        error = _rounded(state.error, STEP)
+        burstiness = _rounded(max(state.burstiness, 1.0), BURST_STEP)
         return self._best_cap(instances, goal, error, burstiness)
 
     def _search_caps(
