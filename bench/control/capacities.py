@@ -33,13 +33,14 @@ _FINE = 1.02
 _LEAST = 0.02
 """Of the oracle's capacity; what carries less carries nothing here."""
 _DECISIONS = 60
+_WATCH = Watch(least_s=30.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
     seeds: int = 1
     """Rates are told apart to 2 %, and a search takes some fifty runs."""
-    watch: Watch = Watch(least_s=30.0)
+    watch: Watch = _WATCH
     requests: int = 10_000
 
 
