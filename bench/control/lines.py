@@ -1,21 +1,17 @@
-"""Rows of figures with what they have to reach, and one printed table for each case."""
+"""The figures of this bench, and one printed table for each case."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
 
-from bench.harness import Figures, Row
+from bench.lines import CASE, WHO, Line
 from rich.table import Table
 
-CASE, WHO = "case", "who"
-
-Says = Callable[[str], None]
-"""Where progress goes."""
+from bench import lines
 
 # Name of a figure: its column and its format.
-FIGURES: dict[str, tuple[str, str]] = {
+FIGURES: lines.Columns = {
     "rate_per_s": ("rate/s", "{:,.1f}"),
     "tessera_share": ("tessera in SLO", "{:.3f}"),
     "dnnscaler_share": ("dnnscaler", "{:.3f}"),
@@ -88,82 +84,34 @@ NEVER_S = 1e3
 """In place of a time that did not come."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reach:
-    """What the median of a figure has to be."""
-
-    figure: str
-    at_least: float | None = None
-    at_most: float | None = None
-
-    def met(self, value: float) -> bool:
-        return (self.at_least is None or value >= self.at_least) and (
-            self.at_most is None or value <= self.at_most
-        )
-
-    def __str__(self) -> str:
-        least = "" if self.at_least is None else f" ≥ {self.at_least:.3g}"
-        most = "" if self.at_most is None else f" ≤ {self.at_most:g}"
-        return f"{FIGURES[self.figure][0]}{least}{most}"
+line = partial(lines.line, FIGURES)
+"""A line of this bench: case, who, figures, what they have to reach."""
 
 
-@dataclass(frozen=True, slots=True)
-class Line(Row):
-    """A row with what it has to reach and remarks that are no figures."""
-
-    reach: tuple[Reach, ...] = ()
-    detail: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def missed(self) -> tuple[Reach, ...]:
-        medians = self.medians
-        return tuple(each for each in self.reach if not each.met(medians[each.figure]))
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            # Not super(): slots=True makes the class anew, which the argumentless form cannot see.
-            **Row.as_dict(self),
-            "reach": [str(each) for each in self.reach],
-            "missed": [str(each) for each in self.missed],
-            **({"detail": self.detail} if self.detail else {}),
-        }
-
-
-def line(
-    case: str, who: str, repeats: Figures | Sequence[Figures], *reach: Reach, **detail: Any
-) -> Line:
-    """A line of one measurement or of several."""
-    several = (repeats,) if isinstance(repeats, dict) else tuple(repeats)
-    return Line({CASE: case, WHO: who}, several, reach, detail)
-
-
-def tables(lines: Sequence[Line]) -> list[Table]:
+def tables(found: Sequence[Line]) -> list[Table]:
     """One for each case, with the figures that it has; medians."""
-    cases = dict.fromkeys(each.labels[CASE] for each in lines)
-    return [_table(case, [each for each in lines if each.labels[CASE] == case]) for case in cases]
+    cases = dict.fromkeys(each.labels[CASE] for each in found)
+    return [_table(case, [each for each in found if each.labels[CASE] == case]) for case in cases]
 
 
-def _table(case: str, lines: Sequence[Line]) -> Table:
-    present = {name for each in lines for name in each.medians}
+def _table(case: str, of_case: Sequence[Line]) -> Table:
+    present = {name for each in of_case for name in each.medians}
     columns = {name: of for name, of in FIGURES.items() if name in present}
     drawn = Table(title=case)
     drawn.add_column("")
     for title, _ in columns.values():
         drawn.add_column(title, justify="right")
-    remarks = list(dict.fromkeys(name for each in lines for name in each.detail))
+    remarks = list(dict.fromkeys(name for each in of_case for name in each.detail))
     for name in remarks:
         drawn.add_column(name)
     drawn.add_column("to reach")
-    for each in lines:
+    for each in of_case:
         medians = each.medians
-        verdict = "reached" if each.reach else ""
-        if each.missed:
-            verdict = "MISSED " + ", ".join(map(str, each.missed))
         drawn.add_row(
             each.labels[WHO],
             *(_cell(form, medians.get(name)) for name, (_, form) in columns.items()),
             *(str(each.detail.get(name, "")) for name in remarks),
-            verdict,
+            each.verdict,
         )
     return drawn
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from bench.control.jobs import Job
-from bench.control.lines import Line, Reach, line
+from bench.control.lines import line
 from bench.control.oracle import Best, capacity, goodput, settings
 from bench.control.policies import POLICIES, WATCH, Watch, share_within, watched
 from bench.harness import Figures
+from bench.lines import Line, Reach
 
 from tessera_core.control.setpoint import Goal, Setpoint
 from tessera_core.control.static import Static
@@ -25,10 +26,10 @@ NOISE = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    seeds: int = 3
+    seeds: int = 1
     loads: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9, 1.2)
     watch: Watch = WATCH
-    requests: int = 20_000
+    requests: int = 10_000
     """Of one run of the search for the oracle's capacity."""
     sweep: int = 4_000
     """First requests of the first seed, on which all static settings are tried for each load."""

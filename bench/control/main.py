@@ -10,25 +10,29 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # `python bench/control/main.py` as well as -m
 
 from bench.control import capacities, loads, models, steps
 from bench.control.jobs import Decoding, Job, jobs
-from bench.control.lines import Line, Says, tables
+from bench.control.lines import tables
 from bench.control.pictures import draw
 from bench.control.summaries import summaries
 from bench.harness import arguments, versions, write_results
+from bench.lines import Line, Says, misses
 from rich.console import Console
 
 CASES = ("loads", "capacity", "capacity-decoded-before", "steps", "queue", "energy")
-QUICK_NUMBERS = (12, 1)
-"""Goodput of both, one that batches and one that shares; the rest of the first."""
+QUICK_NUMBERS = {"loads": (1, 12), "steps": (1,)}
+"""Goodput of one that shares and one that batches, steps of the first; the rest of the second."""
 TABLE_WIDTH = 210
 
 Task = Callable[[], list[Line]]
+SizeT = TypeVar("SizeT", capacities.Size, loads.Size, steps.Size)
 
 
 def tasks_of(case: str, quick: bool, seeds: int | None) -> list[Task]:
@@ -38,20 +42,24 @@ def tasks_of(case: str, quick: bool, seeds: int | None) -> list[Task]:
     if case == "energy":
         return [partial(_listed, models.energy_lines)]
     path = Decoding.BEFORE if case == "capacity-decoded-before" else Decoding.TIMED
-    quick_numbers = QUICK_NUMBERS if case == "loads" else QUICK_NUMBERS[:1]
+    quick_numbers = QUICK_NUMBERS.get(case, (12,))
     chosen = [job for job in jobs(path) if not quick or job.number in quick_numbers]
     if case == "loads":
-        size = loads.QUICK if quick else loads.Size(seeds=seeds or 3)
+        size = _seeded(loads.QUICK if quick else loads.Size(), seeds)
         return [partial(_of_job, loads.load_lines, job, size) for job in chosen]
     if case == "steps":
-        stepped = steps.QUICK if quick else steps.Size(seeds=seeds or 3)
+        stepped = _seeded(steps.QUICK if quick else steps.Size(), seeds)
         return [
             partial(_of_job, steps.step_lines, job, stepped)
             for job in chosen
             if job.number in steps.NUMBERS
         ]
-    counted = capacities.QUICK if quick else capacities.Size(seeds=seeds or 3)
+    counted = _seeded(capacities.QUICK if quick else capacities.Size(), seeds)
     return [partial(_of_job, capacities.capacity_lines, job, counted, path) for job in chosen]
+
+
+def _seeded(size: SizeT, seeds: int | None) -> SizeT:
+    return replace(size, seeds=seeds) if seeds else size
 
 
 def _listed(lines: Callable[[], Iterator[Line]]) -> list[Line]:
@@ -101,11 +109,7 @@ def main(options: Sequence[str] | None = None) -> int:
     facts = {
         "versions": versions(("numpy",)),
         "cases": list(chosen.only or CASES),
-        "missed": [
-            f"{each.labels['case']}, {each.labels['who']}: {bound}"
-            for each in lines
-            for bound in each.missed
-        ],
+        "missed": misses(lines),
     }
     for missed in facts["missed"]:
         console.print(f"missed: {missed}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import ceil
 
-from bench.control.lines import Line, Reach, line
+from bench.control.lines import line
+from bench.lines import Line, Reach
 
 from tessera_core.perf import EnergyModel, ServiceModel, joules_per_row, max_rate
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 from bench.control import capacities, loads, models
-from bench.control.lines import CASE, FIGURES, NEVER_S, WHO, Line
+from bench.control.lines import FIGURES, NEVER_S
+from bench.lines import CASE, WHO, Line
 
 _COLOURS = ("#1f6f8b", "#c05621", "#6b8e23", "#222222")
 _ROW, _LABEL, _WIDE, _TOP, _MARGIN = 15, 210, 230, 40, 24

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from bench.control.jobs import INSTANCE_MIB, Job
-from bench.control.lines import NEVER_S, Line, Reach, line
+from bench.control.lines import NEVER_S, line
 from bench.control.oracle import MOST, PERCENT, capacity, goodput, settings
 from bench.control.policies import POLICIES, share_within, watched
 from bench.harness import Figures
+from bench.lines import Line, Reach
 from numpy.typing import NDArray
 
 from tessera_core.control.setpoint import Goal, Setpoint
@@ -40,17 +41,19 @@ OF_STATIC = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    seeds: int = 3
+    seeds: int = 1
     change_s: float = 60.5
     """Between two decisions of the policies, which are at whole seconds."""
     after_s: float = 45.0
     burst_s: float = 120.0
-    requests: int = 20_000
-    sweep: int = 10_000
+    bursts: tuple[float, ...] = (4.0, 16.0)
+    """Squared coefficients of variation of the gaps."""
+    requests: int = 10_000
+    sweep: int = 4_000
     """Requests after the change, on which all static settings are tried."""
 
 
-QUICK = Size(1, 10.5, 21.0, 10.0, 2000, 300)
+QUICK = Size(1, 10.5, 21.0, 10.0, (4.0,), 2000, 300)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +105,7 @@ def _scenarios(job: Job, size: Size, seed: int) -> Iterator[Scenario]:
     before = poisson(_UNSTEADY / 4 * at_wide.per_s, change, rng)
     after = poisson(_UNSTEADY * at_wide.per_s, size.after_s, rng) + change * 1e3
     yield Scenario("rate x 4", ((0.0, wide),), np.concatenate((before, after)), change, end)
-    for cv2 in (4.0, 16.0):
+    for cv2 in size.bursts:
         bursts = gamma(_BURST_LOAD * at_wide.per_s, cv2, change + size.burst_s, rng)
         name = f"bursts, CV² of gaps {cv2:g}, half of the Poisson capacity"
         yield Scenario(name, ((0.0, wide),), bursts, change, change + size.burst_s)

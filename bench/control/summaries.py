@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from statistics import geometric_mean, median
 
 from bench.control import capacities, loads
-from bench.control.lines import CASE, Line, line
+from bench.control.lines import line
+from bench.lines import CASE, Line
 
 ALL = "all jobs"
 

@@ -14,8 +14,9 @@ from time import perf_counter
 
 import numpy as np
 from bench.harness import Figures
+from bench.lines import Line, Reach, Says
 from bench.planner.ensemble_paper import IMN1, IMN4, IMN12, MOST_GPUS, Network, Setting
-from bench.planner.lines import Line, Reach, Says, line
+from bench.planner.lines import line
 from bench.planner.matrix_baselines import Infeasible, best_batch_only, worst_fit_and_greedy
 
 from tessera_core.plan.planner import Planner

@@ -16,9 +16,10 @@ from time import perf_counter
 
 import numpy as np
 from bench.harness import Figures
+from bench.lines import Line, Reach, Says
 from bench.planner.alone import planned_alone
 from bench.planner.fleet import mixed_fleet, new_service
-from bench.planner.lines import Line, Reach, Says, line
+from bench.planner.lines import line
 
 from tessera_core.api import ModelService
 from tessera_core.plan.decision import DevicePlan, Plan

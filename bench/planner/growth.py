@@ -11,9 +11,10 @@ from math import ceil, floor, log10
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+from bench.lines import Line, Says
 from bench.planner.alone import planned_alone
 from bench.planner.fleet import GPUS_PER_NODE
-from bench.planner.lines import Line, Says, line
+from bench.planner.lines import line
 
 SEED = 0
 BY_NODES, BY_SERVICES = "growth with GPUs", "growth with services"

@@ -1,26 +1,18 @@
-"""One table for cases that measure different things: every line has the figures that it has, and what to reach.
-
-A figure has one name, one unit and one format wherever it stands. ``Reach`` is a bound on a line's median;
-a line that misses one says so in the table and in the JSON.
-"""
+"""The figures of this bench, and one table for cases that measure different things: every line has what it has."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
-from bench.harness import Figures, Row
+from bench.lines import CASE, WHO, Line
 from rich.table import Table
 
-CASE, WHO = "case", "who"
-_ROUNDING = 1e-9
-
-Says = Callable[[str], None]
-"""Where progress goes."""
+from bench import lines
 
 # Name of a figure: its column and its format.
-COLUMNS: dict[str, tuple[str, str]] = {
+COLUMNS: lines.Columns = {
     "gpus": ("GPUs", "{:.0f}"),
     "gpcs": ("GPCs", "{:.0f}"),
     "cost": ("cost", "{:,.1f}"),
@@ -31,7 +23,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "worst": ("worst p99/SLO", "{:.2f}"),
 }
 # Figures without a column of their own.
-OTHERS: dict[str, tuple[str, str]] = {
+OTHERS: lines.Columns = {
     "lp_bound": ("LP bound", "{:,.3f}"),
     "lp_gap_percent": ("above LP %", "{:.2f}"),
     "peak_mib": ("peak MiB", "{:,.0f}"),
@@ -74,51 +66,6 @@ _SAID_WHEN_ANY = {"refused", "short", "too_large", "only_ours"}
 
 
 @dataclass(frozen=True, slots=True)
-class Reach:
-    """What the median of a figure has to be."""
-
-    figure: str
-    at_most: float | None = None
-    at_least: float | None = None
-
-    def met(self, value: float) -> bool:
-        """Up to rounding."""
-        slack = _ROUNDING * abs(value)
-        return (self.at_most is None or value <= self.at_most + slack) and (
-            self.at_least is None or value >= self.at_least - slack
-        )
-
-    def __str__(self) -> str:
-        name, _ = (COLUMNS | OTHERS)[self.figure]
-        least = "" if self.at_least is None else f" ≥ {self.at_least:g}"
-        most = "" if self.at_most is None else f" ≤ {self.at_most:g}"
-        return f"{name}{least}{most}"
-
-
-@dataclass(frozen=True, slots=True)
-class Line(Row):
-    """A row of the table with what it has to reach and remarks that are no figures."""
-
-    reach: tuple[Reach, ...] = ()
-    detail: dict[str, Any] = field(default_factory=dict)
-    """Kept in the JSON only."""
-
-    @property
-    def missed(self) -> tuple[Reach, ...]:
-        medians = self.medians
-        return tuple(each for each in self.reach if not each.met(medians[each.figure]))
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            # Not super(): slots=True makes the class anew, which the argumentless form cannot see.
-            **Row.as_dict(self),
-            "reach": [str(each) for each in self.reach],
-            "missed": [str(each) for each in self.missed],
-            **({"detail": self.detail} if self.detail else {}),
-        }
-
-
-@dataclass(frozen=True, slots=True)
 class Skipped:
     """A case that could not be measured, and why."""
 
@@ -126,21 +73,13 @@ class Skipped:
     reason: str
 
 
-def line(
-    case: str,
-    who: str,
-    repeats: Figures | Sequence[Figures],
-    *reach: Reach,
-    **detail: Any,
-) -> Line:
-    """A line of one measurement or of several."""
-    several = (repeats,) if isinstance(repeats, dict) else tuple(repeats)
-    return Line({CASE: case, WHO: who}, several, reach, detail)
+line = partial(lines.line, {**COLUMNS, **OTHERS})
+"""A line of this bench: case, who, figures, what they have to reach."""
 
 
-def table(lines: Sequence[Line], skipped: Iterable[Skipped] = ()) -> Table:
+def table(found: Sequence[Line], skipped: Iterable[Skipped] = ()) -> Table:
     """Medians; figures without a column of their own are named in the last but one."""
-    present = {name for each in lines for name in each.medians}
+    present = {name for each in found for name in each.medians}
     columns = {name: of for name, of in COLUMNS.items() if name in present}
     drawn = Table(title="Planner: medians")
     drawn.add_column("case")
@@ -150,7 +89,7 @@ def table(lines: Sequence[Line], skipped: Iterable[Skipped] = ()) -> Table:
     drawn.add_column("also", ratio=3)
     drawn.add_column("to reach", ratio=1)
     last = None
-    for each in lines:
+    for each in found:
         case = each.labels[CASE]
         if last is not None and case != last:
             drawn.add_section()
@@ -167,17 +106,10 @@ def table(lines: Sequence[Line], skipped: Iterable[Skipped] = ()) -> Table:
                 for name, (title, form) in OTHERS.items()
                 if medians.get(name, 0) or (name in medians and name not in _SAID_WHEN_ANY)
             ),
-            _verdict(each),
+            each.verdict,
         )
         last = case
     for gone in skipped:
         drawn.add_section()
         drawn.add_row(gone.case, f"skipped: {gone.reason}")
     return drawn
-
-
-def _verdict(each: Line) -> str:
-    if not each.reach:
-        return ""
-    missed = each.missed
-    return "reached" if not missed else "MISSED " + ", ".join(map(str, missed))

@@ -15,8 +15,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))  # `python bench/planner/main.py` as well as -m
 
 from bench.harness import arguments, versions, write_results
+from bench.lines import Line, Says, misses
 from bench.planner import ensemble_case, fleet_cases, growth, oracle_case, slice_cases
-from bench.planner.lines import Line, Says, Skipped, table
+from bench.planner.lines import Skipped, table
 from bench.planner.parvagpu import DataMissing, data_folder, read
 from rich.console import Console
 
@@ -82,11 +83,7 @@ def main(options: Sequence[str] | None = None) -> int:
         "versions": versions(PACKAGES),
         "cases": list(jobs),
         "skipped": {each.case: each.reason for each in skipped},
-        "missed": [
-            f"{each.labels['case']}, {each.labels['who']}: {bound}"
-            for each in lines
-            for bound in each.missed
-        ],
+        "missed": misses(lines),
     }
     written = write_results("planner", chosen, facts, lines)
     if written is not None:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from bench.harness import Figures
+from bench.lines import Line, Reach, Says
 from bench.planner.brute import TooLarge, least_cost
-from bench.planner.lines import Line, Reach, Says, line
+from bench.planner.lines import line
 from bench.planner.rules import AloneCurves
 from bench.planner.tiny import brute_case, tiny_case
 

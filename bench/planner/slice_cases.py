@@ -16,8 +16,9 @@ from statistics import median
 from time import perf_counter
 
 from bench.harness import Figures, Variant, alternate
+from bench.lines import Line, Reach, Says
 from bench.planner.covers import choices
-from bench.planner.lines import Line, Reach, Says, line
+from bench.planner.lines import line
 from bench.planner.parvagpu import ParvaData, cluster, copies_of
 from bench.planner.rules import by, filled, twice
 from bench.planner.slice_baselines import best_batch_only, first_fit, model_per_gpu, parvagpu

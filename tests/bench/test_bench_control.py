@@ -17,9 +17,10 @@ from bench.control.jobs import (
     jobs,
     measured_before,
 )
-from bench.control.lines import NEVER_S, Reach, line
+from bench.control.lines import NEVER_S, line
 from bench.control.oracle import capacity, goodput, settings
 from bench.control.policies import share_within
+from bench.lines import Reach
 
 from tessera_core.control.dnnscaler import Knob
 from tessera_core.control.setpoint import Goal, Setpoint
@@ -108,6 +109,16 @@ def test_goodput_is_that_of_the_same_setting_under_control() -> None:
     span_s = float(arrivals[-1]) / 1e3
     assert found.per_s == pytest.approx(run.good / span_s)
     assert share_within(run, 0.0, 20.0) == pytest.approx(run.good / len(arrivals))
+
+
+def test_nothing_is_tried_after_a_setting_that_answers_all() -> None:
+    each = job(1)
+    few = np.arange(1.0, 11.0) * 1e3
+    lone, many = Setpoint(1, 1), Setpoint(8, 4)
+    assert [best.setpoint for best in goodput(each.law, each.slo_ms, few, [many, lone])] == [many]
+    hopeless = np.zeros(50)
+    found = goodput(each.law, each.slo_ms, hopeless + 1e3, [many, lone])
+    assert [best.setpoint for best in found] == [many, lone]
 
 
 def test_the_highest_rate_is_found_between_two_coarse_ones() -> None:

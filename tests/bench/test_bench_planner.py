@@ -8,10 +8,11 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from bench.lines import Reach
 from bench.planner.covers import choices, minimal
 from bench.planner.fleet import mixed_fleet
 from bench.planner.fleet_cases import QUIET, applied, touched
-from bench.planner.lines import Reach, Skipped, line, table
+from bench.planner.lines import Skipped, line, table
 from bench.planner.main import main
 from bench.planner.parvagpu import VARIABLE, ParvaData, cluster
 from bench.planner.rules import AloneCurves, by, filled, twice

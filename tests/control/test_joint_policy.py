@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tessera_core.control.joint import PATIENCE, ROOM, SHEDDING, Joint, JointState
 from tessera_core.control.setpoint import Batch, Goal, Setpoint, Window
+from tessera_core.perf.capacity import max_rate
 from tessera_core.perf.profile import LatencyProfile, ProfileRow
 from tessera_core.simulate.arrivals import poisson
 from tessera_core.simulate.station import Station, simulate
@@ -158,6 +161,61 @@ def test_what_nothing_was_seen_of_moves_nothing(windows: int, rate: float):
         silent = POLICY.step(silent, Window(1.0, 0, ()), GOAL)
     assert silent.error == state.error
     assert silent.rate_per_s == state.rate_per_s
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.2, 1.0, 3.0])
+def test_a_rate_below_one_in_a_second_is_not_read_as_more(rate: float):
+    """Most seconds are silent then, and count."""
+    generator = np.random.default_rng(5)
+    state = POLICY.start(GOAL)
+    read = []
+    for count in generator.poisson(rate, round(2000 / rate)):
+        state = POLICY.step(state, Window(1.0, int(count), ()), GOAL)
+        read.append(state.rate_per_s)
+    assert np.mean(read) < 2 * rate
+
+
+@pytest.mark.parametrize("silent", [1, 10, 1000])
+def test_what_comes_after_silence_is_answered_at_once(silent: int):
+    start = POLICY.start(GOAL)
+    state = after(start, 3, 50.0)
+    for _ in range(silent):
+        state = POLICY.step(state, Window(1.0, 0, ()), GOAL)
+    rate = 1.1 * carried(start)
+    found = POLICY.step(state, seen(state, rate), GOAL)
+    assert ROOM * carried(found) >= rate
+
+
+def test_a_rate_that_has_fallen_to_almost_nothing_is_read_so():
+    state = after(POLICY.start(GOAL), 3, 1000.0)
+    for _ in range(20):
+        state = POLICY.step(state, Window(1.0, 0, ()), GOAL)
+    state = POLICY.step(state, Window(1.0, 1, ()), GOAL)
+    assert state.rate_per_s < 0.1
+
+
+@pytest.mark.parametrize("setpoint", [Setpoint(8, 1), Setpoint(16, 2), Setpoint(4, 4)])
+def test_bursts_between_the_solved_ones_carry_about_what_the_queue_model_says(setpoint: Setpoint):
+    service = PROFILE.service(setpoint.cap, setpoint.instances)
+    for burstiness in (1.2, 1.9, 2.6):
+        solved = max_rate(service, GOAL.slo_ms, 99.0, burstiness)
+        assert POLICY.carries(setpoint, GOAL, 1.0, burstiness) == pytest.approx(solved, rel=0.1)
+
+
+def test_in_bursts_too_the_fewest_instances_are_taken_with_the_cap_that_carries_most():
+    start = POLICY.start(GOAL)
+    rate = 0.9 * POLICY.carries(start.setpoint, GOAL, 1.0, 1.0)
+    calm = seen(start, rate)
+    found = POLICY.step(start, replace(calm, burstiness=2.5), GOAL)
+    tried = {
+        instances: max(
+            POLICY.carries(Setpoint(cap, instances), GOAL, 1.0, 2.5)
+            for cap in (1, 2, 4, 6, 8, 11, 16, 32, 64)
+        )
+        for instances in (1, 2, 4)
+    }
+    assert found.setpoint.instances == min(n for n, most in tried.items() if ROOM * most >= rate)
+    assert carried(found) >= tried[found.setpoint.instances] / 1.06
 
 
 @given(st.floats(50.0, 1500.0), st.integers(0, 1000))

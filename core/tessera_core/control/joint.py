@@ -9,13 +9,15 @@
   that are finished: the setting that finishes most is taken of those whose full batches leave a part of the SLO to
   wait in.
 - *Stay.* More instances or another cap are set at once; fewer only after what would be left was seen to carry the
-  rate, with more room, several decisions in a row. What nothing was seen of moves nothing.
+  rate, with more room, several decisions in a row. Seconds in which nothing comes move nothing; they are counted into
+  the rate once something does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 from math import log
 from statistics import median
@@ -54,13 +56,18 @@ STEP = 1.02
 """Corrections are rounded to powers of this, so that solved settings are used again."""
 BURST_STEP = 1.1
 """The same for the variation of gaps, which is known less well: a second of Poisson arrivals says 1 only about so."""
+SOLVED_STEP = 1.5
+"""Between the variations for which the queue is solved."""
 
 SETTLING = 0.3
 """Weight of a window's rate in the mean, while it fits it."""
 SURPRISE = 4.0
-"""Standard deviations of a Poisson count from which a rate is a new one, and the mean begins anew."""
+"""Standard deviations of a Poisson count, of a mean of one at least, from which a rate is a new one."""
 LEAST_SURPRISE = 0.15
 """And relative to the rate."""
+
+_REMEMBERED = 4096
+"""Solved questions: decisions ask the same ones again and again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +76,10 @@ class JointState:
     rate_per_s: float = 0.0
     """Rows, as they seem to come now; 0 while none has."""
     burstiness: float = 1.0
+    span_s: float = INTERVAL_S
+    """Mean of what windows with rows stand for: their own seconds, and the idle ones before."""
+    idle_s: float = 0.0
+    """Since the last window in which something came."""
     error: float = 1.0
     """Batch times here over those of the profile."""
     enough: int = 0
@@ -83,8 +94,10 @@ class Joint:
         """``percent``: of the member's requests that are to be within the SLO, such as 99."""
         self._profile = profile
         self._percent = percent
-        self._services: dict[Setpoint, ServiceModel] = {}
-        """Lines through the profile, which decisions ask for again and again."""
+        self._service = lru_cache(_REMEMBERED)(self._line)
+        self._best_cap = lru_cache(_REMEMBERED)(self._search_caps)
+        self._all_caps = lru_cache(_REMEMBERED)(self._measured_caps)
+        self._profiled_ms = lru_cache(_REMEMBERED)(profile.service_ms)
 
     def start(self, goal: Goal) -> JointState:
         """One instance, and the cap with which it carries most: nothing is known of the rate."""
@@ -103,7 +116,7 @@ class Joint:
             return replace(state, setpoint=kept, enough=0)
         less, carried = self._wanted(state, goal, ROOM_AFTER_LESS)
         if less.instances >= now.instances or ROOM_AFTER_LESS * carried < state.rate_per_s:
-            best, _ = self._best_cap(now.instances, goal, state.error, state.burstiness)
+            best, _ = self._best(now.instances, state, goal)
             return replace(state, setpoint=self._kept(state, best, goal), enough=0)
         if state.enough + 1 < PATIENCE:
             return replace(state, enough=state.enough + 1)
@@ -111,10 +124,10 @@ class Joint:
 
     def carries(self, setpoint: Setpoint, goal: Goal, error: float, burstiness: float) -> float:
         """Rows per second within the SLO, when batches take ``error`` times their profile."""
-        service = self._service(setpoint).scaled(_rounded(error, STEP))
+        service = self._service(setpoint.cap, setpoint.instances).scaled(_rounded(error, STEP))
         variance = _rounded(max(burstiness, 1.0), BURST_STEP)
         if setpoint.instances == 1 or covered(service, self._percent):
-            return max_rate(service, goal.slo_ms, self._percent, variance)
+            return self._of_table(service, goal.slo_ms, variance)
         # What no table answers would be simulated: a second for each of dozens of settings, in each decision.
         full_ms = service.batch_ms(setpoint.cap)
         server = Server(
@@ -122,46 +135,53 @@ class Joint:
         )
         return equal_rate(server, goal.slo_ms, self._percent, variance)
 
-    def _service(self, setpoint: Setpoint) -> ServiceModel:
-        service = self._services.get(setpoint)
-        if service is None:
-            service = self._profile.service(setpoint.cap, setpoint.instances)
-            self._services[setpoint] = service
-        return service
+    def _of_table(self, service: ServiceModel, slo_ms: float, variance: float) -> float:
+        """On a line between solved variances, from below: what carries nothing takes longest to solve."""
+        at, carried = 1.0, max_rate(service, slo_ms, self._percent)
+        while carried and at < variance:
+            below, less = at, carried
+            at *= SOLVED_STEP
+            carried = max_rate(service, slo_ms, self._percent, at)
+            if at > variance:
+                return less + (carried - less) * log(variance / below) / log(SOLVED_STEP)
+        return carried
+
+    def _line(self, cap: int, instances: int) -> ServiceModel:
+        return self._profile.service(cap, instances)
 
     def _seen(self, state: JointState, window: Window) -> JointState:
         ratios = [
-            batch.ms / self._profile.service_ms(batch.rows, state.setpoint.instances)
+            batch.ms / self._profiled_ms(batch.rows, state.setpoint.instances)
             for instance in window.batches
             for batch in instance
         ]
         if len(ratios) >= FEWEST_BATCHES:
             moved = state.error * (median(ratios) / state.error) ** TRIM
             state = replace(state, error=min(max(moved, 1 / MOST_ERROR), MOST_ERROR))
-        if not window.seconds > 0 or not window.arrivals:
+        if not window.seconds > 0:
             return state
-        rate = window.arrivals / window.seconds
-        expected = state.rate_per_s * window.seconds
-        deviation = abs(window.arrivals - expected)
-        is_new = deviation > SURPRISE * (window.burstiness * expected) ** 0.5
-        if is_new and deviation > LEAST_SURPRISE * expected:
-            return replace(state, rate_per_s=rate, burstiness=window.burstiness)
-        return replace(
-            state,
-            rate_per_s=state.rate_per_s + SETTLING * (rate - state.rate_per_s),
-            burstiness=state.burstiness + SETTLING * (window.burstiness - state.burstiness),
-        )
+        if not window.arrivals:
+            return replace(state, idle_s=state.idle_s + window.seconds)
+        return _counted(state, window)
 
     def _wanted(self, state: JointState, goal: Goal, room: float) -> tuple[Setpoint, float]:
         """The fewest instances that carry the rate with ``room``, else what carries most; and what it carries."""
-        best, most = Setpoint(1, 1), -1.0
-        for instances in self._counts(goal):
-            setpoint, carried = self._best_cap(instances, goal, state.error, state.burstiness)
-            if room * carried >= state.rate_per_s:
-                return setpoint, carried
-            if carried > most:
-                best, most = setpoint, carried
-        return best, most
+        counts = list(self._counts(goal))
+        for instances in counts:
+            if self._may_carry(instances, state.rate_per_s / room, state, goal):
+                setpoint, carried = self._best(instances, state, goal)
+                if room * carried >= state.rate_per_s:
+                    return setpoint, carried
+        return max((self._best(n, state, goal) for n in counts), key=lambda found: found[1])
+
+    def _may_carry(self, instances: int, rate_per_s: float, state: JointState, goal: Goal) -> bool:
+        """Nothing carries more than it finishes, nor more of bursts than of Poisson arrivals: both are known sooner."""
+        error = _rounded(state.error, STEP)
+        services = (self._service(cap, instances) for cap in self._caps(instances, goal))
+        finished = max(each.capacity_per_s for each in services) / error
+        if finished < rate_per_s:
+            return False
+        return GAIN * self._best_cap(instances, goal, error, 1.0)[1] >= rate_per_s
 
     def _shedding(self, state: JointState, wanted: Setpoint, goal: Goal) -> Setpoint:
         """What finishes most rows of the settings that leave time to wait; ``wanted`` where none does."""
@@ -171,31 +191,40 @@ class Joint:
             for instances in self._counts(goal)
             for cap in self._caps(instances, goal)
             for setpoint in [Setpoint(cap, instances)]
-            if self._profile.service_ms(cap, instances) <= allowed_ms
+            if self._profiled_ms(cap, instances) <= allowed_ms
         ]
         best, most = wanted, 0.0
         # What is set comes first, and then the fewest instances: others have to finish more than a little more.
         for setpoint in sorted(found, key=lambda each: each != state.setpoint):
-            finished = self._profile.throughput(setpoint.cap, setpoint.instances)
+            rows = setpoint.cap * setpoint.instances
+            finished = rows / self._profiled_ms(setpoint.cap, setpoint.instances)
             if finished > GAIN * most:
                 best, most = setpoint, finished
         return best
 
-    def _best_cap(
+    def _best(self, instances: int, state: JointState, goal: Goal) -> tuple[Setpoint, float]:
+        error = _rounded(state.error, STEP)
+        burstiness = _rounded(max(state.burstiness, 1.0), BURST_STEP)
+        return self._best_cap(instances, goal, error, burstiness)
+
+    def _search_caps(
         self, instances: int, goal: Goal, error: float, burstiness: float
     ) -> tuple[Setpoint, float]:
         """The cap that carries most; of about equals the smallest. Where none carries anything, single rows."""
-        best, carried, most = Setpoint(1, instances), 0.0, 0.0
-        for cap in reversed(self._caps(instances, goal)):
-            setpoint = Setpoint(cap, instances)
-            finished = self._service(setpoint).capacity_per_s / _rounded(error, STEP)
-            if GAIN * finished <= most:
-                continue  # it cannot carry more than it finishes
-            now = self.carries(setpoint, goal, error, burstiness)
-            most = max(most, now)
-            if now and GAIN * now >= most:
-                best, carried = setpoint, now
-        return best, carried
+        at_most = {}
+        for cap in self._caps(instances, goal):
+            if burstiness > 1.0:
+                at_most[cap] = self.carries(Setpoint(cap, instances), goal, error, 1.0)
+            else:
+                at_most[cap] = self._service(cap, instances).capacity_per_s / error
+        carried, most = {}, 0.0
+        for cap in sorted(at_most, key=lambda cap: -at_most[cap]):
+            if GAIN * at_most[cap] <= most:
+                break
+            carried[cap] = self.carries(Setpoint(cap, instances), goal, error, burstiness)
+            most = max(most, carried[cap])
+        best = min((cap for cap, now in carried.items() if now and GAIN * now >= most), default=1)
+        return Setpoint(best, instances), carried.get(best, 0.0)
 
     def _kept(self, state: JointState, wanted: Setpoint, goal: Goal) -> Setpoint:
         """``wanted``, unless what is set has as many instances and carries about as much."""
@@ -212,12 +241,43 @@ class Joint:
                 yield instances
 
     def _caps(self, instances: int, goal: Goal) -> list[int]:
+        return [cap for cap in self._all_caps(instances) if cap <= goal.most.cap] or [1]
+
+    def _measured_caps(self, instances: int) -> list[int]:
         """Ascending: what was measured, and the middle between two of those."""
         measured = [row.batch for row in self._profile.cells(instances)]
         middles = [round((low * high) ** 0.5) for low, high in pairwise(measured)]
-        return [cap for cap in sorted({*measured, *middles}) if cap <= goal.most.cap] or [1]
+        return sorted({*measured, *middles})
 
 
 def _rounded(ratio: float, step: float) -> float:
     """To a power of ``step``."""
     return float(step ** round(log(ratio) / log(step)))
+
+
+def _counted(state: JointState, window: Window) -> JointState:
+    """The rate and its burstiness after a window in which something came, and the idle seconds before it."""
+    span_s = state.idle_s + window.seconds
+    now, over_all = window.arrivals / window.seconds, window.arrivals / span_s
+    anew = replace(state, idle_s=0.0, span_s=span_s, burstiness=window.burstiness)
+    if now > state.rate_per_s and _surprises(state, window, window.seconds):
+        # After silence too, what comes now is answered now.
+        return replace(anew, span_s=window.seconds, rate_per_s=now)
+    if not state.rate_per_s or _surprises(state, window, span_s):
+        return replace(anew, rate_per_s=over_all)
+    rows = _settled(state.rate_per_s * state.span_s, window.arrivals)
+    span_s = _settled(state.span_s, span_s)
+    burstiness = _settled(state.burstiness, window.burstiness)
+    return replace(anew, rate_per_s=rows / span_s, span_s=span_s, burstiness=burstiness)
+
+
+def _settled(mean: float, seen: float) -> float:
+    return mean + SETTLING * (seen - mean)
+
+
+def _surprises(state: JointState, window: Window, seconds: float) -> bool:
+    """Whether what came is no chance at the rate that was seen before, over so many seconds."""
+    expected = state.rate_per_s * seconds
+    deviation = abs(window.arrivals - expected)
+    chance = (window.burstiness * max(expected, 1.0)) ** 0.5
+    return bool(deviation > max(SURPRISE * chance, LEAST_SURPRISE * expected))
