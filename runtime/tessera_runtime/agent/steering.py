@@ -9,7 +9,7 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 
 import msgspec
@@ -271,8 +271,8 @@ class Steering:
         state = JointState(place.planned)
         batches = 0
         if known is not None and known.place.of_one == place.of_one:
-            old, batches = known.state, known.batches
-            state = JointState(place.planned, old.rate_per_s, old.burstiness, old.error)
+            state = replace(known.state, setpoint=place.planned, enough=0)
+            batches = known.batches
         return _Steered(place, Joint(place.profile, place.percent), state, batches=batches)
 
     def _set(self, service: ServiceTarget, places: list[_Place]) -> ServiceTarget:
