@@ -26,9 +26,9 @@ from bench.harness import arguments, versions, write_results
 from bench.lines import Line, Says, misses
 from rich.console import Console
 
-CASES = ("loads", "capacity", "capacity-decoded-before", "steps", "queue", "energy")
-QUICK_NUMBERS = {"loads": (1, 12), "steps": (1,)}
-"""Goodput of one that shares and one that batches, steps of the first; the rest of the second."""
+CASES = ("loads", "steps", "capacity", "capacity-decoded-before", "queue", "energy")
+QUICK_NUMBER, QUICK_STEPS_NUMBER = 12, 1
+"""One job that batches, and for steps one that shares."""
 TABLE_WIDTH = 210
 
 Task = Callable[[], list[Line]]
@@ -42,8 +42,8 @@ def tasks_of(case: str, quick: bool, seeds: int | None) -> list[Task]:
     if case == "energy":
         return [partial(_listed, models.energy_lines)]
     path = Decoding.BEFORE if case == "capacity-decoded-before" else Decoding.TIMED
-    quick_numbers = QUICK_NUMBERS.get(case, (12,))
-    chosen = [job for job in jobs(path) if not quick or job.number in quick_numbers]
+    only = QUICK_STEPS_NUMBER if case == "steps" else QUICK_NUMBER
+    chosen = [job for job in jobs(path) if not quick or job.number == only]
     if case == "loads":
         size = _seeded(loads.QUICK if quick else loads.Size(), seeds)
         return [partial(_of_job, loads.load_lines, job, size) for job in chosen]
