@@ -165,10 +165,11 @@ class Server:
         ]
 
     def measure(self, cell_s: float) -> Measured:
-        """Every cell of the grid up to the first that takes longer than the SLO, and what DNNScaler's probe needs. From
-        then on the dispatcher admits by the times of as many instances as there are cores for.
+        """Every cap with every number of instances, up to the first that takes longer than the SLO, and what DNNScaler's
+        probe needs. From then on the dispatcher admits by the times of as many instances as there are cores for.
         """
-        profile = LatencyProfile(self._profile(self.place.caps, self.place.counts, cell_s))
+        counts = tuple(range(1, self.place.most.instances + 1))
+        profile = LatencyProfile(self._profile(self.place.caps, counts, cell_s))
         (shared,) = self._profile((1,), (PROBE_INSTANCES,), cell_s)
         time = batch_time(profile, self.place.at_once)
         self._service_time = ServiceTime(time.alpha_ms, time.tau0_ms)
