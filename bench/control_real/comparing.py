@@ -64,8 +64,10 @@ def capacity(server: Server, measured: Measured, turn_s: float) -> float:
 def swept(
     server: Server, settings: Sequence[Setpoint], rate_per_s: float, turn_s: float, seed: int
 ) -> Sweep:
-    """What each setting makes of ``rate_per_s``, within the SLO and within half of it. Requests that come within an SLO of a change are not counted: another
-    setting has answered them, or left them behind.
+    """What each setting makes of ``rate_per_s``, within the SLO and within half of it.
+
+    Requests that come within an SLO of a change are not counted: another setting has answered them, or left them behind.
+    A turn of which a stall of the machine has left too little is not counted either.
     """
     slo_ms = server.task.slo_ms
     order = [*settings, *reversed(settings)]
@@ -75,15 +77,17 @@ def swept(
 
     def on_tick(at_s: float) -> None:
         if len(begun) < len(order):
-            server.set(order[len(begun)])
+            server.set(order[len(begun)], slo_ms)
             begun.append(at_s)
 
     seconds = length_s * len(order)
     answers = under_load(server, (Phase(rate_per_s, seconds),), seed, length_s, on_tick)
     ends = [*begun[1:], seconds]
     found: dict[Setpoint, list[Figures]] = {}
-    for setpoint, start_s, end_s in zip(order, begun, ends, strict=True):
+    for setpoint, start_s, end_s in zip(order, begun, ends, strict=False):
         from_s, to_s = start_s + edge_s, end_s - edge_s
+        if to_s - from_s < turn_s / 2:
+            continue
         half = answers.figures(from_s, to_s, slo_ms / 2)["share"]
         seen = answers.figures(from_s, to_s, slo_ms) | {"share_in_half": half}
         found.setdefault(setpoint, []).append(seen)

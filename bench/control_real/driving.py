@@ -1,7 +1,7 @@
 """Load on a server while a policy sets it, or settings take turns; and what became of the requests.
 
-The load says how late it is: its progress is the only clock here, so that nothing is told or asked from another process
-than the one that waits for it. All policies decide from the same report of the server's counters.
+The load says how late it is: its progress is the only clock here, and whoever waits for it tells and asks the server in
+between. All policies decide from the same report of the server's counters.
 """
 
 from __future__ import annotations

@@ -110,7 +110,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(f"no GPU found: {error}")
         return 1
     if chosen.only:
-        place = replace(place, tasks=tuple(t for t in place.tasks if t.name in chosen.only))
+        named = {task.name: task for task in place.tasks}
+        if unknown := set(chosen.only) - named.keys():
+            parser.error(f"--only: found {sorted(unknown)}, allowed are {sorted(named)}")
+        place = replace(place, tasks=tuple(named[name] for name in chosen.only))
     if chosen.quick:
         place = replace(place, tasks=place.tasks[:1], caps=(1, 8), counts=(1, 2))
     size, span = (QUICK, QUICK_SPAN) if chosen.quick else (Size(), Span())
