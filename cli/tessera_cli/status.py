@@ -46,6 +46,7 @@ def status_table(status: LocalStatus) -> Table:
     table.add_column("in SLO", justify="right")
     table.add_column("batch (cap)", justify="right")
     table.add_column("instances", justify="right")
+    table.add_column("latency / profile", justify="right")
     for service in status.services:
         table.add_row(
             service.name,
@@ -64,7 +65,8 @@ def status_table(status: LocalStatus) -> Table:
             instances = f"{member.instances}/{member.wanted}"
             blanks = [""] * 8
             last = i == len(service.members) - 1
-            table.add_row(f"  {member.name}", *blanks, batch, instances, end_section=last)
+            ratio = _number(member.latency_ratio, ".2f")
+            table.add_row(f"  {member.name}", *blanks, batch, instances, ratio, end_section=last)
     return table
 
 

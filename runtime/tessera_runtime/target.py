@@ -111,7 +111,7 @@ class ServerTarget(msgspec.Struct, frozen=True):
     epoch: int = 0
 
 
-class BatchReport(msgspec.Struct, frozen=True):
+class BatchReport(msgspec.Struct, frozen=True, array_like=True):
     device: str
     worker: int
     """Incarnation of the process that ran it."""
@@ -135,7 +135,18 @@ class MemberReport(msgspec.Struct, frozen=True):
     problem: str = ""
     """Why instances are missing, in words for the user."""
     arrived: int = 0
-    """Rows that came for its instances here, also those that were refused; only grows."""
+    """Rows that came for its instances here, also those that were refused. This and what follows only grows."""
+    answered: int = 0
+    """Requests."""
+    latency_s: float = 0.0
+    """Of all that were answered, from arrival in the queue to the end of the batch."""
+    lost: int = 0
+    """Requests that were refused, dropped or withdrawn."""
+    gaps: int = 0
+    """Between one piece of work and the next, of a second at most."""
+    gaps_s: float = 0.0
+    gaps_s2: float = 0.0
+    """Sum of their squares: with ``gaps`` and ``gaps_s``, how bursty the arrivals are."""
     recent: tuple[BatchReport, ...] = ()
     """The newest of ``batches``, oldest first; in a gang, of all members together."""
 

@@ -14,7 +14,7 @@ from tessera_core.api import (
     RuntimeNodeStatus,
 )
 from tessera_core.api.records import record
-from tessera_core.api.runtimenode import InstanceStatus, ProfileResult, ServedService
+from tessera_core.api.runtimenode import Correction, InstanceStatus, ProfileResult, ServedService
 from tessera_runtime.agent.node_status import (
     COUNTERS_S,
     LEAST_COUNTERS_S,
@@ -24,6 +24,7 @@ from tessera_runtime.agent.node_status import (
     due,
     node_status,
 )
+from tessera_runtime.agent.steering import Corrected
 from tessera_runtime.devices.inventory import Gpu, Inventory
 from tessera_runtime.target import (
     InstanceReport,
@@ -60,6 +61,20 @@ def facts(*services: ServiceReport, instances: tuple[InstanceReport, ...] = (), 
 
 def status(given: Facts, now: str = NOW, before: RuntimeNodeStatus | None = None):
     return node_status(given, before.conditions if before is not None else (), now)
+
+
+CORRECTED = (
+    Corrected("vision.digits", "cnn", ("cpu", "cpu-1"), 1.23456, 1.56789),
+    Corrected("vision.other", "cnn", ("cpu", "cpu-1"), 2.0),
+)
+
+
+def test_what_batches_take_here_over_what_was_measured_is_told_with_the_counters() -> None:
+    before, found = status(facts(service())), status(facts(service(), corrections=CORRECTED))
+    [served] = found.services
+    assert served.corrections == (Correction("cnn", "cpu", "cpu-1", 1.235, 1.568),)
+    assert not due(before, found, since_s=COUNTERS_S / 2)
+    assert due(before, found, since_s=COUNTERS_S)
 
 
 def ready(found: RuntimeNodeStatus) -> tuple[str, str, str | None]:

@@ -6,13 +6,8 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,10 +15,8 @@ import tritonclient.grpc
 import tritonclient.http
 import tritonclient.utils
 
+from support.local import WAIT_S, serving, tessera, until
 from support.server import command, descendants, started
-
-TESSERA = [sys.executable, "-c", "from tessera_cli.main import main; main()"]
-WAIT_S = 90.0
 
 MODEL = """
 import numpy as np
@@ -56,45 +49,6 @@ def service(tmp_path: Path) -> Path:
     path = tmp_path / "service.yaml"
     path.write_text(SERVICE.replace("TARGET", "500ms"))
     return path
-
-
-def until(condition: Callable[[], Any], explain: Callable[[], str]) -> Any:
-    give_up = time.monotonic() + WAIT_S
-    while not (found := condition()):
-        assert time.monotonic() < give_up, explain()
-    return found
-
-
-def tessera(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*TESSERA, *arguments], capture_output=True, text=True, timeout=WAIT_S, check=False
-    )
-
-
-@contextmanager
-def serving(service: Path, *options: str) -> Iterator[tuple[dict[str, Any], subprocess.Popen[str]]]:
-    state_dir = service.parent / "state"
-    ports = ("--http=0", "--grpc=0", "--metrics=0")
-    log = (service.parent / "serve.log").open("w+")
-    process = subprocess.Popen(
-        [*TESSERA, "serve", "-f", str(service), "--state-dir", str(state_dir), *ports, *options],
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-    def ready() -> dict[str, Any] | None:
-        assert process.poll() is None, (service.parent / "serve.log").read_text()
-        found = tessera("status", "--state-dir", str(state_dir), "-o", "json")
-        return json.loads(found.stdout) if found.returncode == 0 else None
-
-    try:
-        yield until(ready, lambda: (service.parent / "serve.log").read_text()), process
-    finally:
-        if process.poll() is None:
-            process.terminate()
-        process.wait(WAIT_S)
-        log.close()
 
 
 def test_an_ensemble_is_measured_planned_served_and_drained(service: Path) -> None:

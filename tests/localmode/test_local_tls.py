@@ -5,14 +5,12 @@ from __future__ import annotations
 import http.client
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 from support.certificates import Authority
+from support.local import TESSERA
 from support.model_files import ModelFile
 from support.server import wait_until
-
-TESSERA = [sys.executable, "-c", "from tessera_cli.main import main; main()"]
 
 SERVICE = """
 apiVersion: tessera.dev/v1alpha1

@@ -265,6 +265,10 @@ class Correction:
     slice: Annotated[str, SLICE_KIND]
     ratio: Annotated[float, decimal()]
     """1: as measured; 2: twice as long."""
+    latency_ratio: Annotated[float | None, decimal()] = None
+    """Mean latency over what the lines say for the arrivals that came; absent where the exact mean says nothing: several
+    instances, arrivals unlike Poisson, refusals, a cap that is reached.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,13 @@ def quorum_probability(member: float, members: int, quorum: int, required: int =
     return member**required * enough
 
 
+def members_waited_for(members: int, required: int, least: int, partial: bool) -> int:
+    """Of how many members an answer is made at least: of all, unless it may be ``partial``, which then has the
+    ``required`` ones and as many as ``least``.
+    """
+    return max(required, least) if partial else members
+
+
 def member_percentile(
     ensemble_percentile: float, members: int, quorum: int | None = None, required: int = 0
 ) -> float:

@@ -15,6 +15,7 @@ from itertools import accumulate, pairwise
 from math import isfinite
 from operator import mul
 from statistics import median
+from typing import Protocol
 
 from tessera_core.perf.service import MS_PER_S, ServiceModel
 
@@ -52,6 +53,27 @@ class LinearFit:
     tau0_ms: float
     r2: float
     """Share of the variance of the medians that the line explains; 1 is perfect."""
+
+
+class Line(Protocol):
+    """Batch times with so many instances at once, as a line instead of cells."""
+
+    @property
+    def instances(self) -> int: ...
+
+    @property
+    def batch(self) -> int:
+        """Largest batch that was measured, rows."""
+
+    @property
+    def alpha_ms(self) -> float: ...
+
+    @property
+    def tau0_ms(self) -> float: ...
+
+    @property
+    def spread_ms(self) -> float:
+        """Between the p99 and the median of a batch's time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +116,29 @@ class LatencyProfile:
             tuple(
                 ProfileRow(batch, 1, ms, ms, MS_PER_S * batch / ms, memory_mib)
                 for batch, ms in zip(batches, times, strict=True)
+            )
+        )
+
+    @classmethod
+    def from_lines(cls, lines: Iterable[Line]) -> LatencyProfile:
+        """The profile of ``lines``, one per instance count: cells for powers of two up to the largest batch.
+
+        Lines do not tell memory; it is 0. Raises ``ValueError`` as the constructor does: without a line, for two of one
+        instance count, for times that are not positive.
+        """
+        return cls(
+            tuple(
+                ProfileRow(
+                    batch,
+                    line.instances,
+                    ms,
+                    ms + line.spread_ms,
+                    MS_PER_S * line.instances * batch / ms if ms else 0.0,
+                    0.0,
+                )
+                for line in lines
+                for batch in _sizes(line.batch)
+                for ms in [line.tau0_ms + line.alpha_ms * batch]
             )
         )
 
@@ -205,8 +250,11 @@ class LatencyProfile:
         machine, and whoever expects a stall in every batch drops what would have been in time.
         """
         fit = self.fit(instances)
-        slack = median(row.p99_ms - row.p50_ms for row in self.cells(instances))
-        return replace(fit, tau0_ms=fit.tau0_ms + slack)
+        return replace(fit, tau0_ms=fit.tau0_ms + self.spread_ms(instances))
+
+    def spread_ms(self, instances: int = 1) -> float:
+        """What a slow batch takes more, ms: the median of ``p99 - p50`` over the batch sizes."""
+        return median(row.p99_ms - row.p50_ms for row in self.cells(instances))
 
     def scaled(self, factor: float) -> LatencyProfile:
         """Every time multiplied by ``factor`` > 0: a measured/predicted correction, or a derate for neighbours."""
@@ -226,6 +274,11 @@ class LatencyProfile:
                 for row in self.rows
             )
         )
+
+
+def _sizes(most: int) -> list[int]:
+    """Powers of two below ``most``, and ``most``."""
+    return [*(1 << power for power in range((most - 1).bit_length())), most]
 
 
 def _up_to(cells: Sequence[ProfileRow], batch: int | None) -> Sequence[ProfileRow]:

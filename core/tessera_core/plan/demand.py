@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tessera_core.api import Isolation, ModelService, OnTimeout, ScalingMode
-from tessera_core.perf import member_percentile
+from tessera_core.perf import member_percentile, members_waited_for
 from tessera_core.plan.state import ClusterState, Policy
 
 MOST_PARTS = 10_000
@@ -112,9 +112,12 @@ def demands_of(
     rows = traffic.items_per_request
     load = traffic.requests_per_second * rows
     least, most, counted = _parts(service)
-    answering = len(spec.members)
-    if spec.ensemble.on_timeout is OnTimeout.PARTIAL:
-        answering = max(sum(each.required for each in spec.members), spec.ensemble.min_members)
+    answering = members_waited_for(
+        len(spec.members),
+        sum(each.required for each in spec.members),
+        spec.ensemble.min_members,
+        spec.ensemble.on_timeout is OnTimeout.PARTIAL,
+    )
     percentile = member_percentile(objective.percent, answering)
     selector = placement.pool_selector
     return tuple(

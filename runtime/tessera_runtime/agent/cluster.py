@@ -23,9 +23,11 @@ from tessera_runtime.agent.kube import Document, Kube, KubeError
 from tessera_runtime.agent.measuring import Measuring
 from tessera_runtime.agent.models import Models
 from tessera_runtime.agent.node_status import Facts, Phase, counters_s, node_status
+from tessera_runtime.agent.observe import kind_of
 from tessera_runtime.agent.profiling import results, still_asked
 from tessera_runtime.agent.publishing import Publisher
 from tessera_runtime.agent.serving import Serving
+from tessera_runtime.agent.steering import Steering
 from tessera_runtime.agent.translate import Site
 from tessera_runtime.agent.waits import set_within
 from tessera_runtime.control import ControlClient
@@ -82,6 +84,7 @@ class ClusterAgent:
             self._site,
             state_dir,
             self._publisher.look,
+            Steering(kind_of(seen)) if seen is not None else None,
         )
         self._follower = Follower(kube, who.node, self._hear)
 
@@ -144,6 +147,7 @@ class ClusterAgent:
             problems=serving.problems,
             profiles=self._profiles(),
             unhealthy=self._unhealthy,
+            corrections=serving.corrections(),
         )
         return node_status(facts, before, now)
 

@@ -18,17 +18,20 @@ from pathlib import Path
 
 from tessera_core.api import ModelProfile, ModelService
 from tessera_core.api.members import Member
+from tessera_core.api.modelservice import ScalingMode
 from tessera_core.api.runtimenode import BatchTime, ServedMember, ServedService
 from tessera_core.gpu.devices import DeviceClass
+from tessera_core.perf import ModelHealth
 from tessera_core.plan.decision import Plan, ServicePlan
 from tessera_core.plan.nodes import to_runtime_nodes
 from tessera_core.plan.planner import plan
 from tessera_core.plan.predict import latency_at
 from tessera_core.plan.state import ClusterState, Policy
 from tessera_runtime.agent.measure import PROFILE_TIMEOUT_S, batch_time, profile_request
-from tessera_runtime.agent.observe import cluster_state, places
+from tessera_runtime.agent.observe import cluster_state, kind_of, places
 from tessera_runtime.agent.profiles import ProfileStore, engine_version, to_profile
 from tessera_runtime.agent.status import LocalStatus, MemberStatus, ServiceStatus, write_status
+from tessera_runtime.agent.steering import Profiles, Steering
 from tessera_runtime.agent.translate import (
     LocalModel,
     ModelKey,
@@ -107,6 +110,14 @@ class LocalAgent:
         self._slo = Window(max(s.spec.slo.objectives[0].window_s for s in services))
         self.state = ClusterState()
         self.plan: Plan | None = None
+        self._planned = ServerTarget()
+        """What follows from the plan."""
+        self._told = ServerTarget()
+        """That, as it was set last."""
+        self._reported: ServerReport | None = None
+        self._steering = Steering(kind_of(seen))
+        self._steered: Profiles = {}
+        """What batches take, of services whose capacity is not said by their users."""
 
     async def fetch(self) -> None:
         """Bring every member's model to this machine. Raises FetchError."""
@@ -172,11 +183,38 @@ class LocalAgent:
         translated = server_target(node, models, site, ServerTarget())
         for service, problem in translated.problems.items():
             raise TranslationError(f"{service}: {problem}")
-        await self._control.apply(translated.target)
+        self._planned = translated.target
+        self._steered = self._steered_profiles()
+        await self._tell(self._planned)
+
+    async def steer(self) -> None:
+        """Set batches and instances anew, beneath what is planned, after the last report. Raises ControlError."""
+        if self._reported is None:
+            return
+        # Deciding takes as long as hundreds of reports where the queue model is asked something new.
+        wanted = await asyncio.to_thread(
+            self._steering.look, self._planned, self._reported, self._steered
+        )
+        if wanted != self._told:
+            await self._tell(wanted)
+
+    async def _tell(self, target: ServerTarget) -> None:
+        await self._control.apply(target)
+        self._told = target
+
+    def _steered_profiles(self) -> Profiles:
+        return {
+            (service.served_name, member.name, (each.place.product, each.place.slice)): each.profile
+            for service, member in self._members()
+            if service.spec.scaling.mode is ScalingMode.SLO
+            for each in self.state.measured
+            if each.digest == self._models[service.served_name, member.name].digest
+        }
 
     async def report(self) -> LocalStatus:
         """Ask the server, write the status file, return it. Raises ControlError."""
         report = await self._control.report()
+        self._reported = report
         self._live.add(report)
         self._slo.add(report)
         status = self._status(report)
@@ -184,12 +222,13 @@ class LocalAgent:
         return status
 
     async def run(self, each: Callable[[LocalStatus], None]) -> None:
-        """Report until cancelled. A server that was restarted is told again what is wanted."""
+        """Report and steer until cancelled. A server that was restarted is told again what is wanted."""
         while True:
             try:
                 status = await self.report()
                 if len(status.services) < len(self._services):
                     await self.apply()
+                await self.steer()
                 each(status)
             except ControlError as error:
                 log.warning("the server does not answer: %s", error)
@@ -271,6 +310,15 @@ class LocalAgent:
             ),
         )
 
+    def _health(self, name: str) -> dict[str, ModelHealth]:
+        """By member."""
+        return {
+            member: each.health
+            for each in self._steering.health()
+            if each.service == name
+            for member in each.members
+        }
+
     def _most(self, planned: ServicePlan | None) -> float | None:
         """What the members carry, or the dispatcher's one core where that is less and was seen already."""
         if planned is None:
@@ -302,13 +350,15 @@ class LocalAgent:
             total=report.total,
             predicted_p99_ms=predicted,
             max_requests_per_second=self._most(planned),
-            members=_member_statuses(report, live),
+            members=_member_statuses(report, live, self._health(report.name)),
             codes=report.codes,
             problem=report.problem or next((m.problem for m in report.members if m.problem), ""),
         )
 
 
-def _member_statuses(report: ServiceReport, live: Seen | None) -> tuple[MemberStatus, ...]:
+def _member_statuses(
+    report: ServiceReport, live: Seen | None, health: Mapping[str, ModelHealth]
+) -> tuple[MemberStatus, ...]:
     mean_batch = dict(live.mean_batch) if live is not None else {}
     return tuple(
         MemberStatus(
@@ -319,10 +369,13 @@ def _member_statuses(report: ServiceReport, live: Seen | None) -> tuple[MemberSt
             batch_cap=member.cap,
             mean_batch=mean_batch.get(member.name),
             queued_rows=member.queued_rows,
+            latency_ratio=found.ratio if found is not None else None,
+            latency_unmet=found.unmet or "" if found is not None else "",
             restarts=member.restarts,
             problem=member.problem,
         )
         for member in report.members
+        for found in [health.get(member.name)]
     )
 
 

@@ -14,6 +14,8 @@ from enum import StrEnum
 from tessera_core import __version__
 from tessera_core.api import Condition, ConditionStatus, RuntimeNode, RuntimeNodeStatus
 from tessera_core.api.runtimenode import (
+    MOST_LINES,
+    Correction,
     CpuStatus,
     DeviceStatus,
     Health,
@@ -25,6 +27,7 @@ from tessera_core.api.runtimenode import (
 from tessera_core.gpu.mig import label
 from tessera_core.gpu.tables import model_of
 from tessera_core.plan.state import CPU
+from tessera_runtime.agent.steering import Corrected
 from tessera_runtime.agent.translate import device_piece
 from tessera_runtime.devices.inventory import Gpu, Inventory
 from tessera_runtime.target import InstanceReport, ServerReport, ServiceReport
@@ -78,6 +81,8 @@ class Facts:
     profiles: tuple[ProfileResult, ...] = ()
     unhealthy: frozenset[str] = frozenset()
     """GPUs by UUID."""
+    corrections: tuple[Corrected, ...] = ()
+    """What batches take here over what the operator says."""
 
 
 def node_status(facts: Facts, before: Sequence[Condition], now: str) -> RuntimeNodeStatus:
@@ -129,7 +134,14 @@ def _acted_on(status: RuntimeNodeStatus) -> RuntimeNodeStatus:
     return replace(
         status,
         services=tuple(
-            replace(service, good=0, total=0, latency_buckets=(), held=min(service.held, 1))
+            replace(
+                service,
+                good=0,
+                total=0,
+                latency_buckets=(),
+                held=min(service.held, 1),
+                corrections=(),
+            )
             for service in status.services
         ),
         devices=tuple(
@@ -190,8 +202,16 @@ def _services(facts: Facts) -> tuple[ServedStatus, ...]:
     wanted = {each.name for each in facts.node.spec.services} if facts.node is not None else set()
     served = {each.name: each for each in facts.report.services} if facts.report else {}
     answers = facts.phase is not Phase.SERVER_UNREACHABLE
+    corrections: dict[str, list[Correction]] = {}
+    for each in facts.corrections:
+        latency = None if each.latency_ratio is None else round(each.latency_ratio, 3)
+        told = Correction(each.member, *each.kind, round(each.ratio, 3), latency)
+        corrections.setdefault(each.service, []).append(told)
     return tuple(
-        _service(name, served.get(name), facts.problems.get(name, ""), answers)
+        replace(
+            _service(name, served.get(name), facts.problems.get(name, ""), answers),
+            corrections=tuple(corrections.get(name, ())[:MOST_LINES]),
+        )
         for name in sorted(wanted | served.keys() | facts.problems.keys())
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from tessera_core.api import ModelProfile, ModelService
 from tessera_core.gpu.classes import full_class
@@ -19,6 +19,7 @@ from tessera_core.plan.state import (
     Policy,
     PoolRules,
 )
+from tessera_runtime.agent.translate import device_piece
 from tessera_runtime.devices.inventory import Gpu, Inventory
 
 LOCAL = "local"
@@ -65,6 +66,17 @@ def places(seen: Inventory, cpu_cores: Sequence[int]) -> tuple[DeviceClass, ...]
     return tuple(
         cpu_class(cores, seen.memory_mib) for cores in cpu_cores if cores <= len(seen.cores)
     )
+
+
+def kind_of(seen: Inventory) -> Callable[[str], tuple[str, str]]:
+    """What gives (product, kind of slice) of a device by the id that targets have."""
+    products = {gpu.uuid: label(gpu.product) for gpu in seen.gpus} | {CPU: CPU}
+
+    def kind(device_id: str) -> tuple[str, str]:
+        uuid, piece = device_piece(device_id)
+        return products[uuid], piece.partition("@")[0]
+
+    return kind
 
 
 def gpu_class(gpu: Gpu) -> DeviceClass:

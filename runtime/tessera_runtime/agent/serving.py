@@ -20,6 +20,7 @@ from tessera_runtime.agent.keys import ServiceKeys
 from tessera_runtime.agent.kube import Document
 from tessera_runtime.agent.models import Models
 from tessera_runtime.agent.orders import Order, judge
+from tessera_runtime.agent.steering import Corrected, Profiles, Steering, told_profiles
 from tessera_runtime.agent.translate import (
     LocalModel,
     ModelKey,
@@ -51,8 +52,9 @@ class Serving:
         site: Site,
         state_dir: Path,
         changed: Callable[[], None],
+        steering: Steering | None = None,
     ) -> None:
-        """``changed`` is called after every look at the server."""
+        """``changed`` is called after every look at the server. ``steering``: None where nothing is placed."""
         self.order: Order | None = None
         """The last word of the operator; None until it was heard."""
         self.node: RuntimeNode | None = None
@@ -73,6 +75,11 @@ class Serving:
         self._site = site
         self._state_dir = state_dir
         self._changed = changed
+        self._steering = steering
+        self._profiles: Profiles = {}
+        """What the operator says that batches take."""
+        self._sent: ServerTarget | None = None
+        """What the server was told last: what is kept, with what was set since."""
         self._heard: object = None
         self._told = False
         """Whether the server that answers now knows the target that was kept."""
@@ -95,6 +102,7 @@ class Serving:
             log.error("the spec is refused: %s", self.order.message)
         else:
             self.node = self.order.node
+            self._profiles = told_profiles(self.node)
             sources = model_sources(self.node), candidate_sources(self.node)
             self._models.want({each for found in sources for each in found.values()})
             # Those of services that cannot be read stay as they are, as the services do.
@@ -145,15 +153,26 @@ class Serving:
         if target is None:
             return
         keys = self._keys.known()
-        if not self._told or target != self.kept.target or keys != self._told_keys:
-            await self._control.apply(target, keys)
-            self._told, self._told_keys = True, keys
+        steered = await self._steered(target, self.report)
+        if not self._told or steered != self._sent or keys != self._told_keys:
+            await self._control.apply(steered, keys)
+            self._told, self._sent, self._told_keys = True, steered, keys
             self.report = await self._control.report()
         epoch = max(self.kept.epoch, target.epoch)
         self._keep(
             msgspec.structs.replace(self.kept, epoch=epoch, generation=generation, target=target)
         )
         self._hold()
+
+    def corrections(self) -> tuple[Corrected, ...]:
+        """What batches take here over what the operator says."""
+        return self._steering.corrections() if self._steering is not None else ()
+
+    async def _steered(self, target: ServerTarget, report: ServerReport) -> ServerTarget:
+        if self._steering is None:
+            return target
+        # Deciding takes as long as hundreds of reports where the queue model is asked something new.
+        return await asyncio.to_thread(self._steering.look, target, report, self._profiles)
 
     def _wanted(self, node: RuntimeNode, order: Order) -> ServerTarget:
         """The target that follows from what is wanted and from the models that are here."""

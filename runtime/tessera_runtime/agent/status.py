@@ -21,6 +21,10 @@ class MemberStatus(msgspec.Struct, frozen=True):
     queued_rows: int
     restarts: int
     problem: str = ""
+    latency_ratio: float | None = None
+    """Mean latency over what the profile says for the arrivals that came; None where nobody can say."""
+    latency_unmet: str = ""
+    """Why nobody can: what the exact mean assumes and was not so."""
 
 
 class ServiceStatus(msgspec.Struct, frozen=True):

@@ -18,6 +18,7 @@ import numpy as np
 from tessera_core.batching.admission import Admission, done_after
 from tessera_core.batching.policy import EdfQueue
 from tessera_core.perf.histogram import Histogram
+from tessera_runtime.dispatch.arrivals import Arrivals
 from tessera_runtime.dispatch.lane import Lane
 from tessera_runtime.dispatch.lanes import Lanes
 from tessera_runtime.dispatch.pace import Pace
@@ -36,8 +37,8 @@ QUEUE_ROWS = 8192
 """The queue holds so many full batches, and so many rows at least, for a request of each connection: it bounds memory
 only. What cannot be answered in time is refused before."""
 
-RECENT_BATCHES = 64
-"""Of which a report says what they took: enough for a median in every second."""
+RECENT_BATCHES = 16
+"""Of which a report says what they took: enough for a median, and little in a report of many members."""
 
 MOST_KILLS = 2
 """A request that two processes did not survive is not given a third."""
@@ -64,8 +65,7 @@ class Member:
         self.service_time = service_time
         self.statistics = MemberStatistics()
         self.lanes = Lanes()
-        self.arrived = 0
-        """Rows that came for its instances here, also those that were refused."""
+        self.arrivals = Arrivals()
         self.recent: deque[tuple[Lane, int, float]] = deque(maxlen=RECENT_BATCHES)
         """The last batches: what ran them, rows, seconds."""
         self.queue: EdfQueue[Work] = EdfQueue(limit=max(QUEUE_BATCHES * max_batch, QUEUE_ROWS))
@@ -156,14 +156,13 @@ class Member:
 
         An idle instance refuses nothing, so whatever the pace was, it is seen again.
         """
-        rows = work.request.rows
-        self.arrived += rows
-        lanes = self.lanes
+        now, rows, lanes = work.queued, work.request.rows, self.lanes
+        self.arrivals.came(now, rows)
         if self.service_time is not None and lanes.taking and not lanes.free:
-            now = work.queued
             fills = self.queue.rows + rows > min(self.cap, self.largest)
             left_s = work.request.deadline - now
             if not self._admission.admits(now, left_s, self.done_s(rows, now), fills):
+                self.statistics.lost += 1
                 return False
         return self.push(work)
 
@@ -179,7 +178,9 @@ class Member:
 
     def withdraw(self, work: Work) -> bool:
         """Take work back out of the queue; False when it is running or done."""
-        return work.entry is not None and self.queue.withdraw(work.entry)
+        withdrawn = work.entry is not None and self.queue.withdraw(work.entry)
+        self.statistics.lost += withdrawn
+        return withdrawn
 
     def pump_soon(self) -> None:
         """Pump at the end of this turn of the loop, so that what arrives in the same turn can join; at once while
@@ -222,6 +223,7 @@ class Member:
                 self.count_gathered(sum([sum(each.nbytes) for each in descriptors]))
                 lane.rows = taken.rows
                 lane.send(taken.batch, descriptors, now, self.expected_s(taken.rows))
+            self.statistics.lost += len(taken.dropped)
             for work in taken.dropped:
                 work.request.service.late(work)
 
@@ -338,7 +340,10 @@ class Member:
         took_s = time.monotonic() - lane.began
         self.pace.saw(took_s, self.expected_s(lane.rows))
         self.recent.append((lane, lane.rows, took_s))
-        return self._next(lane)
+        batch = self._next(lane)
+        self.statistics.answered += len(batch)
+        self.statistics.ran_s += len(batch) * took_s
+        return batch
 
     def _next(self, lane: Lane) -> tuple[Work, ...]:
         batch = lane.settle()

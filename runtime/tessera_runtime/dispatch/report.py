@@ -78,6 +78,7 @@ def _service_report(dispatcher: Dispatcher, service: Service) -> ServiceReport:
         own = [instance for key, instance in instances.items() if key[0] == index]
         target = service.target.members[index]
         gang = service.gang
+        asked = (member,) if gang is None else (member, gang)
         served_by = gang if gang is not None and gang.lanes else member
         members.append(
             MemberReport(
@@ -94,9 +95,17 @@ def _service_report(dispatcher: Dispatcher, service: Service) -> ServiceReport:
                 restarts=member.statistics.restarts,
                 problem=next((i.problem for i in own if i.problem and not i.ready), "")
                 or (member.routes.problem if member.routes is not None else ""),
-                arrived=member.arrived + (gang.arrived if gang is not None else 0),
+                arrived=sum(each.arrivals.rows for each in asked),
+                answered=sum(each.statistics.answered for each in asked),
+                latency_s=sum(
+                    each.statistics.queue.total_s + each.statistics.ran_s for each in asked
+                ),
+                lost=sum(each.statistics.lost for each in asked),
+                gaps=sum(each.arrivals.gaps for each in asked),
+                gaps_s=sum(each.arrivals.gaps_s for each in asked),
+                gaps_s2=sum(each.arrivals.gaps_s2 for each in asked),
                 recent=tuple(
-                    BatchReport(lane.device, lane.worker.incarnation, rows, 1e3 * took_s)
+                    BatchReport(lane.device, lane.worker.incarnation, rows, round(1e3 * took_s, 4))
                     for lane, rows, took_s in served_by.recent
                 ),
             )

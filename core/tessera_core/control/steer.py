@@ -1,0 +1,113 @@
+"""From what a server counts to what a policy sees, and from devices of one kind to the profile that it asks.
+
+A policy knows of one queue and of instances that are alike. On a node that is one member on the devices of one kind:
+so many instances on each of them, which take from one queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+
+from tessera_core.control.setpoint import Batch, Setpoint, Window
+from tessera_core.perf.profile import LatencyProfile, ProfileRow
+from tessera_core.perf.service import MS_PER_S
+
+FEWEST_GAPS = 30
+"""Between arrivals, from which their variation says something; fewer are taken for Poisson's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """Counters of one member at one moment; all but ``recent`` only grow."""
+
+    at_s: float
+    """By the server's own clock."""
+    arrived: int
+    """Rows, also those that were refused."""
+    gaps: int
+    gaps_s: float
+    """Sum of the gaps between arrivals, of a second at most each."""
+    gaps_s2: float
+    """Sum of their squares."""
+    batches: int
+    recent: tuple[tuple[str, Batch], ...]
+    """The newest of ``batches``, oldest first, each with its device."""
+
+
+def window(
+    before: Counted, now: Counted, devices: frozenset[str], share: float = 1.0
+) -> Window | None:
+    """What ``devices`` saw between two moments, when a ``share`` of what comes is theirs.
+
+    None where the counters are of another server, or no time has passed.
+    """
+    seconds = now.at_s - before.at_s
+    came, ran = now.arrived - before.arrived, now.batches - before.batches
+    if seconds <= 0 or came < 0 or ran < 0 or now.gaps < before.gaps:
+        return None
+    new = now.recent[-ran:] if ran else ()
+    return Window(
+        seconds,
+        round(share * came),
+        (tuple(batch for device, batch in new if device in devices),),
+        _burstiness(
+            now.gaps - before.gaps, now.gaps_s - before.gaps_s, now.gaps_s2 - before.gaps_s2
+        ),
+    )
+
+
+def pooled(profile: LatencyProfile, devices: int) -> LatencyProfile:
+    """``profile`` of so many devices of the kind with one queue: instances of all together, batch times of each."""
+    if devices == 1:
+        return profile
+    return LatencyProfile(
+        tuple(
+            replace(
+                row,
+                instances=devices * row.instances,
+                throughput=devices * row.throughput,
+                memory_mib=devices * row.memory_mib,
+            )
+            for row in profile.rows
+        )
+    )
+
+
+def in_turn(profiles: Sequence[LatencyProfile]) -> LatencyProfile | None:
+    """Of members that run as one, each batch through all of them: the sums of their times.
+
+    For the instance counts that all were measured with; None where there is none. Batches up to the smallest of the
+    largest ones.
+    """
+    if len(profiles) == 1:
+        return profiles[0]
+    counts = set(profiles[0].instance_counts).intersection(
+        *(profile.instance_counts for profile in profiles)
+    )
+    rows: list[ProfileRow] = []
+    for count in sorted(counts):
+        cells = [profile.cells(count) for profile in profiles]
+        most = min(each[-1].batch for each in cells)
+        for batch in sorted({row.batch for each in cells for row in each if row.batch <= most}):
+            p50_ms = sum(profile.service_ms(batch, count) for profile in profiles)
+            p99_ms = sum(profile.service_ms(batch, count, tail=True) for profile in profiles)
+            memory_mib = sum(profile.memory_mib(count) for profile in profiles)
+            throughput = MS_PER_S * count * batch / p50_ms
+            rows.append(
+                ProfileRow(batch, count, p50_ms, max(p50_ms, p99_ms), throughput, memory_mib)
+            )
+    return LatencyProfile(tuple(rows)) if rows else None
+
+
+def active_on_each(setpoint: Setpoint, devices: int) -> int:
+    """Instances that take batches on each of ``devices``."""
+    return ceil(setpoint.instances / devices)
+
+
+def _burstiness(gaps: int, sum_s: float, sum_s2: float) -> float:
+    """Squared coefficient of variation of gaps between arrivals."""
+    if gaps < FEWEST_GAPS or sum_s <= 0:
+        return 1.0
+    return max(0.0, gaps * sum_s2 / (sum_s * sum_s) - 1.0)
