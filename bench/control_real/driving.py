@@ -1,7 +1,8 @@
 """Load on a server while a policy sets it, or settings take turns; and what became of the requests.
 
 The load says how late it is: its progress is the only clock here, and whoever waits for it tells and asks the server in
-between. All policies decide from the same report of the server's counters.
+between. All policies decide from the same report of the server's counters. It names no instance, so what a policy asks of
+the first one it gets of all, whose mean is the same.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from bench.control_real.served import Seen, Server
+from bench.control_real.served import Server
 from bench.harness import Figures
 from numpy.typing import NDArray
 
 from tessera_cli.loadgen import LoadProcess, Phase, Progress, Samples
 from tessera_core.control.setpoint import Batch, Goal, Policy, Setpoint, Window
+from tessera_core.control.steer import window
 from tessera_core.perf import LatencyProfile
 
 TICK_S = 0.25
@@ -95,15 +97,6 @@ def under_load(
         return Answers.of([load.samples() for load, _ in loads])
 
 
-def window(before: Seen, after: Seen) -> Window:
-    """What was seen between two readings. Reports say no instance, so all batches are taken as one's: what policies ask
-    of the first instance they get of all, whose mean is the same.
-    """
-    new = min(after.batches - before.batches, len(after.recent))
-    recent = after.recent[len(after.recent) - new :]
-    return Window(after.at_s - before.at_s, after.arrived - before.arrived, (recent,))
-
-
 class Pilot:
     """A policy with what it remembers, which it keeps from one load to the next."""
 
@@ -142,20 +135,22 @@ class Pilot:
         """``goals``: from when on which holds, seconds from the start. The server knows at once, the policy when it decides."""
         waiting = list(goals)
         server.set(self.setpoint, self.goal.slo_ms)
-        decided_s, before = 0.0, server.seen()
+        decided_s, before = 0.0, server.counted()
+        devices = frozenset((server.place.device.id,))
 
         def on_tick(at_s: float) -> None:
             nonlocal decided_s, before
-            if not at_s:
-                before = server.seen()  # what came while the load started is nothing to decide by
+            if not at_s:  # what came while the load was started is nothing to decide by
+                before = server.counted()
             if waiting and at_s >= waiting[0][0]:
                 _, self.goal = waiting.pop(0)
                 server.set(self.setpoint, self.goal.slo_ms)
             if at_s - decided_s < self.state.wait_s - TICK_S / 2:
                 return
-            after = server.seen()
-            if self.decide(window(before, after)):
+            now = server.counted()
+            seen = window(before, now, devices)
+            if seen is not None and self.decide(seen):
                 server.set(self.setpoint)
-            decided_s, before = at_s, after
+            decided_s, before = at_s, now
 
         return under_load(server, phases, seed, TICK_S, on_tick)

@@ -23,6 +23,7 @@ from bench.peers.tessera import Tessera, apply, model_name, model_paths, server_
 from tessera_cli.loadgen import LoadPlan, OpenLoop, Phase, Target
 from tessera_core.control.dnnscaler import PROBE_INSTANCES, PROBE_ROWS, Probe
 from tessera_core.control.setpoint import Batch, Setpoint
+from tessera_core.control.steer import Counted
 from tessera_core.perf import LatencyProfile, ProfileRow
 from tessera_runtime.agent.measure import batch_time, profile_rows
 from tessera_runtime.control import ControlClient
@@ -90,19 +91,6 @@ class Placed(Tessera):
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """One reading of the member's counters."""
-
-    at_s: float
-    """On the server's clock."""
-    arrived: int
-    """Rows."""
-    batches: int
-    recent: tuple[Batch, ...]
-    """The newest of them, oldest first."""
-
-
-@dataclass(frozen=True, slots=True)
 class Measured:
     """What the server's own profiler says."""
 
@@ -142,11 +130,18 @@ class Server:
         target = ServerTarget(devices=(self.place.device,), services=(wanted,))
         self._runner.run(self._client.apply(target))
 
-    def seen(self) -> Seen:
+    def counted(self) -> Counted:
         report = self._runner.run(self._client.report())
-        member = report.services[0].members[0]
-        recent = tuple(Batch(each.rows, each.ms) for each in member.recent)
-        return Seen(report.monotonic_s, member.arrived, member.batches, recent)
+        (member,) = report.services[0].members
+        return Counted(
+            report.monotonic_s,
+            member.arrived,
+            member.gaps,
+            member.gaps_s,
+            member.gaps_s2,
+            member.batches,
+            tuple((each.device, Batch(each.rows, each.ms)) for each in member.recent),
+        )
 
     def plans(self, phases: Sequence[Phase], seed: int, progress_s: float) -> list[LoadPlan]:
         """Open-loop load: a share of it for each generator."""

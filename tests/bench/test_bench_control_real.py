@@ -14,11 +14,11 @@ import pytest
 import torch
 from bench.control_real import main, pictures
 from bench.control_real.comparing import COMPARISON, SWEEP, Size, best_of, swept
-from bench.control_real.driving import Answers, Pilot, under_load, window
+from bench.control_real.driving import Answers, Pilot, under_load
 from bench.control_real.judged import ablations, ratios
 from bench.control_real.places import GPU_TASKS, Place, Task, on_gpu, on_processor
 from bench.control_real.policies import CLIPPER, COMPARED, DNNSCALER, STATIC, TESSERA, pilot
-from bench.control_real.served import Measured, Seen, Server, serving
+from bench.control_real.served import Measured, Server, serving
 from bench.control_real.stepping import LESS, RATE, STEADY, Span, back_s, step_rows, steps
 from bench.harness import Row
 from bench.models.networks import pixels
@@ -28,7 +28,8 @@ from rich.console import Console
 
 from tessera_cli.loadgen import Phase
 from tessera_core.control.dnnscaler import Probe
-from tessera_core.control.setpoint import Batch, Goal, Setpoint, Window
+from tessera_core.control.setpoint import Goal, Setpoint, Window
+from tessera_core.control.steer import window
 from tessera_core.perf import LatencyProfile, ProfileRow
 
 CORES = tuple(sorted(os.sched_getaffinity(0)))
@@ -87,16 +88,6 @@ def test_networks_of_bytes_answer_with_numbers(task):
         found = pixels(task.name, torch.float)(images)
     assert found.shape == (2, 1000)
     assert bool(torch.isfinite(found).all())
-
-
-def test_a_window_has_the_batches_since_the_last_reading():
-    one, two, three = Batch(1, 5.0), Batch(2, 6.0), Batch(3, 7.0)
-    before = Seen(10.0, 100, 50, (one,))
-    assert window(before, Seen(11.0, 130, 52, (one, two, three))) == Window(
-        1.0, 30, ((two, three),)
-    )
-    assert window(before, Seen(11.0, 100, 50, (one,))) == Window(1.0, 0, ((),))
-    assert window(before, Seen(11.0, 900, 850, (two, three))).batches == ((two, three),)
 
 
 def test_searches_come_to_rest_on_what_was_measured():
@@ -217,9 +208,10 @@ def test_the_servers_own_profile_is_what_policies_know(server):
 
 def test_a_setting_holds_from_when_it_is_told(server):
     server.set(Setpoint(3, 1))
-    before = server.seen()
+    before = server.counted()
     asked = under_load(server, (Phase(300.0, 0.5),), 1, 0.25, lambda _: None)
-    found = window(before, server.seen())
+    found = window(before, server.counted(), frozenset({PLACE.device.id}))
+    assert found is not None
     assert found.arrivals == len(asked.intended)
     assert max(batch.rows for batch in found.batches[0]) <= 3
 
