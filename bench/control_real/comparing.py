@@ -29,7 +29,9 @@ NEAR = 0.01
 WARM_S = 0.4
 """Of a measurement, at its beginning: not counted."""
 LIKELY = 6
-OVER = 1.1
+OVER = 1.3
+TRIES = 6
+NEARLY_ALL = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +47,10 @@ class Size:
 
 
 def capacity(server: Server, measured: Measured, turn_s: float) -> float:
-    """Rows per second that are answered in time when a little more than can be comes: the unit of the loads.
+    """Rows per second that are answered in time when more than can be comes: the unit of the loads.
 
-    Tried with the settings that finish most by the profile with full batches that leave half of the SLO to wait in.
+    Tried with the settings that finish most by the profile with full batches that leave half of the SLO to wait in. A
+    profile with stalls in it says too little: while nearly all is in time, more is tried.
     """
     profile, slo_ms = measured.profile, server.task.slo_ms
 
@@ -56,9 +59,14 @@ def capacity(server: Server, measured: Measured, turn_s: float) -> float:
         return profile.throughput(each.cap, each.instances) * (1.0 if in_half else 0.0)
 
     likely = sorted(server.place.grid, key=finishes, reverse=True)[:LIKELY]
-    rate = OVER * finishes(likely[0])
-    found = swept(server, likely, rate, turn_s, seed=1)
-    return max(seen["good_per_s"] for seen in found.values())
+    rate, most = finishes(likely[0]), 0.0
+    for seed in range(TRIES):
+        rate *= OVER
+        found = swept(server, likely, rate, turn_s, seed).values()
+        most = max(most, *(seen["good_per_s"] for seen in found))
+        if max(seen["share"] for seen in found) < NEARLY_ALL:
+            break
+    return most
 
 
 def swept(
