@@ -1,4 +1,5 @@
-"""The networks of the data plane's bench, with fixed weights: three small CNNs, their fusion, ResNet-18 and -50, an MLP.
+"""The networks of the benches, with fixed weights: three small CNNs, their fusion, ResNet-18 and -50, an MLP, and three
+shapes for a processor and three for a GPU.
 
 The small CNN takes about 0.2 ms for one FP32 [3,64,64] image on one core. Batching makes it several times
 cheaper per image, as it does large networks on a GPU; a ResNet on a CPU gains nothing from it, so that it
@@ -9,6 +10,9 @@ unsigned bytes.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -150,13 +154,13 @@ class Pixels(nn.Module):  # type: ignore[misc]
 
 
 def pixels(name: str, precision: Any) -> Any:
-    """ResNet-50 (He et al. 2016, table 1) or the same kind small, at ``precision``.
+    """One of :data:`BOTTLENECKS` at ``precision``.
 
     One batch of noise sets the statistics of its normalisations, as training would: without, activations grow from
     block to block.
     """
     torch.manual_seed(50)
-    net = Pixels(64, (3, 4, 6, 3), 1000) if name == "resnet50" else Pixels(8, (1, 2), 10)
+    net = Pixels(*BOTTLENECKS[name])
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
@@ -165,26 +169,58 @@ def pixels(name: str, precision: Any) -> Any:
     return net.eval().to(precision, memory_format=torch.channels_last)
 
 
-PIXELS = {"resnet50": torch.half, "bottlenecks": torch.float}
-"""Those of bytes, and what they are served at. The second is for tests: it runs on a processor in no time."""
+BOTTLENECKS: dict[str, tuple[int, tuple[int, ...], int]] = {
+    "resnet50": (64, (3, 4, 6, 3), 1000),  # He et al. 2016, table 1
+    "bottlenecks": (
+        8,
+        (1, 2),
+        10,
+    ),  # the same kind small, for tests: it runs on a processor in no time
+    "pixels_small": (32, (1, 1, 1, 1), 1000),
+    "pixels_wide": (128, (3, 4, 6, 3), 1000),  # ResNet-50, twice as wide
+    "pixels_deep": (64, (3, 8, 36, 3), 1000),  # ResNet-152
+}
+"""Networks of bytes: width of the first stage, blocks of each, classes."""
+
+PIXELS = {name: torch.float if name == "bottlenecks" else torch.half for name in BOTTLENECKS}
+"""What they are served at."""
 
 
-def mlp() -> Any:
-    """Six wide layers: 57 MB of weights, read once a batch, so that batches gain what they gain on a GPU."""
+def mlp(layers: int = 6, width: int = 1536) -> Any:
+    """Wide layers: 57 MB of weights, read once a batch, so that batches gain what they gain on a GPU."""
     torch.manual_seed(6)
-    width = 1536
-    hidden = [layer for _ in range(6) for layer in (nn.ReLU(), nn.Linear(width, width))]
+    hidden = [layer for _ in range(layers) for layer in (nn.ReLU(), nn.Linear(width, width))]
     return nn.Sequential(nn.Linear(16, width), *hidden, nn.ReLU(), nn.Linear(width, 10)).eval()
+
+
+def convolutions(layers: int, channels: int) -> Any:
+    """Plain ones of the whole image: of few, a batch costs what its rows cost; of many, their calls cost as much."""
+    torch.manual_seed(layers)
+    widths = [3, *[channels] * layers]
+    body = [
+        layer
+        for inputs, outputs in pairwise(widths)
+        for layer in (nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU())
+    ]
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, CLASSES))
+    return nn.Sequential(*body, *head).eval()
+
+
+_SHAPES: dict[str, Callable[[], Any]] = {
+    "resnet18": resnet18,
+    "mlp": mlp,
+    "small": partial(convolutions, 2, 32),
+    "wide": partial(mlp, 3, 3072),  # 113 MB
+    "deep": partial(convolutions, 40, 16),
+}
 
 
 def network(name: str) -> Any:
     """By the names of :data:`bench.peers.base.NETWORKS`."""
     if name in PIXELS:
         return pixels(name, PIXELS[name])
-    if name == "resnet18":
-        return resnet18()
-    if name == "mlp":
-        return mlp()
+    if name in _SHAPES:
+        return _SHAPES[name]()
     return Fused().eval() if name == "fused" else small_cnn(int(name.removeprefix("cnn")))
 
 

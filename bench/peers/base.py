@@ -64,6 +64,10 @@ NETWORKS: Mapping[str, tuple[str, ...]] = {
     "resnet50": ("resnet50",),
     "bottlenecks": ("bottlenecks",),
     "mlp": ("mlp",),
+    **{
+        name: (name,)
+        for name in ("small", "wide", "deep", "pixels_small", "pixels_wide", "pixels_deep")
+    },
 }
 
 IMAGE = (3, 64, 64)
@@ -79,6 +83,12 @@ WORKS: Mapping[str, Work] = {
         Work("resnet50", (3, 224, 224), dtype="u1"),  # on a GPU
         Work("bottlenecks", (3, 32, 32), dtype="u1"),  # its like, where there is none
         Work("mlp", (16,)),
+        Work("small", (3, 48, 48)),  # three shapes, for a processor
+        Work("wide", (16,)),
+        Work("deep", (3, 16, 16)),
+        Work("pixels_small", (3, 224, 224), dtype="u1"),  # and for a GPU
+        Work("pixels_wide", (3, 224, 224), dtype="u1"),
+        Work("pixels_deep", (3, 224, 224), dtype="u1"),
     )
 }
 
