@@ -70,6 +70,20 @@ def test_a_rate_that_one_instance_does_not_carry_is_answered_in_one_decision():
     assert ROOM * carried(found) >= rate
 
 
+def test_single_rows_that_take_far_too_long_are_no_reason_to_keep_to_single_rows():
+    """What a small batch takes longer may be the same few ms for a large one: only that one can tell."""
+    goal = Goal(slo_ms=30.0, most=MOST)
+    state = JointState(Setpoint(1, 1), rate_per_s=200.0, error=8.0)
+    alone = (Batch(1, 8.0 * PROFILE.service_ms(1)),) * 40
+    state = POLICY.step(state, Window(1.0, 200, (alone,)), goal)
+    assert state.setpoint.cap > 1
+    for _ in range(10):
+        full = Batch(state.setpoint.cap, PROFILE.service_ms(state.setpoint.cap) + 5.0)
+        state = POLICY.step(state, Window(1.0, 200, ((full,) * 40,)), goal)
+    assert state.error < 2.0
+    assert POLICY.carries(state.setpoint, goal, state.error, state.burstiness) > 200.0
+
+
 def test_far_beyond_what_anything_carries_the_most_rows_are_finished_in_batches_that_can_be_waited_for():
     found = after(POLICY.start(GOAL), 1, 1e6).setpoint
     finished = {

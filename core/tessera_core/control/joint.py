@@ -185,14 +185,9 @@ class Joint:
 
     def _shedding(self, state: JointState, wanted: Setpoint, goal: Goal) -> Setpoint:
         """What finishes most rows of the settings that leave time to wait; ``wanted`` where none does."""
-        allowed_ms = SHEDDING * goal.slo_ms / state.error
-        found = [
-            setpoint
-            for instances in self._counts(goal)
-            for cap in self._caps(instances, goal)
-            for setpoint in [Setpoint(cap, instances)]
-            if self._profiled_ms(cap, instances) <= allowed_ms
-        ]
+        # Small batches may take the same few milliseconds longer that large ones do, which looks like a large error. Where
+        # not even they would be in time, larger ones as profiled are tried: they tell.
+        found = self._leaving_time(goal, state.error) or self._leaving_time(goal, 1.0)
         best, most = wanted, 0.0
         # What is set comes first, and then the fewest instances: others have to finish more than a little more.
         for setpoint in sorted(found, key=lambda each: each != state.setpoint):
@@ -201,6 +196,15 @@ class Joint:
             if finished > GAIN * most:
                 best, most = setpoint, finished
         return best
+
+    def _leaving_time(self, goal: Goal, error: float) -> list[Setpoint]:
+        """Settings whose full batches leave a part of the SLO to wait in."""
+        return [
+            Setpoint(cap, instances)
+            for instances in self._counts(goal)
+            for cap in self._caps(instances, goal)
+            if self._profiled_ms(cap, instances) * error <= SHEDDING * goal.slo_ms
+        ]
 
     def _best(self, instances: int, state: JointState, goal: Goal) -> tuple[Setpoint, float]:
         error = _rounded(state.error, STEP)
