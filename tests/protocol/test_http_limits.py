@@ -45,7 +45,7 @@ def refused(front_ends: FrontEnds) -> bool:
     try:
         with RawClient(front_ends.http.port):
             return False
-    except ConnectionRefusedError:
+    except (ConnectionRefusedError, ConnectionResetError):  # reset: it was closed meanwhile
         return True
 
 
