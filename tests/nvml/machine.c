@@ -141,6 +141,8 @@ enum status machine_open(void) {
 }
 
 enum status machine_close(void) {
+    if (users == 0)
+        return UNINITIALIZED;
     if (--users == 0) {
         munmap(shared, sizeof *shared);
         shared = NULL;

@@ -47,8 +47,9 @@ EXPORT nvmlReturn_t nvmlInitWithFlags(unsigned flags) {
 }
 
 EXPORT nvmlReturn_t nvmlShutdown(void) {
-    enum status status = enter(__func__);
-    return leave(status == SUCCESS ? machine_close() : status);
+    enum status fault = enter(__func__);
+    enum status closed = machine_close(); /* a lost GPU keeps no library open */
+    return leave(fault != SUCCESS ? fault : closed);
 }
 
 EXPORT const char *nvmlErrorString(nvmlReturn_t status) {

@@ -29,8 +29,7 @@ def gpus(machine: Machine) -> Iterator[Callable[..., list[object]]]:
         machine(*boards, faults=faults)
         pynvml.nvmlInit()
         return [
-            pynvml.nvmlDeviceGetHandleByIndex(index)
-            for index in range(pynvml.nvmlDeviceGetCount())
+            pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())
         ]
 
     yield start
@@ -180,6 +179,22 @@ def test_what_is_inside_or_runs_has_to_go_first(gpus: Callable[..., list[object]
     pynvml.nvmlGpuInstanceDestroy(instance)
     with pytest.raises(pynvml.NVMLError_InvalidArgument):
         pynvml.nvmlGpuInstanceDestroy(instance)
+
+
+def test_a_mig_device_has_another_uuid_after_each_creation(
+    gpus: Callable[..., list[object]],
+) -> None:
+    (gpu,) = gpus(H100_80_SXM)
+    enable_mig(gpu)
+    whole = H100_80_SXM.profiles[0]
+    uuids = set()
+    for _ in range(3):
+        instance = create(gpu, whole, 0)
+        compute = fill(instance, whole)
+        uuids.add(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu, 0)))
+        pynvml.nvmlComputeInstanceDestroy(compute)
+        pynvml.nvmlGpuInstanceDestroy(instance)
+    assert len(uuids) == 3
 
 
 def test_the_machine_is_there_for_processes_that_load_the_library_by_name(

@@ -36,9 +36,7 @@ OLD_DRIVER = replace(
 )
 """An A100-80 of a driver with other names and numbers (3g.39gb: mig-parted issue 31)."""
 
-NO_TABLE = replace(
-    A30, name="no-table", products=("NVIDIA-Unheard-Of",), pci_device_ids=(0xFFFF,)
-)
+NO_TABLE = replace(A30, name="no-table", products=("NVIDIA-Unheard-Of",), pci_device_ids=(0xFFFF,))
 """A board that the core has no table of."""
 
 BOARDS = (*MODELS, OLD_DRIVER, NO_TABLE)

@@ -1,13 +1,13 @@
 """Why a GPU is not cut as wanted.
 
-    PartitionError          what was tried on which GPU, what the driver said, what helps
-    ├── NotPartitionable    no MIG, no table, or a driver that lacks the profile or place; another GPU or goal helps
-    ├── ResetRequired       the mode only changes with a reset, which is the administrator's
-    ├── InUse               processes hold what has to go; they have to end first
-    ├── NoRoom              the driver has no place where the table has one: somebody else cuts too
-    ├── NotPermitted        the driver wants more privilege
-    ├── DriverLost          the driver or the GPU does not answer any more
-    └── OutOfTime           the time is up with steps left; the same call goes on where this one ended
+PartitionError          what was tried on which GPU, what the driver said, what helps
+├── NotPartitionable    no MIG, no table, or a driver that lacks the profile or place; another GPU or goal helps
+├── ResetRequired       the mode only changes with a reset, which is the administrator's
+├── InUse               processes hold what has to go; they have to end first
+├── NoRoom              the driver has no place where the table has one: somebody else cuts too
+├── NotPermitted        the driver wants more privilege
+├── DriverLost          the driver or the GPU does not answer any more
+└── OutOfTime           the time is up with steps left; the same call goes on where this one ended
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class PartitionError(Exception):
 
 
 class NotPartitionable(PartitionError):
-    """This GPU, with this driver, cannot be cut so."""
+    """A GPU, or its driver, that cannot be cut so."""
 
 
 class ResetRequired(PartitionError):

@@ -80,7 +80,7 @@ class Slice:
     compute_instance: int | None
     """Id of the one that spans the GPU instance; None: unfinished."""
     uuid: str | None
-    """What CUDA takes, new with each creation; None: unfinished."""
+    """What CUDA takes. An instance that is created again has another. None: unfinished."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,11 +167,12 @@ class MigGpu:
         with self._doing("switch MIG on"):
             if processes := self._processes(None):
                 raise InUse(self._told("switch MIG on"), processes)
-            activated = pynvml.nvmlDeviceSetMigMode(self._handle, pynvml.NVML_DEVICE_MIG_ENABLE)
-            if activated == pynvml.NVML_ERROR_IN_USE:
-                raise InUse(self._told("switch MIG on"), self._processes(None))
-            if activated != pynvml.NVML_SUCCESS:
-                raise pynvml.NVMLError(activated)
+            try:
+                activated = pynvml.nvmlDeviceSetMigMode(self._handle, pynvml.NVML_DEVICE_MIG_ENABLE)
+                if activated != pynvml.NVML_SUCCESS:  # set, and not in force
+                    raise pynvml.NVMLError(activated)
+            except pynvml.NVMLError_InUse as error:
+                raise InUse(self._told("switch MIG on"), self._processes(None)) from error
 
     def slices(self) -> tuple[Slice, ...]:
         """What it is cut into, in the order of positions; empty while MIG is off."""
@@ -194,9 +195,7 @@ class MigGpu:
         kind = next((each for each in self._kinds if each.name == placement.profile), None)
         if kind is None or placement.start not in kind.starts:
             offered = ", ".join(f"{each.name} at {each.starts}" for each in self._kinds)
-            raise NotPartitionable(
-                f"GPU {self.uuid}: the driver has no {placement}, but {offered}"
-            )
+            raise NotPartitionable(f"GPU {self.uuid}: the driver has no {placement}, but {offered}")
         place = pynvml.c_nvmlGpuInstancePlacement_t(placement.start, kind.memory_slices)
         with self._doing(f"create {placement}"):
             instance = pynvml.nvmlDeviceCreateGpuInstanceWithPlacement(
