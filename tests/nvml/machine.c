@@ -38,19 +38,21 @@ static struct rule rules[RULES];
 static unsigned rule_count;
 static bool last_call;
 
+static bool is_action(const char *word) {
+    return strcmp(word, "fail") == 0 || strcmp(word, "slow") == 0 || strcmp(word, "kill") == 0;
+}
+
 static void read_rules(void) {
     rule_count = 0;
-    const char *text = getenv("NVML_STAND_IN_FAULTS");
-    while (text != NULL && *text != '\0' && rule_count < RULES) {
-        struct rule *rule = &rules[rule_count];
-        rule->seen = 0;
-        int fields = sscanf(text, " %63[^ ;] %u %u %7[a-z] %u", rule->function, &rule->first, &rule->last,
-                            rule->action, &rule->value);
-        if (fields != 5) {
-            fprintf(stderr, "NVML_STAND_IN_FAULTS: not a rule: %s\n", text);
+    for (const char *text = getenv("NVML_STAND_IN_FAULTS"); text != NULL && *text != '\0'; rule_count++) {
+        struct rule rule = {0};
+        int fields = sscanf(text, " %63[^ ;] %u %u %7[a-z] %u", rule.function, &rule.first, &rule.last, rule.action,
+                            &rule.value);
+        if (rule_count == RULES || fields != 5 || !is_action(rule.action)) {
+            fprintf(stderr, "NVML_STAND_IN_FAULTS: not a rule, or one more than %d: %s\n", RULES, text);
             abort();
         }
-        rule_count++;
+        rules[rule_count] = rule;
         text = strchr(text, ';');
         text = text == NULL ? NULL : text + 1;
     }

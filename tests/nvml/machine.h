@@ -61,6 +61,7 @@ struct device {
 
 struct process {
     unsigned pid, device, gpu_instance, compute_instance; /* pid 0: a free slot; ids of ~0: the whole GPU */
+    unsigned listed;                                      /* NVML does not list all clients */
 };
 
 struct machine {

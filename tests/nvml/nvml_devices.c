@@ -146,7 +146,7 @@ EXPORT nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(handle device, unsig
     unsigned room = infos == NULL ? 0 : *count;
     *count = 0;
     for (const struct process *each = machine()->processes; each < machine()->processes + PROCESSES; each++)
-        if (each->pid != 0 && each->device == device_index(&it)) {
+        if (each->pid != 0 && each->listed && each->device == device_index(&it)) {
             if (*count < room)
                 infos[*count] = (struct process_info){each->pid, 1 << 20, each->gpu_instance, each->compute_instance};
             ++*count;

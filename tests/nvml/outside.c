@@ -13,14 +13,14 @@ EXPORT nvmlReturn_t stand_in_reset(handle device) {
     return leave(SUCCESS);
 }
 
-/* A process starts on a MIG device, or on a whole GPU. */
-EXPORT nvmlReturn_t stand_in_run(handle device, unsigned pid) {
+/* A process starts on a MIG device, or on a whole GPU; NVML lists it, or holds it back as it does with monitors. */
+EXPORT nvmlReturn_t stand_in_run(handle device, unsigned pid, unsigned listed) {
     bool is_mig = kind_of(device) == MIG_DEVICE;
     ENTER(device, is_mig ? MIG_DEVICE : DEVICE);
     for (struct process *each = machine()->processes; each < machine()->processes + PROCESSES; each++) {
         if (each->pid != 0)
             continue;
-        *each = (struct process){.pid = pid, .device = device_index(&it)};
+        *each = (struct process){.pid = pid, .listed = listed, .device = device_index(&it)};
         each->gpu_instance = is_mig ? gpu_instance_id(&it) : ~0U;
         each->compute_instance = is_mig ? compute_instance_id(&it) : ~0U;
         return leave(SUCCESS);

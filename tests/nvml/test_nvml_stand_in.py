@@ -13,7 +13,7 @@ from pathlib import Path
 import pynvml
 import pytest
 
-from support.nvml_stand_in import BOARDS, StandIn, build, enable_mig, outside
+from support.nvml_stand_in import BOARDS, StandIn, build, enable_mig, outside, run_on
 from tessera_core.gpu.geometry import Placement, layouts, violations
 from tessera_core.gpu.mig import GpuModel, Profile
 from tessera_core.gpu.tables import A30, A100_80, H100_80_SXM, H200_141, MODELS, model_of
@@ -119,7 +119,8 @@ def test_it_creates_an_instance_exactly_where_the_core_calls_it_legal(
     enable_mig(gpu)
     by_name = {profile.name: profile for profile in model.profiles}
     places = [(each, start) for each in model.profiles for start in range(model.memory_slices)]
-    for layout in layouts(model)[::9]:
+    every = layouts(model)
+    for layout in every[:: 1 + len(every) // 100]:
         held = [create(gpu, by_name[each.profile], each.start) for each in layout]
         for profile, start in places:
             legal = not violations(model, (*layout, Placement(profile.name, start)))
@@ -148,7 +149,7 @@ def test_from_hopper_on_the_mode_changes_at_once_unless_something_runs(
     idle, used = gpus(H100_80_SXM, H200_141)
     assert pynvml.nvmlDeviceSetMigMode(idle, 1) == pynvml.NVML_SUCCESS
     assert pynvml.nvmlDeviceGetMigMode(idle) == [1, 1]
-    outside("stand_in_run", used, 4711)
+    run_on(used, 4711)
     assert pynvml.nvmlDeviceSetMigMode(used, 1) == pynvml.NVML_ERROR_IN_USE
     assert pynvml.nvmlDeviceGetMigMode(used) == [0, 1]
 
@@ -167,7 +168,7 @@ def test_what_is_inside_or_runs_has_to_go_first(gpus: Callable[..., list[object]
     instance = create(gpu, half, 0)
     compute = fill(instance, half)
     device = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu, 0)
-    outside("stand_in_run", device, 4711)
+    run_on(device, 4711)
     with pytest.raises(pynvml.NVMLError_InUse):
         pynvml.nvmlGpuInstanceDestroy(instance)
     with pytest.raises(pynvml.NVMLError_InUse):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pynvml
 import pytest
 
-from support.nvml_stand_in import NO_TABLE, StandIn, enable_mig, outside
+from support.nvml_stand_in import NO_TABLE, StandIn, enable_mig, outside, run_on
 from tessera_core.gpu.geometry import Geometry, GeometryError, Placement, canonical
 from tessera_core.gpu.mig import GpuModel
 from tessera_core.gpu.recut import Create
@@ -40,13 +40,13 @@ def geometry(slices: tuple[Slice, ...]) -> Geometry:
     return canonical(each.placement for each in slices)
 
 
-def run_on(slice_: Slice, pid: int) -> None:
+def run_in(slice_: Slice, pid: int, *, listed: bool = True) -> None:
     """A process starts on the slice."""
     gpu = pynvml.nvmlDeviceGetHandleByUUID(UUID)
     for index in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(gpu)):
         device = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu, index)
         if pynvml.nvmlDeviceGetUUID(device) == slice_.uuid:
-            outside("stand_in_run", device, pid)
+            run_on(device, pid, listed=listed)
             return
     raise AssertionError(f"no MIG device {slice_.uuid}")
 
@@ -79,7 +79,7 @@ def test_a_used_gpu_keeps_its_mode_and_its_processes_are_named(machine: Machine)
     machine(H100_80_SXM)
     with MigGpu(UUID) as gpu:
         handle = pynvml.nvmlDeviceGetHandleByUUID(UUID)
-        outside("stand_in_run", handle, ME)
+        run_on(handle, ME)
         with pytest.raises(InUse, match=f"processes {ME} \\(") as caught:
             cut(gpu, HALVES, patience_s=10)
         assert [each.pid for each in caught.value.processes] == [ME]
@@ -108,9 +108,9 @@ def test_what_must_go_and_is_in_use_stays_and_its_processes_are_named(machine: M
     machine(H100_80_SXM)
     with MigGpu(UUID) as gpu:
         before = cut(gpu, THIRDS, patience_s=10)
-        run_on(before[0], 10**7)
-        run_on(before[1], ME)
-        with pytest.raises(InUse, match=r"destroy 2g.20gb@4: in use by processes") as caught:
+        run_in(before[0], 10**7)
+        run_in(before[1], ME)
+        with pytest.raises(InUse, match=r"destroy 2g\.20gb@4: in use by processes") as caught:
             cut(gpu, HALVES, patience_s=0)
         assert [each.pid for each in caught.value.processes] == [ME]
         assert caught.value.processes[0].name
@@ -121,7 +121,7 @@ def test_use_of_what_stays_is_no_hindrance(machine: Machine) -> None:
     machine(H100_80_SXM)
     with MigGpu(UUID) as gpu:
         before = cut(gpu, THIRDS, patience_s=10)
-        run_on(before[0], ME)
+        run_in(before[0], ME)
         after = cut(gpu, HALVES, patience_s=10)
         assert geometry(after) == HALVES
         assert after[0] == before[0]
@@ -130,7 +130,7 @@ def test_use_of_what_stays_is_no_hindrance(machine: Machine) -> None:
 def test_a_process_that_ends_within_patience_is_waited_for(machine: Machine) -> None:
     machine(H100_80_SXM)
     with MigGpu(UUID) as gpu:
-        run_on(cut(gpu, THIRDS, patience_s=10)[1], ME)
+        run_in(cut(gpu, THIRDS, patience_s=10)[1], ME)
         waits = []
 
         def pause(seconds: float) -> None:
@@ -148,7 +148,7 @@ def test_a_process_that_does_not_end_is_waited_for_no_longer_than_patience(
 ) -> None:
     machine(H100_80_SXM)
     with MigGpu(UUID) as gpu:
-        run_on(cut(gpu, THIRDS, patience_s=10)[1], ME)
+        run_in(cut(gpu, THIRDS, patience_s=10)[1], ME)
         now = [0.0]
 
         def pause(seconds: float) -> None:
@@ -160,12 +160,20 @@ def test_a_process_that_does_not_end_is_waited_for_no_longer_than_patience(
 
 
 def test_a_client_that_is_not_listed_is_told_as_such(machine: Machine) -> None:
-    machine(H100_80_SXM, faults="nvmlGpuInstanceDestroy 1 1 fail 19")
+    machine(H100_80_SXM)
     with MigGpu(UUID) as gpu:
-        cut(gpu, THIRDS, patience_s=10)
-        with pytest.raises(InUse, match="a client that NVML does not list, such as a monitor"):
+        handle = pynvml.nvmlDeviceGetHandleByUUID(UUID)
+        run_on(handle, ME, listed=False)
+        with pytest.raises(
+            InUse, match="switch MIG on: in use by a client that NVML does not list"
+        ):
+            cut(gpu, THIRDS, patience_s=10)
+        outside("stand_in_end", ME)
+        before = cut(gpu, THIRDS, patience_s=10)
+        run_in(before[1], ME, listed=False)
+        with pytest.raises(InUse, match=r"destroy 2g\.20gb@4: in use by a client"):
             cut(gpu, HALVES, patience_s=0)
-        assert geometry(cut(gpu, HALVES, patience_s=10)) == HALVES
+        assert gpu.slices() == before
 
 
 # What the driver says
