@@ -29,6 +29,7 @@ def left_by_kills(stand_in: StandIn, *wanted: str) -> list[str]:
         },
         capture_output=True,
         text=True,
+        timeout=100,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr

@@ -4,7 +4,7 @@ Run as a program with the environment of :meth:`support.nvml_stand_in.StandIn.en
 and the wanted geometry (``3g.40gb@0``). After each kill the cut is repeated, and what it ends in is compared; then the
 machine's file is put back. Prints as a JSON list what the kills left, each geometry once; ``!``: unfinished.
 
-Forks, because an interpreter for each call would take minutes; NVML is initialised in the children alone.
+Forks, because an interpreter for each call would take minutes; the parent has NVML shut down whenever it does.
 """
 
 from __future__ import annotations
