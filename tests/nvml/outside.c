@@ -1,0 +1,38 @@
+/* What happens to the machine without NVML: resets, and processes that come and go. */
+
+#include "handles.h"
+
+#include <stdbool.h>
+#include <string.h>
+
+/* The GPU is reset: what was pending holds, and what was cut is gone. */
+EXPORT nvmlReturn_t stand_in_reset(handle device) {
+    ENTER(device, DEVICE);
+    it.device->mode = it.device->pending;
+    memset(it.device->instances, 0, sizeof it.device->instances);
+    return leave(SUCCESS);
+}
+
+/* A process starts on a MIG device, or on a whole GPU; NVML lists it, or holds it back as it does with monitors. */
+EXPORT nvmlReturn_t stand_in_run(handle device, unsigned pid, unsigned listed) {
+    bool is_mig = kind_of(device) == MIG_DEVICE;
+    ENTER(device, is_mig ? MIG_DEVICE : DEVICE);
+    for (struct process *each = machine()->processes; each < machine()->processes + PROCESSES; each++) {
+        if (each->pid != 0)
+            continue;
+        *each = (struct process){.pid = pid, .listed = listed, .device = device_index(&it)};
+        each->gpu_instance = is_mig ? gpu_instance_id(&it) : ~0U;
+        each->compute_instance = is_mig ? compute_instance_id(&it) : ~0U;
+        return leave(SUCCESS);
+    }
+    return leave(INSUFFICIENT_RESOURCES);
+}
+
+/* A process ends, wherever it ran. */
+EXPORT nvmlReturn_t stand_in_end(unsigned pid) {
+    enum status status = enter(__func__);
+    for (unsigned each = 0; status == SUCCESS && each < PROCESSES; each++)
+        if (machine()->processes[each].pid == pid)
+            machine()->processes[each].pid = 0;
+    return leave(status);
+}
