@@ -63,10 +63,17 @@ class Api:
 
     def replace(self, document: Object) -> Object:
         """What the server made of an object that exists, whoever wrote it last. Raises Refused."""
+        return self._put(_path(document), document)
+
+    def replace_status(self, document: Object) -> Object:
+        """The same for its status alone, which the server takes in no other way. Raises Refused."""
+        return self._put(f"{_path(document)}/status", document)
+
+    def _put(self, path: str, document: Object) -> Object:
         present = self.read(document)
         version = {"resourceVersion": present["metadata"]["resourceVersion"]}
         metadata = {**document["metadata"], **version}
-        return self._call("PUT", _path(document), {**document, "metadata": metadata})
+        return self._call("PUT", path, {**document, "metadata": metadata})
 
     def read(self, document: Object) -> Object:
         return self._call("GET", _path(document))

@@ -71,8 +71,9 @@ def refusal(api: Api, number: int) -> str:
     changes = before is not None and before.says == ACCEPTED and before.name == case.name
     if changes and before is not None:
         api.create(before.document)
+    change = api.replace_status if "status" in case.document else api.replace
     try:
-        (api.replace if changes else api.create)(case.document)
+        (change if changes else api.create)(case.document)
     except Refused as refused:
         return str(refused)
     finally:
