@@ -23,11 +23,10 @@ from math import log
 from statistics import median
 
 from tessera_core.control.setpoint import Goal, Setpoint, Window
-from tessera_core.perf.capacity import max_rate
-from tessera_core.perf.pooling import covered
 from tessera_core.perf.profile import LatencyProfile
+from tessera_core.perf.quick import quick_max_rate
+from tessera_core.perf.quick_shared import quick_shared_rate
 from tessera_core.perf.service import ServiceModel
-from tessera_core.perf.shared_queue import Server, equal_rate
 
 INTERVAL_S = 1.0
 
@@ -56,8 +55,6 @@ STEP = 1.02
 """Corrections are rounded to powers of this, so that solved settings are used again."""
 BURST_STEP = 1.1
 """The same for the variation of gaps, which is known less well: a second of Poisson arrivals says 1 only about so."""
-SOLVED_STEP = 1.5
-"""Between the variations for which the queue is solved."""
 
 SETTLING = 0.3
 """Weight of a window's rate in the mean, while it fits it."""
@@ -126,25 +123,8 @@ class Joint:
         """Rows per second within the SLO, when batches take ``error`` times their profile."""
         service = self._service(setpoint.cap, setpoint.instances).scaled(_rounded(error, STEP))
         variance = _rounded(max(burstiness, 1.0), BURST_STEP)
-        if setpoint.instances == 1 or covered(service, self._percent):
-            return self._of_table(service, goal.slo_ms, variance)
-        # What no table answers would be simulated: a second for each of dozens of settings, in each decision.
-        full_ms = service.batch_ms(setpoint.cap)
-        server = Server(
-            setpoint.cap, full_ms, service.tau0_ms, service.spread_ms, setpoint.instances
-        )
-        return equal_rate(server, goal.slo_ms, self._percent, variance)
-
-    def _of_table(self, service: ServiceModel, slo_ms: float, variance: float) -> float:
-        """On a line between solved variances, from below: what carries nothing takes longest to solve."""
-        at, carried = 1.0, max_rate(service, slo_ms, self._percent)
-        while carried and at < variance:
-            below, less = at, carried
-            at *= SOLVED_STEP
-            carried = max_rate(service, slo_ms, self._percent, at)
-            if at > variance:
-                return less + (carried - less) * log(variance / below) / log(SOLVED_STEP)
-        return carried
+        look_up = quick_max_rate if setpoint.instances == 1 else quick_shared_rate
+        return look_up(service, goal.slo_ms, self._percent, variance)
 
     def _line(self, cap: int, instances: int) -> ServiceModel:
         return self._profile.service(cap, instances)
@@ -168,20 +148,10 @@ class Joint:
         """The fewest instances that carry the rate with ``room``, else what carries most; and what it carries."""
         counts = list(self._counts(goal))
         for instances in counts:
-            if self._may_carry(instances, state.rate_per_s / room, state, goal):
-                setpoint, carried = self._best(instances, state, goal)
-                if room * carried >= state.rate_per_s:
-                    return setpoint, carried
+            setpoint, carried = self._best(instances, state, goal)
+            if room * carried >= state.rate_per_s:
+                return setpoint, carried
         return max((self._best(n, state, goal) for n in counts), key=lambda found: found[1])
-
-    def _may_carry(self, instances: int, rate_per_s: float, state: JointState, goal: Goal) -> bool:
-        """Nothing carries more than it finishes, nor more of bursts than of Poisson arrivals: both are known sooner."""
-        error = _rounded(state.error, STEP)
-        services = (self._service(cap, instances) for cap in self._caps(instances, goal))
-        finished = max(each.capacity_per_s for each in services) / error
-        if finished < rate_per_s:
-            return False
-        return GAIN * self._best_cap(instances, goal, error, 1.0)[1] >= rate_per_s
 
     def _shedding(self, state: JointState, wanted: Setpoint, goal: Goal) -> Setpoint:
         """What finishes most rows of the settings that leave time to wait; ``wanted`` where none does."""
@@ -215,18 +185,11 @@ class Joint:
         self, instances: int, goal: Goal, error: float, burstiness: float
     ) -> tuple[Setpoint, float]:
         """The cap that carries most; of about equals the smallest. Where none carries anything, single rows."""
-        at_most = {}
-        for cap in self._caps(instances, goal):
-            if burstiness > 1.0:
-                at_most[cap] = self.carries(Setpoint(cap, instances), goal, error, 1.0)
-            else:
-                at_most[cap] = self._service(cap, instances).capacity_per_s / error
-        carried, most = {}, 0.0
-        for cap in sorted(at_most, key=lambda cap: -at_most[cap]):
-            if GAIN * at_most[cap] <= most:
-                break
-            carried[cap] = self.carries(Setpoint(cap, instances), goal, error, burstiness)
-            most = max(most, carried[cap])
+        carried = {
+            cap: self.carries(Setpoint(cap, instances), goal, error, burstiness)
+            for cap in self._caps(instances, goal)
+        }
+        most = max(carried.values())
         best = min((cap for cap, now in carried.items() if now and GAIN * now >= most), default=1)
         return Setpoint(best, instances), carried.get(best, 0.0)
 

@@ -63,18 +63,19 @@ def ratio(service: ServiceModel, rate_per_s: float, percentile: float | None) ->
     """
     assert covered(service, percentile)
     assert service.cap is not None
-    overhead = min(max(service.tau0_ms / service.alpha_ms, OVERHEADS[0]), OVERHEADS[-1])
+    overhead = service.tau0_ms / service.alpha_ms
     load = min(max(rate_per_s / service.capacity_per_s, LOADS[0]), LOADS[-1])
-    values = _by_load(service.instances, service.cap, overhead, percentile)
+    values = ratios_by_load(service.instances, service.cap, overhead, percentile)
     return float(_between(values, 0, LOADS, load))
 
 
 @lru_cache(maxsize=8192)
-def _by_load(
+def ratios_by_load(
     instances: int, cap: int, overhead: float, percentile: float | None
 ) -> NDArray[np.float64]:
-    """Ratios at ``LOADS``; many rates are asked of one service."""
+    """Ratios at ``LOADS``; many rates are asked of one service. ``overhead`` is tau0/alpha."""
     table = _table()
+    overhead = min(max(overhead, OVERHEADS[0]), OVERHEADS[-1])
     if percentile is None:
         values = table[..., -1]
     else:

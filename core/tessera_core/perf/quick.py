@@ -123,7 +123,7 @@ def quick_max_rate(
     """
     if service.instances != 1:
         raise ValueError(
-            f"instances: one server is looked up, found {service.instances}; max_rate takes more"
+            f"instances: one server is looked up, found {service.instances}; quick_shared_rate takes more"
         )
     if not isfinite(budget_ms):
         raise ValueError(f"budget_ms: must be a number of ms, found {budget_ms}")
@@ -140,10 +140,10 @@ def quick_max_rate(
     if burstiness <= 1:
         return _one(alpha, tau0, cap, left, percentile)
     some, more = (
-        rows * _one(*_bursts(alpha, tau0, cap, rows), left, percentile)
+        rows * _one(*as_bursts(alpha, tau0, cap, rows), left, percentile)
         for rows in (int(burstiness), int(burstiness) + 1)
     )
-    return float(_careful(some, more, burstiness, service.batch_ms(cap)))
+    return float(careful(some, more, burstiness, service.batch_ms(cap)))
 
 
 def quick_latency(
@@ -163,7 +163,7 @@ def quick_latency(
     alone = service.batch_ms(1)
     if rate_per_s < LEAST_RATE:
         return alone + service.spread_ms
-    values, loads = _curve(cap, service.tau0_ms / service.alpha_ms, percentile)
+    values, loads = latency_curve(cap, service.tau0_ms / service.alpha_ms, percentile)
     at = np.interp(log(rate_per_s * alone / MS_PER_S), loads, values)
     return max(exp(at), 1.0) * alone + service.spread_ms
 
@@ -201,9 +201,10 @@ def quick_max_rates(
         alpha, tau0, caps, left, tail = (part[at] for part in (alpha, tau0, caps, left, tail))
         rows = np.floor(bursty[at])
         some, more = (
-            size * _many(*_bursts(alpha, tau0, caps, size), left, tail) for size in (rows, rows + 1)
+            size * _many(*as_bursts(alpha, tau0, caps, size), left, tail)
+            for size in (rows, rows + 1)
         )
-        rates[at] = _careful(some, more, bursty[at], alpha * caps + tau0)
+        rates[at] = careful(some, more, bursty[at], alpha * caps + tau0)
     return rates.reshape(shaped[0].shape)
 
 
@@ -213,7 +214,7 @@ def _check(name: str, values: Vector, allowed: NDArray[np.bool_], what: str) -> 
         raise ValueError(f"{name}: must be {what}, found {values[wrong[0]]} at index {wrong[0]}")
 
 
-def _bursts(alpha: Some, tau0: Some, cap: Some, rows: Some) -> tuple[Some, Some, Some]:
+def as_bursts(alpha: Some, tau0: Some, cap: Some, rows: Some) -> tuple[Some, Some, Some]:
     """alpha, tau0 and cap of the server as seen by bursts of ``rows`` rows, each of which ends as one."""
     turns = -(-rows // cap)
     whole = turns == 1
@@ -225,7 +226,7 @@ def _bursts(alpha: Some, tau0: Some, cap: Some, rows: Some) -> tuple[Some, Some,
     )
 
 
-def _careful(some: Some, more: Some, burstiness: Some, full_ms: Some) -> Some:
+def careful(some: Some, more: Some, burstiness: Some, full_ms: Some) -> Some:
     """Rate between those of bursts of two whole sizes, less what bursts that vary in size cost more."""
     rate = some + burstiness % 1 * (more - some)
     lost = _SIZES_VARY * (burstiness - 1) / full_ms * MS_PER_S
@@ -240,7 +241,7 @@ def _one(alpha: float, tau0: float, cap: float, left: float, percentile: float) 
         return 0.0
     if cap > CAPS[-1] or not PERCENTILES[0] <= percentile <= PERCENTILES[-1]:
         return max_rate(ServiceModel(alpha, tau0, int(cap)), left, percentile)
-    values, loads = _curve(cap, tau0 / alpha, percentile)
+    values, loads = latency_curve(cap, tau0 / alpha, percentile)
     return exp(np.interp(log(left / alone), values, loads)) / alone * MS_PER_S
 
 
@@ -302,7 +303,7 @@ def _looked_up(
 
 
 @lru_cache(maxsize=8192)
-def _curve(cap: float, overhead: float, percentile: float) -> tuple[Vector, Vector]:
+def latency_curve(cap: float, overhead: float, percentile: float) -> tuple[Vector, Vector]:
     """log(latency / h(1)) and log(rate * h(1)) at the grid's loads, both of shape (points,)."""
     values = _table()
     places = []
