@@ -20,6 +20,7 @@ from enum import StrEnum
 from itertools import pairwise
 from math import inf, isfinite, sqrt
 
+from tessera_core.perf.counters import Counters, gone_back
 from tessera_core.perf.service import MS_PER_S, ServiceModel
 
 FEWEST_ANSWERS = 200
@@ -50,27 +51,6 @@ class Unmet(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Counted:
-    """Counters of one member at one moment: all but the time only grow.
-
-    A row is what counts alone. Where all requests have r rows, count requests and give their line, alpha*r.
-    """
-
-    at_s: float
-    """On a clock that does not jump."""
-    arrived: int
-    """Rows, whatever became of them."""
-    batches: int
-    batched: int
-    """Rows in these batches."""
-    answered: int
-    latency_s: float
-    """Over all that were answered, from arrival to answer."""
-    lost: int
-    """Refused, dropped, late or failed."""
-
-
-@dataclass(frozen=True, slots=True)
 class ModelHealth:
     """What was measured, beside what the profile predicts for the arrivals that really came."""
 
@@ -89,13 +69,15 @@ class ModelHealth:
 
 
 def model_health(
-    samples: Sequence[Counted],
+    samples: Sequence[Counters],
     service: ServiceModel,
     service_cv2: float = 0.0,
     overhead_ms: float = 0.0,
     gap_cv2: float | None = None,
 ) -> ModelHealth:
     """Compare over the time from the first sample to the last, ascending, of one server that was not restarted.
+
+    A row is what counts alone. Where all requests have r rows, count requests and give their line, alpha*r.
 
     ``service``: line, cap and instances on the device. ``service_cv2``: squared coefficient of variation of a batch's
     time around its mean. ``overhead_ms``: part of every measured latency outside queue and batch. ``gap_cv2``: the same
@@ -151,7 +133,7 @@ def mean_ms(
     return service.batch_ms(1) + (1 + 2 * rate * service.alpha_ms) / (2 * rate) * (biased - 1)
 
 
-def burstiness(samples: Sequence[Counted]) -> float:
+def burstiness(samples: Sequence[Counters]) -> float:
     """Variance over mean of the arrivals between samples, of which there are three at least; 1 is Poisson.
 
     From differences of neighbouring rates (von Neumann 1941), so that a rate that drifts is not taken for bursts: its
@@ -210,15 +192,7 @@ def _biased_batch(
     return (1 + k * (2 * rho * idle + idle**2 / mean_batch)) / (1 - k * rho**2)
 
 
-def gone_back(one: Counted, two: Counted) -> str | None:
-    """What is smaller in ``two``, which was counted later, than in ``one``: another server. None: nothing."""
-    for name in ("at_s", "arrived", "batches", "batched", "answered", "latency_s", "lost"):
-        if getattr(two, name) < getattr(one, name):
-            return name
-    return None
-
-
-def _check_growth(one: Counted, two: Counted) -> None:
+def _check_growth(one: Counters, two: Counters) -> None:
     name = gone_back(one, two)
     if name is None and two.at_s == one.at_s:
         name = "at_s"

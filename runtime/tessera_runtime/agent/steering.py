@@ -19,15 +19,16 @@ from tessera_core.api.modelservice import OnTimeout
 from tessera_core.api.runtimenode import BatchLine
 from tessera_core.control.joint import Joint, JointState
 from tessera_core.control.setpoint import Batch, Goal, Setpoint
-from tessera_core.control.steer import Counted, active_on_each, in_turn, pooled, window
+from tessera_core.control.steer import active_on_each, in_turn, pooled, window
 from tessera_core.perf import (
+    Counters,
     LatencyProfile,
     ModelHealth,
-    health,
     member_percentile,
     members_waited_for,
     model_health,
 )
+from tessera_core.perf.counters import gone_back
 from tessera_runtime.target import (
     DeviceTarget,
     InstanceTarget,
@@ -113,11 +114,11 @@ class _Steered:
     place: _Place
     policy: Joint
     state: JointState
-    before: Counted | None = None
+    before: Counters | None = None
     """At the last decision."""
     batches: int = 0
     """That were seen."""
-    samples: deque[health.Counted] = field(default_factory=lambda: deque(maxlen=MOST_SAMPLES))
+    samples: deque[Counters] = field(default_factory=lambda: deque(maxlen=MOST_SAMPLES))
     """Since what is set has not changed."""
 
     def health(self) -> ModelHealth:
@@ -134,8 +135,8 @@ class _Steered:
 @dataclass(frozen=True, slots=True)
 class _Look:
     one: _Steered
-    now: Counted
-    sample: health.Counted
+    now: Counters
+    recent: tuple[tuple[str, Batch], ...]
     slo_ms: float
     share: float
     """Of what comes for its members."""
@@ -261,7 +262,8 @@ class Steering:
             if told is not None:
                 one = self._steered[_key(service.name, place)]
                 share = place.carries / of_all[place.members]
-                yield _Look(one, _counted(told, at_s), _sample(told, at_s), service.slo_ms, share)
+                now, recent = counters_of(told, at_s), recent_batches(told)
+                yield _Look(one, now, recent, service.slo_ms, share)
 
     def _take_up(self, service: str, place: _Place) -> _Steered:
         """What is known of ``place``; from the plan on, where that is new."""
@@ -341,20 +343,9 @@ def _place(
     )
 
 
-def _counted(report: MemberReport, at_s: float) -> Counted:
-    return Counted(
-        at_s,
-        report.arrived,
-        report.gaps,
-        report.gaps_s,
-        report.gaps_s2,
-        report.batches,
-        tuple((each.device, Batch(each.rows, each.ms)) for each in report.recent),
-    )
-
-
-def _sample(report: MemberReport, at_s: float) -> health.Counted:
-    return health.Counted(
+def counters_of(report: MemberReport, at_s: float) -> Counters:
+    """``at_s``: by the server's clock, of its whole report."""
+    return Counters(
         at_s,
         report.arrived,
         report.batches,
@@ -362,7 +353,15 @@ def _sample(report: MemberReport, at_s: float) -> health.Counted:
         report.answered,
         report.latency_s,
         report.lost,
+        report.gaps,
+        report.gaps_s,
+        report.gaps_s2,
     )
+
+
+def recent_batches(report: MemberReport) -> tuple[tuple[str, Batch], ...]:
+    """Oldest first, each with its device."""
+    return tuple((each.device, Batch(each.rows, each.ms)) for each in report.recent)
 
 
 def _step(look: _Look) -> None:
@@ -374,8 +373,8 @@ def _step(look: _Look) -> None:
     if 0 <= now.at_s - before.at_s < NEARLY * one.state.wait_s:
         return
     one.before = now
-    _keep_sample(one.samples, look.sample)
-    seen = window(before, now, one.place.devices, look.share)
+    _keep_sample(one.samples, now)
+    seen = window(before, now, look.recent, one.place.devices, look.share)
     if seen is None:
         return
     one.batches += sum(map(len, seen.batches))
@@ -386,9 +385,9 @@ def _step(look: _Look) -> None:
         one.samples.clear()
 
 
-def _keep_sample(samples: deque[health.Counted], sample: health.Counted) -> None:
+def _keep_sample(samples: deque[Counters], sample: Counters) -> None:
     """Another server counts from the beginning, and by a clock of its own."""
-    if samples and health.gone_back(samples[-1], sample) is not None:
+    if samples and gone_back(samples[-1], sample) is not None:
         samples.clear()
     if not samples or sample.at_s > samples[-1].at_s:
         samples.append(sample)
