@@ -13,10 +13,10 @@ from tessera_core.api.modelservice import Combine, Ensemble, Objective, OnTimeou
 from tessera_core.api.runtimenode import BatchLine, ServedMember, ServedService
 from tessera_core.perf.health import mean_ms
 from tessera_core.perf.profile import LatencyProfile, ProfileRow
+from tessera_runtime.agent.places import Profiles
 from tessera_runtime.agent.steering import (
     FEWEST_BATCHES,
     MOST_DECIDING_S,
-    Profiles,
     Steering,
     told_profiles,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -10,69 +10,70 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tessera_core.control.setpoint import Batch, Setpoint
-from tessera_core.control.steer import Counted, active_on_each, in_turn, pooled, window
+from tessera_core.control.steer import active_on_each, in_turn, pooled, window
+from tessera_core.perf.counters import Counters
 from tessera_core.perf.profile import LatencyProfile
 
 BOTH = frozenset({"a", "b"})
-NOTHING = Counted(0.0, 0, 0, 0.0, 0.0, 0, ())
+NOTHING = Counters(0.0, 0, 0, 0, 0, 0.0, 0)
 
 
-def counted(at_s: float, arrivals_s: np.ndarray, recent=(), batches: int = 0) -> Counted:
-    """After work of one row at each of ``arrivals_s``."""
+def after(arrivals_s: np.ndarray) -> Counters:
+    """Of work of one row at each of ``arrivals_s``."""
     gaps = np.diff(arrivals_s)
-    gaps = gaps[gaps <= 1.0]
-    return Counted(
-        at_s,
-        len(arrivals_s),
-        len(gaps),
-        float(gaps.sum()),
-        float((gaps**2).sum()),
-        batches,
-        tuple(recent),
+    return replace(
+        NOTHING,
+        at_s=arrivals_s[-1],
+        arrived=len(arrivals_s),
+        gaps=len(gaps),
+        gaps_s=float(gaps.sum()),
+        gaps_s2=float((gaps**2).sum()),
     )
 
 
 def test_a_window_has_what_came_since_and_the_batches_that_are_new():
     recent = [("a", Batch(1, 2.0)), ("b", Batch(2, 3.0)), ("a", Batch(4, 5.0))]
     before = replace(NOTHING, at_s=10.0, arrived=100, batches=7)
-    now = replace(NOTHING, at_s=12.0, arrived=160, batches=9, recent=tuple(recent))
-    seen = window(before, now, BOTH)
+    now = replace(NOTHING, at_s=12.0, arrived=160, batches=9)
+    seen = window(before, now, recent, BOTH)
     assert seen is not None
     assert (seen.seconds, seen.arrivals, seen.burstiness) == (2.0, 60, 1.0)
     assert seen.batches == ((Batch(2, 3.0), Batch(4, 5.0)),)
-    of_one = window(before, now, frozenset({"a"}), share=0.25)
+    of_one = window(before, now, recent, frozenset({"a"}), share=0.25)
     assert of_one is not None
     assert (of_one.arrivals, of_one.batches) == (15, ((Batch(4, 5.0),),))
 
 
 def test_without_new_batches_there_are_none_in_it():
     before = replace(NOTHING, batches=3)
-    now = replace(before, at_s=1.0, recent=(("a", Batch(1, 2.0)),))
-    seen = window(before, now, BOTH)
+    seen = window(before, replace(before, at_s=1.0), [("a", Batch(1, 2.0))], BOTH)
     assert seen is not None
     assert seen.batches == ((),)
 
 
-@pytest.mark.parametrize("field", ["at_s", "arrived", "gaps", "batches"])
+@pytest.mark.parametrize("field", [each.name for each in fields(Counters)])
 def test_counters_that_went_back_are_of_another_server(field: str):
-    before = Counted(5.0, 5, 5, 5.0, 5.0, 5, ())
-    now = replace(before, at_s=6.0, arrived=6, gaps=6, batches=6)
-    assert window(before, now, BOTH) is not None
-    assert window(before, replace(now, **{field: 1}), BOTH) is None
+    before = Counters(5.0, 5, 5, 5, 5, 5.0, 5, 5, 5.0, 5.0)
+    now = Counters(6.0, 6, 6, 6, 6, 6.0, 6, 6, 6.0, 6.0)
+    assert window(before, now, (), BOTH) is not None
+    assert window(before, replace(now, **{field: 1}), (), BOTH) is None
+
+
+def test_without_time_there_is_no_window():
+    assert window(NOTHING, NOTHING, (), BOTH) is None
 
 
 @pytest.mark.parametrize(("variance", "about"), [(0.25, 0.25), (1.0, 1.0), (4.0, 4.0)])
 def test_how_bursty_arrivals_are_is_seen_in_their_gaps(variance: float, about: float):
     rng = np.random.default_rng(7)
     gaps = rng.gamma(1 / variance, 0.002 * variance, size=20_000)
-    arrivals = np.cumsum(gaps)
-    seen = window(NOTHING, counted(arrivals[-1], arrivals), BOTH)
+    seen = window(NOTHING, after(np.cumsum(gaps)), (), BOTH)
     assert seen is not None
     assert seen.burstiness == pytest.approx(about, rel=0.1)
 
 
 def test_few_arrivals_say_nothing_of_bursts():
-    seen = window(NOTHING, counted(1.0, np.array([0.0, 0.001, 0.002, 0.9])), BOTH)
+    seen = window(NOTHING, after(np.array([0.0, 0.001, 0.002, 0.9])), (), BOTH)
     assert seen is not None
     assert seen.burstiness == 1.0
 

@@ -7,54 +7,36 @@ so many instances on each of them, which take from one queue.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import ceil
 
 from tessera_core.control.setpoint import Batch, Setpoint, Window
+from tessera_core.perf.counters import Counters, gap_cv2, gone_back
 from tessera_core.perf.profile import LatencyProfile, ProfileRow
 from tessera_core.perf.service import MS_PER_S
 
-FEWEST_GAPS = 30
-"""Between arrivals, from which their variation says something; fewer are taken for Poisson's."""
-
-
-@dataclass(frozen=True, slots=True)
-class Counted:
-    """Counters of one member at one moment; all but ``recent`` only grow."""
-
-    at_s: float
-    """By the server's own clock."""
-    arrived: int
-    """Rows, also those that were refused."""
-    gaps: int
-    gaps_s: float
-    """Sum of the gaps between arrivals, of a second at most each."""
-    gaps_s2: float
-    """Sum of their squares."""
-    batches: int
-    recent: tuple[tuple[str, Batch], ...]
-    """The newest of ``batches``, oldest first, each with its device."""
-
 
 def window(
-    before: Counted, now: Counted, devices: frozenset[str], share: float = 1.0
+    before: Counters,
+    now: Counters,
+    recent: Sequence[tuple[str, Batch]],
+    devices: frozenset[str],
+    share: float = 1.0,
 ) -> Window | None:
-    """What ``devices`` saw between two moments, when a ``share`` of what comes is theirs.
+    """What ``devices`` saw between two moments by the server's own clock, when a ``share`` of what comes is theirs.
 
-    None where the counters are of another server, or no time has passed.
+    ``recent``: the newest of ``now.batches``, oldest first, each with its device. None where the counters are of another
+    server, or no time has passed.
     """
-    seconds = now.at_s - before.at_s
-    came, ran = now.arrived - before.arrived, now.batches - before.batches
-    if seconds <= 0 or came < 0 or ran < 0 or now.gaps < before.gaps:
+    if now.at_s == before.at_s or gone_back(before, now) is not None:
         return None
-    new = now.recent[-ran:] if ran else ()
+    ran = now.batches - before.batches
+    new = recent[-ran:] if ran else ()
     return Window(
-        seconds,
-        round(share * came),
+        now.at_s - before.at_s,
+        round(share * (now.arrived - before.arrived)),
         (tuple(batch for device, batch in new if device in devices),),
-        _burstiness(
-            now.gaps - before.gaps, now.gaps_s - before.gaps_s, now.gaps_s2 - before.gaps_s2
-        ),
+        gap_cv2(now.gaps - before.gaps, now.gaps_s - before.gaps_s, now.gaps_s2 - before.gaps_s2),
     )
 
 
@@ -104,10 +86,3 @@ def in_turn(profiles: Sequence[LatencyProfile]) -> LatencyProfile | None:
 def active_on_each(setpoint: Setpoint, devices: int) -> int:
     """Instances that take batches on each of ``devices``."""
     return ceil(setpoint.instances / devices)
-
-
-def _burstiness(gaps: int, sum_s: float, sum_s2: float) -> float:
-    """Squared coefficient of variation of gaps between arrivals."""
-    if gaps < FEWEST_GAPS or sum_s <= 0:
-        return 1.0
-    return max(0.0, gaps * sum_s2 / (sum_s * sum_s) - 1.0)

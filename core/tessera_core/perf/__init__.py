@@ -7,20 +7,21 @@ from tessera_core.perf.capacity import (
     mean_latency,
     utilisation,
 )
+from tessera_core.perf.counters import Counters
 from tessera_core.perf.energy import EnergyModel, joules_per_row
 from tessera_core.perf.ensemble import (
     member_percentile,
     members_waited_for,
     quorum_probability,
 )
-from tessera_core.perf.health import Counted, ModelHealth, Unmet, model_health
+from tessera_core.perf.health import ModelHealth, Unmet, model_health
 from tessera_core.perf.profile import LatencyProfile, LinearFit, Neighbours, ProfileRow
 from tessera_core.perf.service import ServiceModel
 from tessera_core.perf.shared_queue import Server, shared_latency, shared_rate
 
 __all__ = [
     "FULLEST_LOAD",
-    "Counted",
+    "Counters",
     "EnergyModel",
     "LatencyProfile",
     "LinearFit",

@@ -20,6 +20,7 @@ from enum import StrEnum
 from itertools import pairwise
 from math import inf, isfinite, sqrt
 
+from tessera_core.perf.counters import Counters, gone_back
 from tessera_core.perf.service import MS_PER_S, ServiceModel
 
 FEWEST_ANSWERS = 200
@@ -50,27 +51,6 @@ class Unmet(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Counted:
-    """Counters of one member at one moment: all but the time only grow.
-
-    A row is what counts alone. Where all requests have r rows, count requests and give their line, alpha*r.
-    """
-
-    at_s: float
-    """On a clock that does not jump."""
-    arrived: int
-    """Rows, whatever became of them."""
-    batches: int
-    batched: int
-    """Rows in these batches."""
-    answered: int
-    latency_s: float
-    """Over all that were answered, from arrival to answer."""
-    lost: int
-    """Refused, dropped, late or failed."""
-
-
-@dataclass(frozen=True, slots=True)
 class ModelHealth:
     """What was measured, beside what the profile predicts for the arrivals that really came."""
 
@@ -89,28 +69,26 @@ class ModelHealth:
 
 
 def model_health(
-    samples: Sequence[Counted],
+    samples: Sequence[Counters],
     service: ServiceModel,
     service_cv2: float = 0.0,
     overhead_ms: float = 0.0,
-    gap_cv2: float | None = None,
 ) -> ModelHealth:
     """Compare over the time from the first sample to the last, ascending, of one server that was not restarted.
 
+    A row is what counts alone. Where all requests have r rows, count requests and give their line, alpha*r.
+
     ``service``: line, cap and instances on the device. ``service_cv2``: squared coefficient of variation of a batch's
-    time around its mean. ``overhead_ms``: part of every measured latency outside queue and batch. ``gap_cv2``: the same
-    of the gaps between arrivals in that time, where it was measured and all requests have one row, for it does not show
-    rows that come together: then two samples are enough. None: how bursty they were is told by the rows between samples.
+    time around its mean. ``overhead_ms``: part of every measured latency outside queue and batch.
 
     Raises ValueError where a counter or the clock goes back, or for a negative variation or overhead.
     """
-    given = {"service_cv2": service_cv2, "overhead_ms": overhead_ms, "gap_cv2": gap_cv2 or 0.0}
-    for name, value in given.items():
+    for name, value in {"service_cv2": service_cv2, "overhead_ms": overhead_ms}.items():
         if not (isfinite(value) and value >= 0):
             raise ValueError(f"{name}: must be a number >= 0, found {value}")
     for one, two in pairwise(samples):
         _check_growth(one, two)
-    if len(samples) <= (FEWEST_INTERVALS if gap_cv2 is None else 1):
+    if len(samples) <= FEWEST_INTERVALS:
         return ModelHealth(None, None, Unmet.TOO_FEW_SAMPLES)
     first, last = samples[0], samples[-1]
     answered = last.answered - first.answered
@@ -123,11 +101,8 @@ def model_health(
         return ModelHealth(measured_ms, None, Unmet.TOO_FEW_ANSWERS)
     rate_per_s = arrived / (last.at_s - first.at_s)
     mean_batch = (last.batched - first.batched) / batches
-    if gap_cv2 is None:
-        bursty = not _like_poisson(burstiness(samples), 3 / (len(samples) - 2))
-    else:
-        bursty = not _like_poisson(gap_cv2, 8 / arrived)
-    unmet = Unmet.BURSTY if bursty else _unmet(service, rate_per_s, mean_batch, service_cv2)
+    poisson = _like_poisson(samples)
+    unmet = _unmet(service, rate_per_s, mean_batch, service_cv2) if poisson else Unmet.BURSTY
     if unmet is not None:
         return ModelHealth(measured_ms, None, unmet)
     predicted_ms = mean_ms(service, rate_per_s, mean_batch, service_cv2) + overhead_ms
@@ -151,11 +126,12 @@ def mean_ms(
     return service.batch_ms(1) + (1 + 2 * rate * service.alpha_ms) / (2 * rate) * (biased - 1)
 
 
-def burstiness(samples: Sequence[Counted]) -> float:
+def burstiness(samples: Sequence[Counters]) -> float:
     """Variance over mean of the arrivals between samples, of which there are three at least; 1 is Poisson.
 
     From differences of neighbouring rates (von Neumann 1941), so that a rate that drifts is not taken for bursts: its
-    queue is in a steady state all the time. Intervals may differ.
+    queue is in a steady state all the time. Intervals may differ. Not from the gaps between arrivals: a server reads what
+    came in turns, so that its gaps vary far more than those of who asks, on a scale that hardly moves the mean.
     """
     spans = [two.at_s - one.at_s for one, two in pairwise(samples)]
     rates = [
@@ -172,13 +148,13 @@ def burstiness(samples: Sequence[Counted]) -> float:
     return sum(steps) / len(steps) / mean
 
 
-def _like_poisson(measured: float, variance: float) -> bool:
-    """``variance``: of such a measurement of Poisson arrivals. It is 3/n for n differences of neighbouring counts, where
-    squares around a mean would give 2/n, and 8/n for the variation of n exponential gaps.
+def _like_poisson(samples: Sequence[Counters]) -> bool:
+    """Such a measurement of Poisson arrivals has a variance of 3/n for n differences of neighbouring counts; squares
+    around a mean would give 2/n.
     """
-    noise = SURE * sqrt(variance)
+    noise = SURE * sqrt(3 / (len(samples) - 2))
     least, most = BURSTINESS
-    return least - noise <= measured <= most + noise
+    return least - noise <= burstiness(samples) <= most + noise
 
 
 def _unmet(
@@ -210,15 +186,7 @@ def _biased_batch(
     return (1 + k * (2 * rho * idle + idle**2 / mean_batch)) / (1 - k * rho**2)
 
 
-def gone_back(one: Counted, two: Counted) -> str | None:
-    """What is smaller in ``two``, which was counted later, than in ``one``: another server. None: nothing."""
-    for name in ("at_s", "arrived", "batches", "batched", "answered", "latency_s", "lost"):
-        if getattr(two, name) < getattr(one, name):
-            return name
-    return None
-
-
-def _check_growth(one: Counted, two: Counted) -> None:
+def _check_growth(one: Counters, two: Counters) -> None:
     name = gone_back(one, two)
     if name is None and two.at_s == one.at_s:
         name = "at_s"

@@ -21,15 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tessera_core.control.setpoint import Batch, Goal, Policy, Setpoint, StateT, Window
+from tessera_core.perf.counters import gap_cv2
 from tessera_core.perf.ensemble import member_percentile
 
 MS_PER_S = 1000.0
 
 BatchTime = Callable[[int, int], float]
 """Milliseconds that a batch of so many rows takes while so many instances are active."""
-
-FEWEST_GAPS = 30
-"""Between arrivals, from which their variation says something; fewer are taken for Poisson's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,14 +226,11 @@ class _Run(Generic[StateT]):
         first = bisect_left(self._arrivals, now)
         last = bisect_left(self._arrivals, until)
         gaps = np.diff(self._arrivals[first:last])
-        burstiness = 1.0
-        if len(gaps) >= FEWEST_GAPS and gaps.mean() > 0:
-            burstiness = float(gaps.var() / gaps.mean() ** 2)
         window = Window(
             (until - now) / MS_PER_S,
             last - first,
             tuple(tuple(batches) for batches in self._seen),
-            burstiness,
+            gap_cv2(len(gaps), float(gaps.sum()), float(gaps @ gaps)),
         )
         self._seen = [[] for _ in self._seen]
         return window

@@ -29,9 +29,10 @@ from tessera_core.plan.predict import latency_at
 from tessera_core.plan.state import ClusterState, Policy
 from tessera_runtime.agent.measure import PROFILE_TIMEOUT_S, batch_time, profile_request
 from tessera_runtime.agent.observe import cluster_state, kind_of, places
+from tessera_runtime.agent.places import Profiles
 from tessera_runtime.agent.profiles import ProfileStore, engine_version, to_profile
 from tessera_runtime.agent.status import LocalStatus, MemberStatus, ServiceStatus, write_status
-from tessera_runtime.agent.steering import Profiles, Steering
+from tessera_runtime.agent.steering import Steering
 from tessera_runtime.agent.translate import (
     LocalModel,
     ModelKey,

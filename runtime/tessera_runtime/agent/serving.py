@@ -20,7 +20,8 @@ from tessera_runtime.agent.keys import ServiceKeys
 from tessera_runtime.agent.kube import Document
 from tessera_runtime.agent.models import Models
 from tessera_runtime.agent.orders import Order, judge
-from tessera_runtime.agent.steering import Corrected, Profiles, Steering, told_profiles
+from tessera_runtime.agent.places import Profiles
+from tessera_runtime.agent.steering import Corrected, Steering, told_profiles
 from tessera_runtime.agent.translate import (
     LocalModel,
     ModelKey,

@@ -8,47 +8,30 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from math import inf
 
 import msgspec
 
 from tessera_core.api import RuntimeNode
-from tessera_core.api.modelservice import OnTimeout
 from tessera_core.api.runtimenode import BatchLine
 from tessera_core.control.joint import Joint, JointState
 from tessera_core.control.setpoint import Batch, Goal, Setpoint
-from tessera_core.control.steer import Counted, active_on_each, in_turn, pooled, window
-from tessera_core.perf import (
-    LatencyProfile,
-    ModelHealth,
-    health,
-    member_percentile,
-    members_waited_for,
-    model_health,
-)
+from tessera_core.control.steer import active_on_each, window
+from tessera_core.perf import Counters, LatencyProfile, ModelHealth, model_health
+from tessera_core.perf.counters import gone_back
+from tessera_runtime.agent.places import Kind, Place, PlaceKey, Places, Profiles
 from tessera_runtime.target import (
-    DeviceTarget,
     InstanceTarget,
     MemberReport,
-    MemberTarget,
     ServerReport,
     ServerTarget,
     ServiceReport,
     ServiceTarget,
-    placed_alike,
 )
 
 log = logging.getLogger(__name__)
-
-Kind = tuple[str, str]
-"""(product, kind of slice)."""
-Profiles = Mapping[tuple[str, str, Kind], LatencyProfile]
-"""By (service, member, kind of device), as measured; what is not here keeps to the plan. Others are another object."""
-
-TOGETHER = ""
-"""Stands for the members of a service that run as one."""
 
 NEARLY = 0.9
 """Of the time that a policy waits: reports do not come exactly by the second."""
@@ -85,39 +68,16 @@ class Measured:
     health: ModelHealth
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Devices of one kind with instances of one member, or of all that run as one."""
-
-    members: tuple[str, ...]
-    kind: Kind
-    devices: frozenset[str]
-    planned: Setpoint
-    """Of all devices together."""
-    largest: int
-    """Rows of a batch."""
-    of_one: LatencyProfile
-    """Of one device."""
-    profile: LatencyProfile
-    """Of all devices together."""
-    percent: float
-
-    @property
-    def carries(self) -> float:
-        """Rows per second as planned."""
-        return self.profile.throughput(self.planned.cap, self.planned.instances)
-
-
 @dataclass(slots=True)
 class _Steered:
-    place: _Place
+    place: Place
     policy: Joint
     state: JointState
-    before: Counted | None = None
+    before: Counters | None = None
     """At the last decision."""
     batches: int = 0
     """That were seen."""
-    samples: deque[health.Counted] = field(default_factory=lambda: deque(maxlen=MOST_SAMPLES))
+    samples: deque[Counters] = field(default_factory=lambda: deque(maxlen=MOST_SAMPLES))
     """Since what is set has not changed."""
 
     def health(self) -> ModelHealth:
@@ -134,8 +94,8 @@ class _Steered:
 @dataclass(frozen=True, slots=True)
 class _Look:
     one: _Steered
-    now: Counted
-    sample: health.Counted
+    now: Counters
+    recent: tuple[tuple[str, Batch], ...]
     slo_ms: float
     share: float
     """Of what comes for its members."""
@@ -148,20 +108,16 @@ class Steering:
         self, kind_of: Callable[[str], Kind], clock: Callable[[], float] = time.monotonic
     ) -> None:
         """``kind_of``: what kind a device is of, by the id that targets have."""
-        self._kind_of = kind_of
+        self._places = Places(kind_of)
         self._clock = clock
-        self._steered: dict[tuple[str, str, Kind], _Steered] = {}
-        self._profiles: Profiles = {}
-        self._found: dict[str, tuple[ServiceTarget, list[_Place]]] = {}
-        """Of the last look, by served name."""
+        self._steered: dict[PlaceKey, _Steered] = {}
 
     def look(self, planned: ServerTarget, report: ServerReport, profiles: Profiles) -> ServerTarget:
         """``planned`` with what to set now, after what ``report`` tells."""
-        devices = {device.id: device for device in planned.devices}
         reports = {each.name: each for each in report.services}
-        places = self._find(planned, devices, profiles)
+        places = self._places.find(planned, profiles)
         self._steered = {
-            _key(name, place): self._take_up(name, place)
+            place.key(name): self._take_up(name, place)
             for name, found in places.items()
             for place in found
         }
@@ -203,51 +159,8 @@ class Steering:
             if kinds[service, members] == 1
         )
 
-    def _find(
-        self, planned: ServerTarget, devices: Mapping[str, DeviceTarget], profiles: Profiles
-    ) -> dict[str, list[_Place]]:
-        """By served name, what is steered; found anew where something of it has changed."""
-        known = self._found if profiles is self._profiles else {}
-        self._profiles = profiles
-        self._found = {
-            each.name: known[each.name]
-            if each.name in known and known[each.name][0] == each
-            else (each, self._places(each, devices, profiles))
-            for each in planned.services
-        }
-        return {name: places for name, (_, places) in self._found.items()}
-
-    def _places(
-        self, service: ServiceTarget, devices: Mapping[str, DeviceTarget], profiles: Profiles
-    ) -> list[_Place]:
-        """What is steered of a service."""
-        together = placed_alike(service, devices)
-        groups = [service.members] if together else [(member,) for member in service.members]
-        waited_for = members_waited_for(
-            len(groups),
-            sum(group[0].required for group in groups),
-            service.min_members,
-            service.on_timeout is OnTimeout.PARTIAL,
-        )
-        percent = member_percentile(service.percent, waited_for)
-        found = []
-        for members in groups:
-            by_kind: dict[Kind, list[InstanceTarget]] = {}
-            for instance in members[0].instances:
-                by_kind.setdefault(self._kind_of(instance.device), []).append(instance)
-            for kind, instances in by_kind.items():
-                measured = [profiles.get((service.name, each.name, kind)) for each in members]
-                known = [each for each in measured if each is not None]
-                profile = in_turn(known) if len(known) == len(members) else None
-                if profile is None:
-                    continue
-                place = _place(members, kind, instances, profile, percent)
-                if place.planned.instances in place.profile.instance_counts:
-                    found.append(place)
-        return found
-
     def _looks(
-        self, service: ServiceTarget, places: list[_Place], report: ServiceReport, at_s: float
+        self, service: ServiceTarget, places: tuple[Place, ...], report: ServiceReport, at_s: float
     ) -> Iterator[_Look]:
         """What is told of each place, while it is told of this version."""
         if report.version != service.version:
@@ -259,13 +172,14 @@ class Steering:
         for place in places:
             told = members.get(place.members[0])
             if told is not None:
-                one = self._steered[_key(service.name, place)]
+                one = self._steered[place.key(service.name)]
                 share = place.carries / of_all[place.members]
-                yield _Look(one, _counted(told, at_s), _sample(told, at_s), service.slo_ms, share)
+                now, recent = counters_of(told, at_s), recent_batches(told)
+                yield _Look(one, now, recent, service.slo_ms, share)
 
-    def _take_up(self, service: str, place: _Place) -> _Steered:
+    def _take_up(self, service: str, place: Place) -> _Steered:
         """What is known of ``place``; from the plan on, where that is new."""
-        known = self._steered.get(_key(service, place))
+        known = self._steered.get(place.key(service))
         if known is not None and known.place == place:
             return known
         state = JointState(place.planned)
@@ -275,11 +189,11 @@ class Steering:
             batches = known.batches
         return _Steered(place, Joint(place.profile, place.percent), state, batches=batches)
 
-    def _set(self, service: ServiceTarget, places: list[_Place]) -> ServiceTarget:
+    def _set(self, service: ServiceTarget, places: tuple[Place, ...]) -> ServiceTarget:
         """``service`` with what is decided now."""
         wanted: dict[tuple[str, str], tuple[int, int]] = {}
         for place in places:
-            setpoint = self._steered[_key(service.name, place)].state.setpoint
+            setpoint = self._steered[place.key(service.name)].state.setpoint
             active = active_on_each(setpoint, len(place.devices))
             for member in place.members:
                 for device in place.devices:
@@ -315,46 +229,9 @@ def told_profiles(node: RuntimeNode) -> Profiles:
     return found
 
 
-def _key(service: str, place: _Place) -> tuple[str, str, Kind]:
-    return service, place.members[0] if len(place.members) == 1 else TOGETHER, place.kind
-
-
-def _place(
-    members: tuple[MemberTarget, ...],
-    kind: Kind,
-    instances: list[InstanceTarget],
-    profile: LatencyProfile,
-    percent: float,
-) -> _Place:
-    first, count = members[0], len(instances)
-    most = max(each.count for each in instances)
-    cap = max(each.cap or first.cap for each in instances)
-    return _Place(
-        members=tuple(each.name for each in members),
-        kind=kind,
-        devices=frozenset(each.device for each in instances),
-        planned=Setpoint(cap, count * most),
-        largest=min(each.max_batch for each in members),
-        of_one=profile,
-        profile=pooled(profile, count),
-        percent=percent,
-    )
-
-
-def _counted(report: MemberReport, at_s: float) -> Counted:
-    return Counted(
-        at_s,
-        report.arrived,
-        report.gaps,
-        report.gaps_s,
-        report.gaps_s2,
-        report.batches,
-        tuple((each.device, Batch(each.rows, each.ms)) for each in report.recent),
-    )
-
-
-def _sample(report: MemberReport, at_s: float) -> health.Counted:
-    return health.Counted(
+def counters_of(report: MemberReport, at_s: float) -> Counters:
+    """``at_s``: by the server's clock, of its whole report."""
+    return Counters(
         at_s,
         report.arrived,
         report.batches,
@@ -362,7 +239,15 @@ def _sample(report: MemberReport, at_s: float) -> health.Counted:
         report.answered,
         report.latency_s,
         report.lost,
+        report.gaps,
+        report.gaps_s,
+        report.gaps_s2,
     )
+
+
+def recent_batches(report: MemberReport) -> tuple[tuple[str, Batch], ...]:
+    """Oldest first, each with its device."""
+    return tuple((each.device, Batch(each.rows, each.ms)) for each in report.recent)
 
 
 def _step(look: _Look) -> None:
@@ -374,8 +259,8 @@ def _step(look: _Look) -> None:
     if 0 <= now.at_s - before.at_s < NEARLY * one.state.wait_s:
         return
     one.before = now
-    _keep_sample(one.samples, look.sample)
-    seen = window(before, now, one.place.devices, look.share)
+    _keep_sample(one.samples, now)
+    seen = window(before, now, look.recent, one.place.devices, look.share)
     if seen is None:
         return
     one.batches += sum(map(len, seen.batches))
@@ -386,9 +271,9 @@ def _step(look: _Look) -> None:
         one.samples.clear()
 
 
-def _keep_sample(samples: deque[health.Counted], sample: health.Counted) -> None:
+def _keep_sample(samples: deque[Counters], sample: Counters) -> None:
     """Another server counts from the beginning, and by a clock of its own."""
-    if samples and health.gone_back(samples[-1], sample) is not None:
+    if samples and gone_back(samples[-1], sample) is not None:
         samples.clear()
     if not samples or sample.at_s > samples[-1].at_s:
         samples.append(sample)
