@@ -136,17 +136,17 @@ class MemberReport(msgspec.Struct, frozen=True):
     """Why instances are missing, in words for the user."""
     arrived: int = 0
     """Rows that came for its instances here, also those that were refused. This and what follows only grows."""
-    answered: int = 0
-    """Requests."""
     latency_s: float = 0.0
     """Of all that were answered, from arrival in the queue to the end of the batch."""
+    latency_buckets: tuple[int, ...] = ()
+    """How many were answered, by :data:`tessera_core.perf.histogram.BOUNDS_S`."""
     lost: int = 0
     """Requests that were refused, dropped or withdrawn."""
+    groups: int = 0
+    """Of gaps between one piece of work and the next: as :class:`tessera_core.batching.arrivals.Arrivals` counts them."""
     gaps: int = 0
-    """Between one piece of work and the next, of a second at most."""
     gaps_s: float = 0.0
-    gaps_s2: float = 0.0
-    """Sum of their squares: with ``gaps`` and ``gaps_s``, how bursty the arrivals are."""
+    groups_s2: float = 0.0
     recent: tuple[BatchReport, ...] = ()
     """The newest of ``batches``, oldest first; in a gang, of all members together."""
 

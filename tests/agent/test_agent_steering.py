@@ -12,6 +12,7 @@ from tessera_core.api.members import Model, ModelFormat
 from tessera_core.api.modelservice import Combine, Ensemble, Objective, OnTimeout, Slo
 from tessera_core.api.runtimenode import BatchLine, ServedMember, ServedService
 from tessera_core.perf.health import mean_ms
+from tessera_core.perf.histogram import BOUNDS_S
 from tessera_core.perf.profile import LatencyProfile, ProfileRow
 from tessera_runtime.agent.places import Profiles
 from tessera_runtime.agent.steering import (
@@ -77,6 +78,9 @@ def kind_of(device: str) -> tuple[str, str]:
     return ("cpu", "cpu-1") if device.startswith("cpu") else ("gpu", "full")
 
 
+NO_OTHERS = (0,) * len(BOUNDS_S)
+
+
 class FakeServer:
     """Counts as a server does; batches take ``slower`` times their profile."""
 
@@ -129,7 +133,7 @@ class FakeServer:
                         restarts=0,
                         arrived=self.arrived,
                         recent=recent,
-                        answered=self.answered,
+                        latency_buckets=(self.answered, *NO_OTHERS),
                         latency_s=self.latency_s,
                     )
                 )

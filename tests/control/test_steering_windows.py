@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tessera_core.batching.arrivals import Arrivals
 from tessera_core.control.setpoint import Batch, Setpoint
-from tessera_core.control.steer import active_on_each, in_turn, pooled, window
+from tessera_core.control.steer import Told, active_on_each, in_turn, pooled, window
 from tessera_core.perf.counters import Counters
 from tessera_core.perf.profile import LatencyProfile
 
@@ -18,62 +20,73 @@ BOTH = frozenset({"a", "b"})
 NOTHING = Counters(0.0, 0, 0, 0, 0, 0.0, 0)
 
 
+def told(counters: Counters, recent: Sequence[tuple[str, Batch]] = (), answered: int = 0) -> Told:
+    """``answered`` requests, all within the first 10 µs."""
+    return Told(counters, (answered, 0, 0), tuple(recent))
+
+
 def after(arrivals_s: np.ndarray) -> Counters:
     """Of work of one row at each of ``arrivals_s``."""
-    gaps = np.diff(arrivals_s)
+    came = Arrivals()
+    for at_s in arrivals_s.tolist():
+        came.came(at_s, 1)
     return replace(
         NOTHING,
         at_s=arrivals_s[-1],
-        arrived=len(arrivals_s),
-        gaps=len(gaps),
-        gaps_s=float(gaps.sum()),
-        gaps_s2=float((gaps**2).sum()),
+        arrived=came.rows,
+        groups=came.groups,
+        gaps=came.gaps,
+        gaps_s=came.gaps_s,
+        groups_s2=came.groups_s2,
     )
 
 
 def test_a_window_has_what_came_since_and_the_batches_that_are_new():
     recent = [("a", Batch(1, 2.0)), ("b", Batch(2, 3.0)), ("a", Batch(4, 5.0))]
-    before = replace(NOTHING, at_s=10.0, arrived=100, batches=7)
-    now = replace(NOTHING, at_s=12.0, arrived=160, batches=9)
-    seen = window(before, now, recent, BOTH)
+    before = replace(NOTHING, at_s=10.0, arrived=100, batches=7, lost=1)
+    now = replace(NOTHING, at_s=12.0, arrived=160, batches=9, lost=5)
+    seen = window(told(before, answered=3), told(now, recent, answered=9), BOTH)
     assert seen is not None
     assert (seen.seconds, seen.arrivals, seen.burstiness) == (2.0, 60, 1.0)
     assert seen.batches == ((Batch(2, 3.0), Batch(4, 5.0)),)
-    of_one = window(before, now, recent, frozenset({"a"}), share=0.25)
+    assert (seen.latencies, seen.lost) == ((6, 0, 0), 4)
+    of_one = window(told(before), told(now, recent), frozenset({"a"}), share=0.25)
     assert of_one is not None
     assert (of_one.arrivals, of_one.batches) == (15, ((Batch(4, 5.0),),))
+    # Nobody tells them apart.
+    assert (of_one.latencies, of_one.lost) == ((), 0)
 
 
 def test_without_new_batches_there_are_none_in_it():
     before = replace(NOTHING, batches=3)
-    seen = window(before, replace(before, at_s=1.0), [("a", Batch(1, 2.0))], BOTH)
+    seen = window(told(before), told(replace(before, at_s=1.0), [("a", Batch(1, 2.0))]), BOTH)
     assert seen is not None
     assert seen.batches == ((),)
 
 
 @pytest.mark.parametrize("field", [each.name for each in fields(Counters)])
 def test_counters_that_went_back_are_of_another_server(field: str):
-    before = Counters(5.0, 5, 5, 5, 5, 5.0, 5, 5, 5.0, 5.0)
-    now = Counters(6.0, 6, 6, 6, 6, 6.0, 6, 6, 6.0, 6.0)
-    assert window(before, now, (), BOTH) is not None
-    assert window(before, replace(now, **{field: 1}), (), BOTH) is None
+    before = Counters(5.0, 5, 5, 5, 5, 5.0, 5, 5, 5, 5.0, 5.0)
+    now = Counters(6.0, 6, 6, 6, 6, 6.0, 6, 6, 6, 6.0, 6.0)
+    assert window(told(before), told(now), BOTH) is not None
+    assert window(told(before), told(replace(now, **{field: 1})), BOTH) is None
 
 
 def test_without_time_there_is_no_window():
-    assert window(NOTHING, NOTHING, (), BOTH) is None
+    assert window(told(NOTHING), told(NOTHING), BOTH) is None
 
 
 @pytest.mark.parametrize(("variance", "about"), [(0.25, 0.25), (1.0, 1.0), (4.0, 4.0)])
 def test_how_bursty_arrivals_are_is_seen_in_their_gaps(variance: float, about: float):
     rng = np.random.default_rng(7)
     gaps = rng.gamma(1 / variance, 0.002 * variance, size=20_000)
-    seen = window(NOTHING, after(np.cumsum(gaps)), (), BOTH)
+    seen = window(told(NOTHING), told(after(np.cumsum(gaps))), BOTH)
     assert seen is not None
     assert seen.burstiness == pytest.approx(about, rel=0.1)
 
 
 def test_few_arrivals_say_nothing_of_bursts():
-    seen = window(NOTHING, after(np.array([0.0, 0.001, 0.002, 0.9])), (), BOTH)
+    seen = window(told(NOTHING), told(after(np.array([0.0, 0.001, 0.002, 0.9]))), BOTH)
     assert seen is not None
     assert seen.burstiness == 1.0
 

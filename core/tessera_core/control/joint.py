@@ -5,6 +5,8 @@
   rate with room to spare, with the cap that carries most; where none does, what carries most of all.
 - *Trim.* Batches that take longer or shorter than their profile scale it, by the median of their ratios: one stall
   moves nothing. So a change of SLO, rate or device is answered in one decision, and an error of the profile in a few.
+- *Tail.* Latencies, waiting included, that are longer at the percentile than the queue says for batches as long as these
+  divide the SLO that it is asked for. That is quickly learnt and slowly forgotten, and not while a change works.
 - *Shed.* Beyond what anything carries, what comes too late is dropped before its batch, so what counts is the rows
   that are finished: the setting that finishes most is taken of those whose full batches leave a part of the SLO to
   wait in.
@@ -23,10 +25,11 @@ from math import log
 from statistics import median
 
 from tessera_core.control.setpoint import Goal, Setpoint, Window
+from tessera_core.perf.histogram import percentile_s
 from tessera_core.perf.profile import LatencyProfile
 from tessera_core.perf.quick import quick_max_rate
 from tessera_core.perf.quick_shared import quick_shared_rate
-from tessera_core.perf.service import ServiceModel
+from tessera_core.perf.service import MS_PER_S, ServiceModel
 
 INTERVAL_S = 1.0
 
@@ -56,12 +59,26 @@ STEP = 1.02
 BURST_STEP = 1.1
 """The same for the variation of gaps, which is known less well: a second of Poisson arrivals says 1 only about so."""
 
+MOST_BURSTINESS = 16.0
+"""Beyond it the queue model was not compared with anything, and one pause of a machine reads as several hundred."""
+
 SETTLING = 0.3
 """Weight of a window's rate in the mean, while it fits it."""
 SURPRISE = 4.0
 """Standard deviations of a Poisson count, of a mean of one at least, from which a rate is a new one."""
 LEAST_SURPRISE = 0.15
 """And relative to the rate."""
+
+MOST_TAIL = 4.0
+"""Latencies that are further above what is predicted are those of something else."""
+LATE = 1.25
+"""Times the SLO, that is taken for the latency where it is among the requests that were lost."""
+FEWEST_BEYOND = 3
+"""Requests that have to be later than a percentile, before it says something."""
+FORGIVEN = 0.05
+"""Of latencies better than was thought, in one decision: slower than TRIM, so that what helped is not undone at once."""
+TAIL_STEPS = 7
+"""Of the search for a predicted latency: 16 times is halved so often, which leaves 2 %."""
 
 _REMEMBERED = 4096
 """Solved questions: decisions ask the same ones again and again."""
@@ -79,6 +96,11 @@ class JointState:
     """Since the last window in which something came."""
     error: float = 1.0
     """Batch times here over those of the profile."""
+    tail: float = 1.0
+    """Latency at the percentile over what the queue says for batches as long as these, waiting included; never below 1:
+    the queue model errs on the safe side."""
+    seen: tuple[int, ...] | None = None
+    """Latencies since what is set and the rate are these. None: the first to come still waited under others."""
     enough: int = 0
     """Decisions in a row for which fewer instances would have been enough."""
     wait_s: float = INTERVAL_S
@@ -101,13 +123,19 @@ class Joint:
         return JointState(self._best_cap(1, goal, 1.0, 1.0)[0])
 
     def step(self, state: JointState, window: Window, goal: Goal) -> JointState:
-        state = self._seen(state, window)
+        state = self._seen(state, window, goal)
         if not state.rate_per_s:
             return state
+        after = self._decided(state, goal)
+        return after if after.setpoint == state.setpoint else replace(after, seen=None)
+
+    def _decided(self, state: JointState, asked: Goal) -> JointState:
+        # What takes longer than is predicted has to be predicted to take that much less.
+        goal = replace(asked, slo_ms=asked.slo_ms / _rounded(state.tail, STEP))
         now = state.setpoint
         wanted, carried = self._wanted(state, goal, ROOM)
         if state.rate_per_s > OVERLOAD * carried:
-            return replace(state, setpoint=self._shedding(state, wanted, goal), enough=0)
+            return replace(state, setpoint=self._shedding(state, wanted, asked), enough=0)
         if wanted.instances >= now.instances:
             kept = self._kept(state, wanted, goal)
             return replace(state, setpoint=kept, enough=0)
@@ -129,7 +157,7 @@ class Joint:
     def _line(self, cap: int, instances: int) -> ServiceModel:
         return self._profile.service(cap, instances)
 
-    def _seen(self, state: JointState, window: Window) -> JointState:
+    def _seen(self, state: JointState, window: Window, goal: Goal) -> JointState:
         ratios = [
             batch.ms / self._profiled_ms(batch.rows, state.setpoint.instances)
             for instance in window.batches
@@ -142,7 +170,43 @@ class Joint:
             return state
         if not window.arrivals:
             return replace(state, idle_s=state.idle_s + window.seconds)
-        return _counted(state, window)
+        return self._waited(_counted(state, window), window, goal)
+
+    def _waited(self, state: JointState, window: Window, goal: Goal) -> JointState:
+        """What latencies say, once there are enough of them."""
+        if not window.latencies:
+            return state
+        if state.seen is None:
+            return replace(state, seen=(0,) * len(window.latencies))
+        *answered, beyond = map(sum, zip(state.seen, window.latencies, strict=True))
+        seen = (*answered, beyond + window.lost)
+        if sum(seen) * (1 - self._percent / 100) < FEWEST_BEYOND:
+            return replace(state, seen=seen)
+        state = replace(state, seen=(0,) * len(seen))
+        measured_s = percentile_s(seen, self._percent)
+        predicted_ms = self._predicted_ms(state, goal)
+        if measured_s is None or predicted_ms is None:
+            return state
+        ratio = min(MS_PER_S * measured_s, LATE * goal.slo_ms) / predicted_ms
+        weight = TRIM if ratio > state.tail else FORGIVEN
+        moved = state.tail * (ratio / state.tail) ** weight
+        return replace(state, tail=min(max(moved, 1.0), MOST_TAIL))
+
+    def _predicted_ms(self, state: JointState, goal: Goal) -> float | None:
+        """Latency at the percentile for what is set and comes: the SLO at which it carries the rate. None: beyond 2 SLOs."""
+        within, low = 2 * goal.slo_ms, goal.slo_ms / 8
+
+        def carries(slo_ms: float) -> bool:
+            asked = replace(goal, slo_ms=slo_ms)
+            carried = self.carries(state.setpoint, asked, state.error, state.burstiness)
+            return carried >= state.rate_per_s
+
+        if not carries(within):
+            return None
+        for _ in range(TAIL_STEPS):
+            middle = (low * within) ** 0.5
+            low, within = (low, middle) if carries(middle) else (middle, within)
+        return within
 
     def _wanted(self, state: JointState, goal: Goal, room: float) -> tuple[Setpoint, float]:
         """The fewest instances that carry the rate with ``room``, else what carries most; and what it carries."""
@@ -226,7 +290,8 @@ def _counted(state: JointState, window: Window) -> JointState:
     """The rate and its burstiness after a window in which something came, and the idle seconds before it."""
     span_s = state.idle_s + window.seconds
     now, over_all = window.arrivals / window.seconds, window.arrivals / span_s
-    anew = replace(state, idle_s=0.0, span_s=span_s, burstiness=window.burstiness)
+    burstiness = min(window.burstiness, MOST_BURSTINESS)
+    anew = replace(state, idle_s=0.0, span_s=span_s, burstiness=burstiness, seen=None)
     if now > state.rate_per_s and _surprises(state, window, window.seconds):
         # After silence too, what comes now is answered now.
         return replace(anew, span_s=window.seconds, rate_per_s=now)
@@ -234,8 +299,9 @@ def _counted(state: JointState, window: Window) -> JointState:
         return replace(anew, rate_per_s=over_all)
     rows = _settled(state.rate_per_s * state.span_s, window.arrivals)
     span_s = _settled(state.span_s, span_s)
-    burstiness = _settled(state.burstiness, window.burstiness)
-    return replace(anew, rate_per_s=rows / span_s, span_s=span_s, burstiness=burstiness)
+    burstiness = _settled(state.burstiness, burstiness)
+    settled = replace(anew, span_s=span_s, burstiness=burstiness, seen=state.seen)
+    return replace(settled, rate_per_s=rows / span_s)
 
 
 def _settled(mean: float, seen: float) -> float:

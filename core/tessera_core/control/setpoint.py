@@ -52,6 +52,10 @@ class Window:
     """Of each instance, in order."""
     burstiness: float = 1.0
     """Squared coefficient of variation of the gaps between arrivals; 1 is Poisson."""
+    latencies: tuple[int, ...] = ()
+    """Of the requests that were answered: how many, by ``perf.histogram.BOUNDS_S``. Empty where none was counted."""
+    lost: int = 0
+    """Requests that were refused, dropped or withdrawn: none of ``latencies``, where those were counted."""
 
     @property
     def batches_ms(self) -> tuple[float, ...]:

@@ -7,36 +7,53 @@ so many instances on each of them, which take from one queue.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import ceil
 
+from tessera_core.batching.arrivals import gap_cv2
 from tessera_core.control.setpoint import Batch, Setpoint, Window
-from tessera_core.perf.counters import Counters, gap_cv2, gone_back
+from tessera_core.perf.counters import Counters, gone_back
 from tessera_core.perf.profile import LatencyProfile, ProfileRow
 from tessera_core.perf.service import MS_PER_S
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """By a server, of one member."""
+
+    counters: Counters
+    latencies: tuple[int, ...]
+    """How many were answered, by ``perf.histogram.BOUNDS_S``."""
+    recent: tuple[tuple[str, Batch], ...]
+    """The newest batches, oldest first, each with its device."""
+
+
 def window(
-    before: Counters,
-    now: Counters,
-    recent: Sequence[tuple[str, Batch]],
-    devices: frozenset[str],
-    share: float = 1.0,
+    told_before: Told, told_now: Told, devices: frozenset[str], share: float = 1.0
 ) -> Window | None:
     """What ``devices`` saw between two moments by the server's own clock, when a ``share`` of what comes is theirs.
 
-    ``recent``: the newest of ``now.batches``, oldest first, each with its device. None where the counters are of another
-    server, or no time has passed.
+    Latencies are told of all devices together, so a part of them knows none of its own. None where the counters are of
+    another server, or no time has passed.
     """
+    before, now = told_before.counters, told_now.counters
     if now.at_s == before.at_s or gone_back(before, now) is not None:
         return None
     ran = now.batches - before.batches
-    new = recent[-ran:] if ran else ()
+    new = told_now.recent[-ran:] if ran else ()
+    latencies = zip(told_before.latencies, told_now.latencies, strict=True)
     return Window(
         now.at_s - before.at_s,
         round(share * (now.arrived - before.arrived)),
         (tuple(batch for device, batch in new if device in devices),),
-        gap_cv2(now.gaps - before.gaps, now.gaps_s - before.gaps_s, now.gaps_s2 - before.gaps_s2),
+        gap_cv2(
+            now.groups - before.groups,
+            now.gaps - before.gaps,
+            now.gaps_s - before.gaps_s,
+            now.groups_s2 - before.groups_s2,
+        ),
+        tuple(later - earlier for earlier, later in latencies) if share == 1.0 else (),
+        now.lost - before.lost if share == 1.0 else 0,
     )
 
 

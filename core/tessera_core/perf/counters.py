@@ -1,4 +1,4 @@
-"""What a server counts of one member, and how bursty the gaps between arrivals are.
+"""What a server counts of one member.
 
 Counters only grow. So whoever reads them now and then takes differences, and misses nothing of what was between.
 """
@@ -6,9 +6,6 @@ Counters only grow. So whoever reads them now and then takes differences, and mi
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-
-FEWEST_GAPS = 30
-"""From which their variation says something; fewer are taken for Poisson's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +24,11 @@ class Counters:
     """Over all that were answered, from arrival to answer."""
     lost: int
     """Refused, dropped, late or failed."""
+    groups: int = 0
+    """Of gaps between arrivals of any number of rows: this and what follows as ``batching.arrivals`` counts them."""
     gaps: int = 0
-    """Between one arrival, of any number of rows, and the next; those that are too long to say anything left out."""
     gaps_s: float = 0.0
-    """Their sum."""
-    gaps_s2: float = 0.0
-    """Sum of their squares."""
+    groups_s2: float = 0.0
 
 
 def gone_back(one: Counters, two: Counters) -> str | None:
@@ -41,13 +37,3 @@ def gone_back(one: Counters, two: Counters) -> str | None:
         if getattr(two, field.name) < getattr(one, field.name):
             return field.name
     return None
-
-
-def gap_cv2(gaps: int, total: float, squares: float) -> float:
-    """Squared coefficient of variation of so many gaps, from their sum and that of their squares, in any unit of time.
-
-    1, as of Poisson arrivals, for fewer than ``FEWEST_GAPS`` and where all came at once.
-    """
-    if gaps < FEWEST_GAPS or total <= 0:
-        return 1.0
-    return max(0.0, gaps * squares / total**2 - 1.0)

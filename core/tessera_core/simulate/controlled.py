@@ -20,9 +20,10 @@ from typing import Generic
 import numpy as np
 from numpy.typing import NDArray
 
+from tessera_core.batching.arrivals import Arrivals, gap_cv2
 from tessera_core.control.setpoint import Batch, Goal, Policy, Setpoint, StateT, Window
-from tessera_core.perf.counters import gap_cv2
 from tessera_core.perf.ensemble import member_percentile
+from tessera_core.perf.histogram import Histogram
 
 MS_PER_S = 1000.0
 
@@ -149,6 +150,9 @@ class _Run(Generic[StateT]):
         """No batch begins before it: what waits had come by then."""
         self._free: list[tuple[float, int]] = []
         """A heap: when each instance is free, and its number."""
+        self._came = Arrivals()
+        self._answered, self._lost = Histogram(), 0
+        """Since the last decision."""
         self._seen: list[list[Batch]] = []
         self._seen_from = 0
 
@@ -211,6 +215,7 @@ class _Run(Generic[StateT]):
                 if waiting[0][0] >= at + took:
                     break
                 heappop(waiting)
+                self._lost += 1
                 rows = 0
             if not rows:
                 continue
@@ -218,6 +223,7 @@ class _Run(Generic[StateT]):
             for _ in range(rows):
                 _, request = heappop(waiting)
                 self._latency[request] = end - arrivals[request]
+                self._answered.observe((end - arrivals[request]) / MS_PER_S)
             heappop(free)
             heappush(free, (end, number))
             self._seen[number].append(Batch(rows, took))
@@ -225,12 +231,23 @@ class _Run(Generic[StateT]):
     def _window(self, now: float, until: float) -> Window:
         first = bisect_left(self._arrivals, now)
         last = bisect_left(self._arrivals, until)
-        gaps = np.diff(self._arrivals[first:last])
+        came = self._came
+        before = came.groups, came.gaps, came.gaps_s, came.groups_s2
+        for at_ms in self._arrivals[first:last]:
+            came.came(at_ms / MS_PER_S, 1)
         window = Window(
             (until - now) / MS_PER_S,
             last - first,
             tuple(tuple(batches) for batches in self._seen),
-            gap_cv2(len(gaps), float(gaps.sum()), float(gaps @ gaps)),
+            gap_cv2(
+                came.groups - before[0],
+                came.gaps - before[1],
+                came.gaps_s - before[2],
+                came.groups_s2 - before[3],
+            ),
+            tuple(self._answered.counts),
+            self._lost,
         )
         self._seen = [[] for _ in self._seen]
+        self._answered, self._lost = Histogram(), 0
         return window

@@ -18,7 +18,7 @@ from tessera_core.api import RuntimeNode
 from tessera_core.api.runtimenode import BatchLine
 from tessera_core.control.joint import Joint, JointState
 from tessera_core.control.setpoint import Batch, Goal, Setpoint
-from tessera_core.control.steer import active_on_each, window
+from tessera_core.control.steer import Told, active_on_each, window
 from tessera_core.perf import Counters, LatencyProfile, ModelHealth, model_health
 from tessera_core.perf.counters import gone_back
 from tessera_runtime.agent.places import Kind, Place, PlaceKey, Places, Profiles
@@ -73,7 +73,7 @@ class _Steered:
     place: Place
     policy: Joint
     state: JointState
-    before: Counters | None = None
+    before: Told | None = None
     """At the last decision."""
     batches: int = 0
     """That were seen."""
@@ -88,14 +88,13 @@ class _Steered:
 
     @property
     def decided_s(self) -> float:
-        return self.before.at_s if self.before is not None else -inf
+        return self.before.counters.at_s if self.before is not None else -inf
 
 
 @dataclass(frozen=True, slots=True)
 class _Look:
     one: _Steered
-    now: Counters
-    recent: tuple[tuple[str, Batch], ...]
+    now: Told
     slo_ms: float
     share: float
     """Of what comes for its members."""
@@ -174,8 +173,7 @@ class Steering:
             if told is not None:
                 one = self._steered[place.key(service.name)]
                 share = place.carries / of_all[place.members]
-                now, recent = counters_of(told, at_s), recent_batches(told)
-                yield _Look(one, now, recent, service.slo_ms, share)
+                yield _Look(one, told_of(told, at_s), service.slo_ms, share)
 
     def _take_up(self, service: str, place: Place) -> _Steered:
         """What is known of ``place``; from the plan on, where that is new."""
@@ -229,25 +227,23 @@ def told_profiles(node: RuntimeNode) -> Profiles:
     return found
 
 
-def counters_of(report: MemberReport, at_s: float) -> Counters:
+def told_of(report: MemberReport, at_s: float) -> Told:
     """``at_s``: by the server's clock, of its whole report."""
-    return Counters(
+    counters = Counters(
         at_s,
         report.arrived,
         report.batches,
         report.rows,
-        report.answered,
+        sum(report.latency_buckets),
         report.latency_s,
         report.lost,
+        report.groups,
         report.gaps,
         report.gaps_s,
-        report.gaps_s2,
+        report.groups_s2,
     )
-
-
-def recent_batches(report: MemberReport) -> tuple[tuple[str, Batch], ...]:
-    """Oldest first, each with its device."""
-    return tuple((each.device, Batch(each.rows, each.ms)) for each in report.recent)
+    recent = tuple((each.device, Batch(each.rows, each.ms)) for each in report.recent)
+    return Told(counters, report.latency_buckets, recent)
 
 
 def _step(look: _Look) -> None:
@@ -256,11 +252,11 @@ def _step(look: _Look) -> None:
     if before is None:
         one.before = now
         return
-    if 0 <= now.at_s - before.at_s < NEARLY * one.state.wait_s:
+    if 0 <= now.counters.at_s - before.counters.at_s < NEARLY * one.state.wait_s:
         return
     one.before = now
-    _keep_sample(one.samples, now)
-    seen = window(before, now, look.recent, one.place.devices, look.share)
+    _keep_sample(one.samples, now.counters)
+    seen = window(before, now, one.place.devices, look.share)
     if seen is None:
         return
     one.batches += sum(map(len, seen.batches))

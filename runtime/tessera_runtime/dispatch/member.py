@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tessera_core.batching.admission import Admission, done_after
+from tessera_core.batching.arrivals import Arrivals
 from tessera_core.batching.policy import EdfQueue
 from tessera_core.perf.histogram import Histogram
-from tessera_runtime.dispatch.arrivals import Arrivals
 from tessera_runtime.dispatch.lane import Lane
 from tessera_runtime.dispatch.lanes import Lanes
 from tessera_runtime.dispatch.pace import Pace
@@ -109,6 +109,11 @@ class Member:
         """Per request, from arrival in the queue to the start of its batch."""
         own = self.statistics.queue
         return own if self.gang is None else own.plus(self.gang.statistics.queue)
+
+    def latencies(self) -> Histogram:
+        """Per request, from arrival in the queue to the end of its batch."""
+        own = self.statistics.latency
+        return own if self.gang is None else own.plus(self.gang.statistics.latency)
 
     def cap_of(self, lane: Lane) -> int:
         """Most rows of this instance's batches."""
@@ -337,12 +342,14 @@ class Member:
 
     def _over(self, lane: Lane) -> tuple[Work, ...]:
         """The batch that came back, with the next one sent. What it took is what later ones are expected to."""
-        took_s = time.monotonic() - lane.began
+        now = time.monotonic()
+        took_s = now - lane.began
         self.pace.saw(took_s, self.expected_s(lane.rows))
         self.recent.append((lane, lane.rows, took_s))
         batch = self._next(lane)
-        self.statistics.answered += len(batch)
-        self.statistics.ran_s += len(batch) * took_s
+        observe = self.statistics.latency.observe
+        for work in batch:
+            observe(now - work.queued)
         return batch
 
     def _next(self, lane: Lane) -> tuple[Work, ...]:

@@ -80,6 +80,7 @@ def _service_report(dispatcher: Dispatcher, service: Service) -> ServiceReport:
         gang = service.gang
         asked = (member,) if gang is None else (member, gang)
         served_by = gang if gang is not None and gang.lanes else member
+        latency = member.latencies()
         members.append(
             MemberReport(
                 name=member.name,
@@ -96,14 +97,13 @@ def _service_report(dispatcher: Dispatcher, service: Service) -> ServiceReport:
                 problem=next((i.problem for i in own if i.problem and not i.ready), "")
                 or (member.routes.problem if member.routes is not None else ""),
                 arrived=sum(each.arrivals.rows for each in asked),
-                answered=sum(each.statistics.answered for each in asked),
-                latency_s=sum(
-                    each.statistics.queue.total_s + each.statistics.ran_s for each in asked
-                ),
+                latency_s=latency.total_s,
+                latency_buckets=tuple(latency.counts),
                 lost=sum(each.statistics.lost for each in asked),
+                groups=sum(each.arrivals.groups for each in asked),
                 gaps=sum(each.arrivals.gaps for each in asked),
                 gaps_s=sum(each.arrivals.gaps_s for each in asked),
-                gaps_s2=sum(each.arrivals.gaps_s2 for each in asked),
+                groups_s2=sum(each.arrivals.groups_s2 for each in asked),
                 recent=tuple(
                     BatchReport(lane.device, lane.worker.incarnation, rows, round(1e3 * took_s, 4))
                     for lane, rows, took_s in served_by.recent

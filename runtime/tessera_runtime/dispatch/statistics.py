@@ -35,10 +35,8 @@ class MemberStatistics:
     """Per batch, in the engine."""
     gather: Histogram = field(default_factory=Histogram)
     """Per batch, arena to batch buffer."""
-    answered: int = 0
-    """Requests whose batch came back."""
-    ran_s: float = 0.0
-    """What they spent in their batches."""
+    latency: Histogram = field(default_factory=Histogram)
+    """Per request, from arrival in the member's queue to the end of its batch."""
     lost: int = 0
     """Requests that were refused, dropped or withdrawn."""
     failed_batches: int = 0
