@@ -21,6 +21,7 @@ from bench.harness import Figures, Row, Variant, alternate
 
 from tessera_cli.loadgen import Phase
 from tessera_core.control.setpoint import Setpoint
+from tessera_core.perf import LatencyProfile
 
 Sweep = dict[Setpoint, Figures]
 
@@ -34,6 +35,10 @@ TRIES = 6
 NEARLY_ALL = 0.9
 
 
+class Unmeasured(Exception):
+    """There is nothing that loads could be shares of, or that settings could be told apart by; the message says why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Size:
     rounds: int = 3
@@ -43,30 +48,44 @@ class Size:
     turn_s: float = 0.3
     """Of a setting in the sweep, each time."""
     cell_s: float = 0.15
-    """Of the profile."""
+    """Of the profile, in each pass."""
+    passes: int = 3
+    """Over the profile."""
 
 
 def capacity(server: Server, measured: Measured, turn_s: float) -> float:
     """Rows per second that are answered in time when more than can be comes: the unit of the loads.
 
-    Tried with the settings that finish most by the profile with full batches that leave half of the SLO to wait in. A
-    profile with stalls in it says too little: while nearly all is in time, more is tried.
+    Tried with likely settings. A profile with stalls in it says too little: while nearly all is in time, more is tried.
+    Raises Unmeasured where nothing is in time.
     """
     profile, slo_ms = measured.profile, server.task.slo_ms
-
-    def finishes(each: Setpoint) -> float:
-        in_half = profile.service_ms(each.cap, each.instances) <= slo_ms / 2
-        return profile.throughput(each.cap, each.instances) * (1.0 if in_half else 0.0)
-
-    likely = sorted(server.place.grid, key=finishes, reverse=True)[:LIKELY]
-    rate, most = finishes(likely[0]), 0.0
+    settings = likely(profile, server.place.grid, slo_ms)[:LIKELY]
+    rate, most = profile.throughput(settings[0].cap, settings[0].instances), 0.0
     for seed in range(TRIES):
         rate *= OVER
-        found = swept(server, likely, rate, turn_s, seed).values()
-        most = max(most, *(seen["good_per_s"] for seen in found))
+        found = swept(server, settings, rate, turn_s, seed).values()
+        most = max(most, max(seen["good_per_s"] for seen in found))
         if max(seen["share"] for seen in found) < NEARLY_ALL:
             break
+    if not most:
+        slow = profile.slow_line(server.place.at_once)
+        raise Unmeasured(
+            f"no row was answered within {slo_ms:g} ms at {rate:,.0f}/s. By its profile a row takes"
+            f" {profile.service_ms(1):.1f} ms alone, and {slow.alpha_ms + slow.tau0_ms:.1f} ms where batches are slow, by which"
+            " the server admits. Run it again where nothing else runs, or give the network a longer SLO"
+        )
     return most
+
+
+def likely(profile: LatencyProfile, grid: Sequence[Setpoint], slo_ms: float) -> list[Setpoint]:
+    """Those first that finish most of what leaves half of the SLO to wait in, then those that leave most."""
+
+    def order(each: Setpoint) -> tuple[float, float]:
+        left = slo_ms / 2 / profile.service_ms(each.cap, each.instances)
+        return min(1.0, left), profile.throughput(each.cap, each.instances)
+
+    return sorted(grid, key=order, reverse=True)
 
 
 def swept(
@@ -75,7 +94,7 @@ def swept(
     """What each setting makes of ``rate_per_s``, within the SLO and within half of it.
 
     Requests that come within an SLO of a change are not counted: another setting has answered them, or left them behind.
-    A turn of which a stall of the machine has left too little is not counted either.
+    A turn of which a stall of the machine has left too little is not counted either. Raises Unmeasured where none is left.
     """
     slo_ms = server.task.slo_ms
     order = [*settings, *reversed(settings)]
@@ -99,6 +118,10 @@ def swept(
         half = answers.figures(from_s, to_s, slo_ms / 2)["share"]
         seen = answers.figures(from_s, to_s, slo_ms) | {"share_in_half": half}
         found.setdefault(setpoint, []).append(seen)
+    if not found:
+        raise Unmeasured(
+            f"stalls have left less than {turn_s / 2:g} s of every turn. Run it again where nothing else runs"
+        )
     return {
         setpoint: {name: median(each[name] for each in turns) for name in turns[0]}
         for setpoint, turns in found.items()

@@ -1,9 +1,10 @@
 """Policies on real servers: ``make bench-control-real``.
 
 Three networks of different shape are served on this machine, one after the other. The server measures each of them with
-its own profiler. Then policies set batches and instances of the running server over its control socket, once a second or
-as often as they decide, under Poisson load; beside them every static setting of a grid. All have the same input path,
-arrivals, SLO and statistic: requests answered within the SLO, counted from when they were meant to be sent.
+its own profiler, several times over. Then policies set batches and instances of the running server over its control
+socket, once a second or as often as they decide, under Poisson load; beside them every static setting of a grid. All have
+the same input path, arrivals, SLO and statistic: requests answered within the SLO, counted from when they were meant to be
+sent.
 
 The search of DNNScaler and of Clipper is done before, on full batches that take what was measured: it is not held
 against them.
@@ -20,7 +21,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # `python bench/control_real/main.py` as well
 
-from bench.control_real.comparing import Size, capacity, load_rows, sweep_rows, swept
+from bench.control_real.comparing import (
+    Size,
+    Unmeasured,
+    capacity,
+    load_rows,
+    sweep_rows,
+    swept,
+)
 from bench.control_real.judged import ablations, ratios
 from bench.control_real.pictures import draw
 from bench.control_real.places import Place, on_gpu, on_processor
@@ -42,7 +50,7 @@ PACKAGES = ("tessera", "torch", "numpy", "uvloop", "msgspec")
 OVERLOAD = 1.2
 LOADS = (LESS, STEADY, OVERLOAD)
 """Of the capacity that is found first."""
-QUICK = Size(rounds=1, seconds=0.5, settle_s=1.5, turn_s=0.1, cell_s=0.02)
+QUICK = Size(rounds=1, seconds=0.5, settle_s=1.5, turn_s=0.1, cell_s=0.02, passes=1)
 QUICK_SPAN = Span(before_s=1.0, after_s=2.0)
 TABLE_WIDTH = 150
 
@@ -52,7 +60,7 @@ def network_rows(
 ) -> Iterator[Row]:
     """All rows of one network."""
     name = server.task.name
-    measured = server.measure(size.cell_s)
+    measured = server.measure(size.cell_s, size.passes)
     for cell in measured.profile.rows:
         labels = {"case": "profile", "network": name}
         labels |= {"rows": str(cell.batch), "instances": str(cell.instances)}
@@ -78,7 +86,9 @@ def network_rows(
 def measure(
     place: Place, loads: Sequence[float], size: Size, span: Span, console: Console
 ) -> tuple[list[Row], list[str]]:
-    """Rows, and what went wrong: a network whose server fails is left out from there on."""
+    """Rows, and what went wrong: a network whose server or load fails, or that cannot be measured, is left out from there
+    on.
+    """
     rows: list[Row] = []
     problems: list[str] = []
     for task in place.tasks:
@@ -89,7 +99,7 @@ def measure(
                 serving(place, task, Path(folder)) as server,
             ):
                 rows.extend(network_rows(server, loads, size, span, console))
-        except (ServerFailed, LoadFailed, ControlError) as error:
+        except (ServerFailed, LoadFailed, ControlError, Unmeasured) as error:
             problems.append(f"{task.name}: {error}")
             console.print(f"problem: {problems[-1]}")
     return rows, problems

@@ -10,7 +10,9 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
+from statistics import median
 
 import msgspec
 from bench.control_real.places import Place, Task
@@ -119,6 +121,11 @@ class Server:
             for row in examples(task.work)
         )
 
+    @property
+    def pid(self) -> int:
+        """Of its first process, which ends with this one."""
+        return self._running.pid
+
     def close(self) -> None:
         self._runner.run(self._client.close())
         self._runner.close()
@@ -152,13 +159,20 @@ class Server:
             for number, core in enumerate(cores)
         ]
 
-    def measure(self, cell_s: float) -> Measured:
+    def measure(self, cell_s: float, passes: int) -> Measured:
         """Every cap with every number of instances, up to the first that takes longer than the SLO, and what DNNScaler's
         probe needs. From then on the dispatcher admits by the times of as many instances as there are cores for.
+
+        Cells are the medians of ``passes`` over all of them. A stall of the machine lasts longer than a cell, and with one
+        in most cells of a single pass the dispatcher would expect every row to be late, and admit none.
         """
         counts = tuple(range(1, self.place.most.instances + 1))
-        profile = LatencyProfile(self._profile(self.place.caps, counts, cell_s))
-        (shared,) = self._profile((1,), (PROBE_INSTANCES,), cell_s)
+        seen, probed = [], []
+        for _ in range(passes):
+            seen.append(self._profile(self.place.caps, counts, cell_s))
+            probed.append(self._profile((1,), (PROBE_INSTANCES,), cell_s))
+        profile = LatencyProfile(typical(seen))
+        (shared,) = typical(probed)
         time = batch_time(profile, self.place.at_once)
         self._service_time = ServiceTime(time.alpha_ms, time.tau0_ms)
         one, batched = profile.throughput(1), profile.throughput(PROBE_ROWS)
@@ -187,6 +201,24 @@ class Server:
         return peer.service(
             self.task.work, self._models, setpoint, self._slo_ms, self._service_time
         )
+
+
+def typical(passes: Sequence[Sequence[ProfileRow]]) -> tuple[ProfileRow, ...]:
+    """Each cell as the median of the passes that have it."""
+    found: dict[tuple[int, int], list[ProfileRow]] = {}
+    for row in chain.from_iterable(passes):
+        found.setdefault((row.batch, row.instances), []).append(row)
+    return tuple(
+        ProfileRow(
+            batch,
+            instances,
+            median(row.p50_ms for row in rows),
+            median(row.p99_ms for row in rows),
+            median(row.throughput for row in rows),
+            median(row.memory_mib for row in rows),
+        )
+        for (batch, instances), rows in sorted(found.items())
+    )
 
 
 @contextmanager

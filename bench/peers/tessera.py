@@ -7,6 +7,7 @@ server alone.
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -134,9 +135,11 @@ class Tessera:
 
 
 def server_command(directory: Path, ports: Ports, preload: str, *options: str) -> Command:
+    """It ends with this process, also where that is killed and can end nothing itself."""
     return Command(
         (
             *(sys.executable, "-m", "tessera_runtime.supervisor"),
+            *("--parent", str(os.getpid())),
             *("--run-dir", str(directory), "--host", HOST, "--log-level", "warning"),
             *("--http", str(ports.http), "--grpc", str(ports.grpc)),
             *("--metrics", str(ports.metrics), "--preload", preload, "--drain-timeout", "1"),

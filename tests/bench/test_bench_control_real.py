@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,20 +16,22 @@ import numpy as np
 import pytest
 import torch
 from bench.control_real import main, pictures
-from bench.control_real.comparing import COMPARISON, SWEEP, Size, best_of, swept
+from bench.control_real.comparing import COMPARISON, SWEEP, Size, best_of, likely, swept
 from bench.control_real.driving import Answers, Pilot, under_load
 from bench.control_real.judged import ablations, ratios
 from bench.control_real.places import GPU_TASKS, Place, Task, on_gpu, on_processor
 from bench.control_real.policies import CLIPPER, COMPARED, DNNSCALER, STATIC, TESSERA, pilot
-from bench.control_real.served import Measured, Server, serving
+from bench.control_real.served import Measured, Server, serving, typical
 from bench.control_real.stepping import LESS, RATE, STEADY, Span, back_s, step_rows, steps
 from bench.harness import Row
 from bench.models.networks import pixels
 from bench.models.timed import TAU0_S
 from bench.peers.base import WORKS
+from bench.processes import living, tree
 from rich.console import Console
 
-from tessera_cli.loadgen import Phase
+from support.server import wait_until
+from tessera_cli.loadgen import LoadFailed, Phase
 from tessera_core.control.dnnscaler import Probe
 from tessera_core.control.setpoint import Goal, Setpoint, Window
 from tessera_core.control.steer import window
@@ -48,6 +53,10 @@ def measured(alpha_ms: float = 1.0, tau0_ms: float = 10.0, counts: tuple[int, ..
     profile = LatencyProfile(tuple(rows))
     probe = Probe(profile.throughput(1), profile.throughput(32), 8 * profile.throughput(1))
     return Measured(profile, probe, profile.service_ms(1), profile.service_ms(1))
+
+
+def cell_of(batch: int, ms: float) -> ProfileRow:
+    return ProfileRow(batch, 1, ms, 2 * ms, 1e3 * batch / ms, 1.0)
 
 
 def place(most: Setpoint) -> Place:
@@ -144,6 +153,20 @@ def test_being_back_means_to_stay(shares, second):
     assert back_s(np.array(shares), 0.97) == pytest.approx(second, nan_ok=True)
 
 
+def test_a_stall_in_one_pass_is_not_in_the_profile():
+    quiet = (cell_of(1, 4.0), cell_of(2, 6.0), cell_of(4, 10.0))
+    stalled = (cell_of(1, 70.0), cell_of(2, 90.0))  # and no further: that took longer than the SLO
+    assert typical([quiet, stalled, quiet]) == quiet
+
+
+def test_the_capacity_is_sought_first_where_half_of_the_slo_is_left():
+    seen = measured(alpha_ms=1.0, tau0_ms=10.0, counts=(1,)).profile
+    grid = [Setpoint(cap, 1) for cap in (1, 2, 4, 8, 16, 32, 64)]
+    assert [each.cap for each in likely(seen, grid, 40.0)] == [8, 4, 2, 1, 16, 32, 64]
+    # Where no batch leaves so much, those are tried that leave most, and not the largest.
+    assert [each.cap for each in likely(seen, grid, 15.0)] == [1, 2, 4, 8, 16, 32, 64]
+
+
 def goodput(policy: str, *rates: float) -> Row:
     labels = {"case": COMPARISON, "network": "deep", "load": "1.2", "policy": policy}
     return Row(labels, tuple({"good_per_s": rate, "share": rate / 120} for rate in rates))
@@ -194,7 +217,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def test_the_servers_own_profile_is_what_policies_know(server):
-    found = server.measure(0.02)
+    found = server.measure(0.02, passes=2)
     assert {(row.batch, row.instances) for row in found.profile.rows} == {
         (1, 1),
         (8, 1),
@@ -261,6 +284,66 @@ def test_a_step_is_flown_by_the_best_setting_and_by_the_policy(server):
     assert slo.slo_ms == TASK.slo_ms / 2
     found = list(step_rows(server, measured(), slo, span, seed=4))
     assert [row.labels["policy"] for row in found] == [STATIC, TESSERA]
+
+
+def test_a_network_that_is_never_in_time_is_a_problem_of_its_own():
+    too_soon = Task(WORKS["identity"], 2.0, TIMED)
+    size = Size(rounds=1, turn_s=0.02, cell_s=0.02, passes=1)
+    before = tree(os.getpid()).keys()
+    rows, problems = main.measure(
+        replace(PLACE, tasks=(too_soon,)), (STEADY,), size, Span(), Console(quiet=True)
+    )
+    assert {row.labels["case"] for row in rows} == {"profile"}
+    (said,) = problems
+    assert said.startswith("identity: no row was answered within 2 ms")
+    assert tree(os.getpid()).keys() <= before
+
+
+def test_a_server_ends_when_a_load_fails(tmp_path):
+    pids: set[int] = set()
+
+    def fail() -> None:
+        with serving(PLACE, TASK, tmp_path) as failing:
+            pids.update(tree(failing.pid))
+            under_load(failing, (Phase(0.0, 1.0),), 1, 0.25, lambda _: None)
+
+    with pytest.raises(LoadFailed):
+        fail()
+    assert len(pids) > 1
+    assert not pids & living()
+
+
+SERVES = """
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from bench.control_real.places import Task, on_processor
+from bench.control_real.served import serving
+from bench.peers.base import WORKS
+
+model, folder = map(Path, sys.argv[1:])
+place = replace(on_processor(sorted(os.sched_getaffinity(0))[:1]), caps=(1,), counts=(1,))
+with serving(place, Task(WORKS["identity"], 400.0, model), folder) as server:
+    print(server.pid, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_server_ends_when_the_bench_is_killed(tmp_path):
+    bench = subprocess.Popen(
+        (sys.executable, "-c", SERVES, str(TIMED), str(tmp_path)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    with bench:
+        assert bench.stdout is not None
+        pids = tree(int(bench.stdout.readline())).keys()
+        bench.kill()
+    assert bench.returncode == -signal.SIGKILL
+    assert len(pids) > 1
+    wait_until(lambda: not pids & living(), "the end of what the bench had started")
 
 
 @pytest.mark.timeout(120)
