@@ -135,20 +135,20 @@ class Pilot:
         """``goals``: from when on which holds, seconds from the start. The server knows at once, the policy when it decides."""
         waiting = list(goals)
         server.set(self.setpoint, self.goal.slo_ms)
-        decided_s, (before, _) = 0.0, server.counted()
+        decided_s, before = 0.0, server.told()
         devices = frozenset((server.place.device.id,))
 
         def on_tick(at_s: float) -> None:
             nonlocal decided_s, before
             if not at_s:  # what came while the load was started is nothing to decide by
-                before, _ = server.counted()
+                before = server.told()
             if waiting and at_s >= waiting[0][0]:
                 _, self.goal = waiting.pop(0)
                 server.set(self.setpoint, self.goal.slo_ms)
             if at_s - decided_s < self.state.wait_s - TICK_S / 2:
                 return
-            now, recent = server.counted()
-            seen = window(before, now, recent, devices)
+            now = server.told()
+            seen = window(before, now, devices)
             if seen is not None and self.decide(seen):
                 server.set(self.setpoint)
             decided_s, before = at_s, now

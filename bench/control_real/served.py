@@ -24,10 +24,11 @@ from bench.peers.tessera import Tessera, apply, model_name, model_paths, server_
 
 from tessera_cli.loadgen import LoadPlan, OpenLoop, Phase, Target
 from tessera_core.control.dnnscaler import PROBE_INSTANCES, PROBE_ROWS, Probe
-from tessera_core.control.setpoint import Batch, Setpoint
-from tessera_core.perf import Counters, LatencyProfile, ProfileRow
+from tessera_core.control.setpoint import Setpoint
+from tessera_core.control.steer import Told
+from tessera_core.perf import LatencyProfile, ProfileRow
 from tessera_runtime.agent.measure import batch_time, profile_rows
-from tessera_runtime.agent.steering import counters_of, recent_batches
+from tessera_runtime.agent.steering import told_of
 from tessera_runtime.control import ControlClient
 from tessera_runtime.supervisor import control_path
 from tessera_runtime.target import (
@@ -137,11 +138,11 @@ class Server:
         target = ServerTarget(devices=(self.place.device,), services=(wanted,))
         self._runner.run(self._client.apply(target))
 
-    def counted(self) -> tuple[Counters, tuple[tuple[str, Batch], ...]]:
-        """What it has counted, and its newest batches as :func:`tessera_core.control.steer.window` takes them."""
+    def told(self) -> Told:
+        """What it has counted, and its newest batches."""
         report = self._runner.run(self._client.report())
         (member,) = report.services[0].members
-        return counters_of(member, report.monotonic_s), recent_batches(member)
+        return told_of(member, report.monotonic_s)
 
     def plans(self, phases: Sequence[Phase], seed: int, progress_s: float) -> list[LoadPlan]:
         """Open-loop load: a share of it for each generator."""

@@ -231,11 +231,12 @@ def test_the_servers_own_profile_is_what_policies_know(server):
 
 def test_a_setting_holds_from_when_it_is_told(server):
     server.set(Setpoint(3, 1))
-    before, _ = server.counted()
+    before = server.told()
     asked = under_load(server, (Phase(300.0, 0.5),), 1, 0.25, lambda _: None)
-    found = window(before, *server.counted(), frozenset({PLACE.device.id}))
+    found = window(before, server.told(), frozenset({PLACE.device.id}))
     assert found is not None
     assert found.arrivals == len(asked.intended)
+    assert sum(found.latencies) + found.lost == found.arrivals
     assert max(batch.rows for batch in found.batches[0]) <= 3
 
 
