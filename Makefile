@@ -1,4 +1,4 @@
-# Every target sets up what it needs: only Python 3.11+, make and a package registry are assumed.
+# Every target sets up what it needs: only Python 3.11 to 3.14, make and a package registry are assumed.
 PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 RUN := .venv/bin
@@ -114,7 +114,7 @@ env-demo: $(UV)
 
 .uv/bin/uv:
 	$(PYTHON) -m venv .uv
-	.uv/bin/pip install --quiet uv
+	.uv/bin/pip install --quiet --disable-pip-version-check uv
 
 .PHONY: clean
 clean:  ## remove environments and caches

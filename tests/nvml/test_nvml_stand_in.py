@@ -13,7 +13,8 @@ from pathlib import Path
 import pynvml
 import pytest
 
-from support.nvml_stand_in import BOARDS, StandIn, build, enable_mig, outside, run_on
+from support import c_library
+from support.nvml_stand_in import BOARDS, StandIn, enable_mig, outside, run_on
 from tessera_core.gpu.geometry import Placement, layouts, violations
 from tessera_core.gpu.mig import GpuModel, Profile
 from tessera_core.gpu.tables import A30, A100_80, H100_80_SXM, H200_141, MODELS, model_of
@@ -234,10 +235,8 @@ def test_a_fault_strikes_the_calls_that_it_names(gpus: Callable[..., list[object
         pynvml.nvmlDeviceGetUUID(gpu)
 
 
-def test_without_a_compiler_the_tests_say_what_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(pytest.fail.Exception, match="needs a C compiler"):
-        build(tmp_path)
+def test_sources_that_do_not_compile_are_told_with_what_the_compiler_said(tmp_path: Path) -> None:
+    source = tmp_path / "broken.c"
+    source.write_text("int nvmlInit(void) { return absent; }\n")
+    with pytest.raises(pytest.fail.Exception, match=r"broken\.c:1:29: .*'absent'"):
+        c_library.build(tmp_path / "libbroken.so", [source])

@@ -7,9 +7,6 @@ several processes may share and which outlives them; tests/nvml/machine.c says h
 from __future__ import annotations
 
 import ctypes
-import os
-import shutil
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +14,7 @@ from pathlib import Path
 import pynvml
 import pytest
 
+from support import c_library
 from tessera_core.gpu.mig import MEDIA, GpuModel, Profile
 from tessera_core.gpu.tables import A30, A100_40, A100_80, B200_180, MODELS
 
@@ -55,24 +53,11 @@ _KINDS = {
 
 def build(folder: Path) -> Path:
     """The library, compiled into ``folder`` under the name that the bindings look for."""
-    compiler = os.environ.get("CC") or shutil.which("cc")
-    if compiler is None:
-        pytest.fail(
-            "the stand-in for NVML needs a C compiler: install one as `cc`, or name it in CC"
-        )
     rows = folder / "boards.c"
     rows.write_text(_boards(BOARDS))
     library = folder / "libnvidia-ml.so.1"
-    options = ["-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-O1", "-fPIC", "-shared"]
-    sources = [*map(str, sorted(SOURCES.glob("*.c"))), str(rows)]
-    built = subprocess.run(
-        [compiler, *options, "-fvisibility=hidden", "-I", SOURCES, "-o", library, *sources],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if built.returncode != 0:
-        pytest.fail(f"the stand-in for NVML does not compile:\n{built.stderr}")
+    sources = [*sorted(SOURCES.glob("*.c")), rows]
+    c_library.build(library, sources, "-fvisibility=hidden", "-I", SOURCES)
     return library
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from support import c_library
 from tessera_runtime.supervisor import ZYGOTE_ENVIRONMENT
-
-COMPILER = shutil.which("cc") or shutil.which("gcc")
 
 _NVML = """
 int nvmlInit(void) { return 0; }
@@ -36,12 +34,11 @@ os._exit(0)  # torch's own clean-up has things to say
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(COMPILER is None, reason="needs a C compiler")
 def test_workers_of_a_zygote_on_a_machine_with_a_gpu_can_use_it(tmp_path: Path):
     source = tmp_path / "nvml.c"
     source.write_text(_NVML)
     library = tmp_path / "libnvidia-ml.so.1"
-    subprocess.run([COMPILER, "-shared", "-fPIC", "-o", library, source], check=True)
+    c_library.build(library, [source])
     search = f"{tmp_path}:{os.environ.get('LD_LIBRARY_PATH', '')}".rstrip(":")
     ran = subprocess.run(
         [sys.executable, "-c", _ZYGOTE],
