@@ -136,6 +136,8 @@ class MemberReport(msgspec.Struct, frozen=True):
     """Why instances are missing, in words for the user."""
     arrived: int = 0
     """Rows that came for its instances here, also those that were refused. This and what follows only grows."""
+    requests: int = 0
+    """That these rows came in."""
     latency_s: float = 0.0
     """Of all that were answered, from arrival in the queue to the end of the batch."""
     latency_buckets: tuple[int, ...] = ()

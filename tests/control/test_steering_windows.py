@@ -34,6 +34,7 @@ def after(arrivals_s: np.ndarray) -> Counters:
         NOTHING,
         at_s=arrivals_s[-1],
         arrived=came.rows,
+        requests=came.requests,
         groups=came.groups,
         gaps=came.gaps,
         gaps_s=came.gaps_s,
@@ -43,13 +44,13 @@ def after(arrivals_s: np.ndarray) -> Counters:
 
 def test_a_window_has_what_came_since_and_the_batches_that_are_new():
     recent = [("a", Batch(1, 2.0)), ("b", Batch(2, 3.0)), ("a", Batch(4, 5.0))]
-    before = replace(NOTHING, at_s=10.0, arrived=100, batches=7, lost=1)
-    now = replace(NOTHING, at_s=12.0, arrived=160, batches=9, lost=5)
+    before = replace(NOTHING, at_s=10.0, arrived=100, batches=7, lost=1, requests=40)
+    now = replace(NOTHING, at_s=12.0, arrived=160, batches=9, lost=5, requests=70)
     seen = window(told(before, answered=3), told(now, recent, answered=9), BOTH)
     assert seen is not None
     assert (seen.seconds, seen.arrivals, seen.burstiness) == (2.0, 60, 1.0)
     assert seen.batches == ((Batch(2, 3.0), Batch(4, 5.0)),)
-    assert (seen.latencies, seen.lost) == ((6, 0, 0), 4)
+    assert (seen.latencies, seen.lost, seen.rows_each) == ((6, 0, 0), 4, 2.0)
     of_one = window(told(before), told(now, recent), frozenset({"a"}), share=0.25)
     assert of_one is not None
     assert (of_one.arrivals, of_one.batches) == (15, ((Batch(4, 5.0),),))
@@ -66,8 +67,8 @@ def test_without_new_batches_there_are_none_in_it():
 
 @pytest.mark.parametrize("field", [each.name for each in fields(Counters)])
 def test_counters_that_went_back_are_of_another_server(field: str):
-    before = Counters(5.0, 5, 5, 5, 5, 5.0, 5, 5, 5, 5.0, 5.0)
-    now = Counters(6.0, 6, 6, 6, 6, 6.0, 6, 6, 6, 6.0, 6.0)
+    before = Counters(5.0, 5, 5, 5, 5, 5.0, 5, 5, 5, 5, 5.0, 5.0)
+    now = Counters(6.0, 6, 6, 6, 6, 6.0, 6, 6, 6, 6, 6.0, 6.0)
     assert window(told(before), told(now), BOTH) is not None
     assert window(told(before), told(replace(now, **{field: 1})), BOTH) is None
 

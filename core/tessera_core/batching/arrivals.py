@@ -32,10 +32,13 @@ class Arrivals:
         "gaps_s",
         "groups",
         "groups_s2",
+        "requests",
         "rows",
     )
 
     def __init__(self) -> None:
+        self.requests = 0
+        """Of work: requests, of any number of rows."""
         self.rows = 0
         self.groups = 0
         """Of gaps of at most MOST_GAP_S, between one piece of work and the next."""
@@ -53,6 +56,7 @@ class Arrivals:
     def came(self, now: float, rows: int) -> None:
         gap = now - self._last
         self._last = now
+        self.requests += 1
         self.rows += rows
         if not 0.0 <= gap <= MOST_GAP_S:
             self._begun = now

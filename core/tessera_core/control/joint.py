@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
-from math import log
+from math import ceil, log
 from statistics import median
 
 from tessera_core.control.setpoint import Goal, Setpoint, Window
@@ -90,6 +90,9 @@ class JointState:
     rate_per_s: float = 0.0
     """Rows, as they seem to come now; 0 while none has."""
     burstiness: float = 1.0
+    """Of the gaps between requests."""
+    rows_each: float = 1.0
+    """Mean rows of a request."""
     span_s: float = INTERVAL_S
     """Mean of what windows with rows stand for: their own seconds, and the idle ones before."""
     idle_s: float = 0.0
@@ -104,6 +107,16 @@ class JointState:
     enough: int = 0
     """Decisions in a row for which fewer instances would have been enough."""
     wait_s: float = INTERVAL_S
+
+    @property
+    def rows(self) -> int:
+        """Of a request, about: a batch has to hold them."""
+        return ceil(self.rows_each - 1e-6)
+
+    @property
+    def variance(self) -> float:
+        """Over mean, of the rows that come; what is smoother than Poisson is taken for Poisson. A request's come at once."""
+        return max(self.burstiness, 1.0) * max(self.rows_each, 1.0)
 
 
 class Joint:
@@ -120,7 +133,7 @@ class Joint:
 
     def start(self, goal: Goal) -> JointState:
         """One instance, and the cap with which it carries most: nothing is known of the rate."""
-        return JointState(self._best_cap(1, goal, 1.0, 1.0)[0])
+        return JointState(self._best_cap(1, goal, 1.0, 1.0, 1)[0])
 
     def step(self, state: JointState, window: Window, goal: Goal) -> JointState:
         state = self._seen(state, window, goal)
@@ -148,11 +161,13 @@ class Joint:
         return replace(state, setpoint=less, enough=0)
 
     def carries(self, setpoint: Setpoint, goal: Goal, error: float, burstiness: float) -> float:
-        """Rows per second within the SLO, when batches take ``error`` times their profile."""
+        """Rows per second within the SLO, when batches take ``error`` times their profile.
+
+        ``burstiness``: variance over mean of the rows that come, 1 at least.
+        """
         service = self._service(setpoint.cap, setpoint.instances).scaled(_rounded(error, STEP))
-        variance = _rounded(max(burstiness, 1.0), BURST_STEP)
         look_up = quick_max_rate if setpoint.instances == 1 else quick_shared_rate
-        return look_up(service, goal.slo_ms, self._percent, variance)
+        return look_up(service, goal.slo_ms, self._percent, _rounded(burstiness, BURST_STEP))
 
     def _line(self, cap: int, instances: int) -> ServiceModel:
         return self._profile.service(cap, instances)
@@ -198,7 +213,7 @@ class Joint:
 
         def carries(slo_ms: float) -> bool:
             asked = replace(goal, slo_ms=slo_ms)
-            carried = self.carries(state.setpoint, asked, state.error, state.burstiness)
+            carried = self.carries(state.setpoint, asked, state.error, state.variance)
             return carried >= state.rate_per_s
 
         if not carries(within):
@@ -221,7 +236,9 @@ class Joint:
         """What finishes most rows of the settings that leave time to wait; ``wanted`` where none does."""
         # Small batches may take the same few milliseconds longer that large ones do, which looks like a large error. Where
         # not even they would be in time, larger ones as profiled are tried: they tell.
-        found = self._leaving_time(goal, state.error) or self._leaving_time(goal, 1.0)
+        found = self._leaving_time(goal, state.error, state.rows) or self._leaving_time(
+            goal, 1.0, state.rows
+        )
         best, most = wanted, 0.0
         # What is set comes first, and then the fewest instances: others have to finish more than a little more.
         for setpoint in sorted(found, key=lambda each: each != state.setpoint):
@@ -231,39 +248,42 @@ class Joint:
                 best, most = setpoint, finished
         return best
 
-    def _leaving_time(self, goal: Goal, error: float) -> list[Setpoint]:
+    def _leaving_time(self, goal: Goal, error: float, rows: int) -> list[Setpoint]:
         """Settings whose full batches leave a part of the SLO to wait in."""
         return [
             Setpoint(cap, instances)
             for instances in self._counts(goal)
-            for cap in self._caps(instances, goal)
+            for cap in self._caps(instances, goal, rows)
             if self._profiled_ms(cap, instances) * error <= SHEDDING * goal.slo_ms
         ]
 
     def _best(self, instances: int, state: JointState, goal: Goal) -> tuple[Setpoint, float]:
         error = _rounded(state.error, STEP)
-        burstiness = _rounded(max(state.burstiness, 1.0), BURST_STEP)
-        return self._best_cap(instances, goal, error, burstiness)
+        burstiness = _rounded(state.variance, BURST_STEP)
+        return self._best_cap(instances, goal, error, burstiness, state.rows)
 
     def _search_caps(
-        self, instances: int, goal: Goal, error: float, burstiness: float
+        self, instances: int, goal: Goal, error: float, burstiness: float, rows: int
     ) -> tuple[Setpoint, float]:
-        """The cap that carries most; of about equals the smallest. Where none carries anything, single rows."""
+        """The cap that carries most requests of ``rows``; of about equals the smallest. Where none carries any, that of one."""
         carried = {
             cap: self.carries(Setpoint(cap, instances), goal, error, burstiness)
-            for cap in self._caps(instances, goal)
+            for cap in self._caps(instances, goal, rows)
         }
         most = max(carried.values())
-        best = min((cap for cap, now in carried.items() if now and GAIN * now >= most), default=1)
+        best = min(
+            (cap for cap, now in carried.items() if now and GAIN * now >= most),
+            default=min(carried),
+        )
         return Setpoint(best, instances), carried.get(best, 0.0)
 
     def _kept(self, state: JointState, wanted: Setpoint, goal: Goal) -> Setpoint:
         """``wanted``, unless what is set has as many instances and carries about as much."""
         now = state.setpoint
-        if now.instances != wanted.instances or now.cap > goal.most.cap:
+        if now.instances != wanted.instances or not state.rows <= now.cap <= goal.most.cap:
             return wanted
-        gain = self.carries(wanted, goal, state.error, state.burstiness)
-        same = self.carries(now, goal, state.error, state.burstiness)
+        gain = self.carries(wanted, goal, state.error, state.variance)
+        same = self.carries(now, goal, state.error, state.variance)
         return wanted if gain > GAIN * same else now
 
     def _counts(self, goal: Goal) -> Iterator[int]:
@@ -271,8 +291,12 @@ class Joint:
             if instances <= goal.most.instances or instances == 1:
                 yield instances
 
-    def _caps(self, instances: int, goal: Goal) -> list[int]:
-        return [cap for cap in self._all_caps(instances) if cap <= goal.most.cap] or [1]
+    def _caps(self, instances: int, goal: Goal, rows: int) -> list[int]:
+        """That hold a request of ``rows``, which is not divided."""
+        least = min(rows, goal.most.cap)
+        return [cap for cap in self._all_caps(instances) if least <= cap <= goal.most.cap] or [
+            least
+        ]
 
     def _measured_caps(self, instances: int) -> list[int]:
         """Ascending: what was measured, and the middle between two of those."""
@@ -291,7 +315,15 @@ def _counted(state: JointState, window: Window) -> JointState:
     span_s = state.idle_s + window.seconds
     now, over_all = window.arrivals / window.seconds, window.arrivals / span_s
     burstiness = min(window.burstiness, MOST_BURSTINESS)
-    anew = replace(state, idle_s=0.0, span_s=span_s, burstiness=burstiness, seen=None)
+    rows_each = _settled(state.rows_each, window.rows_each)
+    anew = replace(
+        state,
+        idle_s=0.0,
+        span_s=span_s,
+        burstiness=burstiness,
+        rows_each=rows_each,
+        seen=None,
+    )
     if now > state.rate_per_s and _surprises(state, window, window.seconds):
         # After silence too, what comes now is answered now.
         return replace(anew, span_s=window.seconds, rate_per_s=now)

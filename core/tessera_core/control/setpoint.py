@@ -52,6 +52,8 @@ class Window:
     """Of each instance, in order."""
     burstiness: float = 1.0
     """Squared coefficient of variation of the gaps between arrivals; 1 is Poisson."""
+    rows_each: float = 1.0
+    """Mean rows of a request: they come at once and are in one batch."""
     latencies: tuple[int, ...] = ()
     """Of the requests that were answered: how many, by ``perf.histogram.BOUNDS_S``. Empty where none was counted."""
     lost: int = 0

@@ -41,10 +41,12 @@ def window(
         return None
     ran = now.batches - before.batches
     new = told_now.recent[-ran:] if ran else ()
+    requests = now.requests - before.requests
+    arrived = now.arrived - before.arrived
     latencies = zip(told_before.latencies, told_now.latencies, strict=True)
     return Window(
         now.at_s - before.at_s,
-        round(share * (now.arrived - before.arrived)),
+        round(share * arrived),
         (tuple(batch for device, batch in new if device in devices),),
         gap_cv2(
             now.groups - before.groups,
@@ -52,6 +54,7 @@ def window(
             now.gaps_s - before.gaps_s,
             now.groups_s2 - before.groups_s2,
         ),
+        arrived / requests if requests else 1.0,
         tuple(later - earlier for earlier, later in latencies) if share == 1.0 else (),
         now.lost - before.lost if share == 1.0 else 0,
     )

@@ -24,6 +24,8 @@ class Counters:
     """Over all that were answered, from arrival to answer."""
     lost: int
     """Refused, dropped, late or failed."""
+    requests: int = 0
+    """That came, whatever became of them."""
     groups: int = 0
     """Of gaps between arrivals of any number of rows: this and what follows as ``batching.arrivals`` counts them."""
     gaps: int = 0

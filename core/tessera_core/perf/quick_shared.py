@@ -1,7 +1,8 @@
 """The rate that equal servers on one queue carry at an SLO, looked up: what ``quick`` is for one server.
 
 The looked-up latency of one server at each load is multiplied by the ratio of ``pooling`` at that load; the answer is the
-rate at which the product meets the budget. Nine servers and more take the ratio of eight. Bursts are taken as ``quick``
+rate at which the product meets the budget. Nine servers and more take the ratio of eight, and of n of them only
+sqrt(8/n) of what it makes of the rate. Bursts are taken as ``quick``
 takes them, and gain less from sharing (``capacity``). Both the ratio and the closed form of ``shared_queue`` err low, in
 different places: the closed form where full batches take most of the budget, the ratio where bursts meet several servers.
 So the larger of the two is the answer. Over the rate that simulations of random servers carry (caps 1 to 128, tau0/alpha
@@ -58,7 +59,8 @@ def quick_shared_rate(
             for rows in (int(burstiness), int(burstiness) + 1)
         )
         each = careful(some, more, burstiness, full_ms)
-    return max(service.instances * each, closed)
+    unknown = sqrt(at_most / service.instances)
+    return max(service.instances * each * unknown, closed)
 
 
 def _of_bursts(

@@ -90,7 +90,8 @@ class ControlledEnsemble:
     @property
     def latency_ms(self) -> NDArray[np.float64]:
         """Of each request, that of its slowest member; ``inf`` where one dropped it."""
-        slowest: NDArray[np.float64] = np.max([each.latency_ms for each in self.members], axis=0)
+        latencies = np.stack([each.latency_ms for each in self.members])
+        slowest: NDArray[np.float64] = latencies.max(axis=0)
         return slowest
 
     def within(self, from_s: float, to_s: float) -> float:
@@ -245,8 +246,8 @@ class _Run(Generic[StateT]):
                 came.gaps_s - before[2],
                 came.groups_s2 - before[3],
             ),
-            tuple(self._answered.counts),
-            self._lost,
+            latencies=tuple(self._answered.counts),
+            lost=self._lost,
         )
         self._seen = [[] for _ in self._seen]
         self._answered, self._lost = Histogram(), 0

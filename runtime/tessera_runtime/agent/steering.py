@@ -237,6 +237,7 @@ def told_of(report: MemberReport, at_s: float) -> Told:
         sum(report.latency_buckets),
         report.latency_s,
         report.lost,
+        report.requests,
         report.groups,
         report.gaps,
         report.gaps_s,

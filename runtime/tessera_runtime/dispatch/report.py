@@ -100,6 +100,7 @@ def _service_report(dispatcher: Dispatcher, service: Service) -> ServiceReport:
                 latency_s=latency.total_s,
                 latency_buckets=tuple(latency.counts),
                 lost=sum(each.statistics.lost for each in asked),
+                requests=sum(each.arrivals.requests for each in asked),
                 groups=sum(each.arrivals.groups for each in asked),
                 gaps=sum(each.arrivals.gaps for each in asked),
                 gaps_s=sum(each.arrivals.gaps_s for each in asked),
