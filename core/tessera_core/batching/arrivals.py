@@ -16,8 +16,8 @@ MOST_GAP_S: Final = 1.0
 """A longer gap says that nobody asked, not how those ask who do."""
 GROUP_S: Final = 0.01
 MOST_IN_GROUP: Final = 4096
-FEWEST_GROUPS: Final = 30
-"""From which their variation says something; fewer are taken for Poisson's."""
+FEWEST_GROUPS: Final = 10
+"""From which their variation says something. Of bursts there are few in a second, so not many can be asked for."""
 
 
 class Arrivals:
@@ -78,12 +78,12 @@ class Arrivals:
         self._seen = 0
 
 
-def gap_cv2(groups: int, gaps: int, total: float, squares: float) -> float:
+def gap_cv2(groups: int, gaps: int, total: float, squares: float) -> float | None:
     """Squared coefficient of variation of gaps, from differences of ``groups``, ``gaps``, ``gaps_s`` and ``groups_s2``.
 
-    1, as of Poisson arrivals, for fewer than FEWEST_GROUPS and where all came at once.
+    None for fewer than FEWEST_GROUPS, and where all came at once.
     """
     if groups < FEWEST_GROUPS or total <= 0:
-        return 1.0
+        return None
     mean = total / gaps
     return max(0.0, (squares - mean * total) / (groups * mean * mean))

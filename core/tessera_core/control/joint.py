@@ -314,7 +314,7 @@ def _counted(state: JointState, window: Window) -> JointState:
     """The rate and its burstiness after a window in which something came, and the idle seconds before it."""
     span_s = state.idle_s + window.seconds
     now, over_all = window.arrivals / window.seconds, window.arrivals / span_s
-    burstiness = min(window.burstiness, MOST_BURSTINESS)
+    burstiness = _burstiness(state, window)
     rows_each = _settled(state.rows_each, window.rows_each)
     anew = replace(
         state,
@@ -336,6 +336,13 @@ def _counted(state: JointState, window: Window) -> JointState:
     return replace(settled, rate_per_s=rows / span_s)
 
 
+def _burstiness(state: JointState, window: Window) -> float:
+    """Of the window alone, where it says; else as before."""
+    return (
+        state.burstiness if window.burstiness is None else min(window.burstiness, MOST_BURSTINESS)
+    )
+
+
 def _settled(mean: float, seen: float) -> float:
     return mean + SETTLING * (seen - mean)
 
@@ -344,5 +351,5 @@ def _surprises(state: JointState, window: Window, seconds: float) -> bool:
     """Whether what came is no chance at the rate that was seen before, over so many seconds."""
     expected = state.rate_per_s * seconds
     deviation = abs(window.arrivals - expected)
-    chance = (window.burstiness * max(expected, 1.0)) ** 0.5
+    chance = (_burstiness(state, window) * max(expected, 1.0)) ** 0.5
     return bool(deviation > max(SURPRISE * chance, LEAST_SURPRISE * expected))

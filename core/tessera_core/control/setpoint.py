@@ -50,8 +50,8 @@ class Window:
     """Rows that came, whatever became of them."""
     batches: tuple[tuple[Batch, ...], ...]
     """Of each instance, in order."""
-    burstiness: float = 1.0
-    """Squared coefficient of variation of the gaps between arrivals; 1 is Poisson."""
+    burstiness: float | None = None
+    """Squared coefficient of variation of the gaps between arrivals, 1 for Poisson's; None where too few came to say."""
     rows_each: float = 1.0
     """Mean rows of a request: they come at once and are in one batch."""
     latencies: tuple[int, ...] = ()
