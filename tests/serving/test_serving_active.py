@@ -112,7 +112,7 @@ def test_batches_are_of_what_is_set_and_places_are_reported_as_planned(
     assert [batch.rows for batch in seen.recent] == [1, 2, 2]
     assert all(batch.ms > 0 and batch.device == "cpu-0" for batch in seen.recent)
     assert (seen.cap, seen.arrived, seen.batches) == (2, 5, 3)
-    assert (seen.answered, seen.lost) == (5, 0)
+    assert (seen.requests, sum(seen.latency_buckets), seen.lost) == (5, 5, 0)
     assert seen.latency_s >= sum(batch.rows * batch.ms for batch in seen.recent) / 1e3 - 1e-5
     assert [each.cap for each in report.instances] == [8]
 

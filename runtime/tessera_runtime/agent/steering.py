@@ -37,8 +37,8 @@ NEARLY = 0.9
 """Of the time that a policy waits: reports do not come exactly by the second."""
 
 MOST_DECIDING_S = 0.3
-"""In one look; what is left over has its turn in the next one. A decision takes 0.2 ms, and up to 0.2 s where the queue
-model has to solve what it was not asked before."""
+"""In one look; what is left over has its turn in the next one. A decision takes some ms; of a thousand members not
+all have their turn in each second."""
 
 MOST_SAMPLES = 60
 """Of counters, a second apart, for the mean latency."""
