@@ -28,16 +28,26 @@ from e2e.system.installation import namespace as one_namespace
 _HERE = Path(__file__).parent
 _CRDS = _HERE.parent / "crds"
 _TEST_S = 120
+_OF_RELEASE = ("test_drift.py", "test_helm_life_cycle.py", "test_tls.py", "test_uninstall.py")
+"""What shares one release, in this order: once TLS is on it stays on, and in the end the release is gone."""
 
 SaidAloud = Callable[[], AbstractContextManager[None]]
 _ESTABLISHED_S = 30
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Limits are on tests, not on what the first of them waits for: a build may take minutes."""
+    """Limits are on tests, not on what the first of them waits for: a build may take minutes.
+
+    Those that change the second release come last, in their order.
+    """
+    items.sort(key=lambda item: _OF_RELEASE.index(item.path.name) if _shares_release(item) else -1)
     for item in items:
         if item.path.is_relative_to(_HERE) and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(_TEST_S, func_only=True))
+
+
+def _shares_release(item: pytest.Item) -> bool:
+    return item.path.parent == _HERE and item.path.name in _OF_RELEASE
 
 
 @pytest.fixture(scope="session")
@@ -82,23 +92,27 @@ def installed(
         yield found
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def release(
     said_aloud: SaidAloud, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Installation]:
-    """Tessera on a cluster of the module's own, which its tests may change and take away."""
+    """Tessera on another cluster, which tests may change and take away. What lasts is recorded sooner than elsewhere."""
     try:
         environment = choose()
         environment.prepare()
     except Unavailable as reason:
         pytest.skip(str(reason))
-    with ExitStack() as stack, said_aloud():
-        cluster = stack.enter_context(environment.cluster(tmp_path_factory.mktemp("release-nodes")))
-        if cluster.host is None:
-            pytest.skip(
-                "this machine reaches no ClusterIP of that cluster: TESSERA_E2E=native does"
-            )
-        yield stack.enter_context(installation(cluster, tmp_path_factory.mktemp("release")))
+    nodes, folder = (tmp_path_factory.mktemp(name) for name in ("release-nodes", "release"))
+    with ExitStack() as stack:
+        with said_aloud():
+            cluster = stack.enter_context(environment.cluster(nodes))
+            if cluster.host is None:
+                pytest.skip(
+                    "this machine reaches no ClusterIP of that cluster: TESSERA_E2E=native does"
+                )
+            soon = {"driftAfter": "20s"}
+            found = stack.enter_context(installation(cluster, folder, config=soon))
+        yield found
 
 
 @pytest.fixture

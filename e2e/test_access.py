@@ -22,8 +22,8 @@ X = example(2, seed=9)
 RIGHT = mean(tuple(MEMBERS.values()), X)
 ACCESS = {"keysSecretRef": {"name": "keys"}}
 OLD, NEW, WRONG = "hunter2-the-old", "hunter2-the-new", "hunter2-nobodys"
-READ_S = 90.0
-"""Agents look at a Secret every minute."""
+READ_S = 40.0
+"""Agents of the installation look at a Secret every few seconds, and a minute is what they would take without its option."""
 ANSWERED, REFUSED = {"http": "", "grpc": ""}, {"http": "401 Bearer", "grpc": "UNAUTHENTICATED"}
 
 

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import json
-from zlib import crc32
+from collections.abc import Iterator
 
 import pytest
 from e2e.chart import Object
 from e2e.system.installation import Installation
+from e2e.system.installation import namespace as one_namespace
 from e2e.system.load import Load, zero_failures
 from e2e.system.models import answer, classifier, example
 from e2e.system.services import Service, model_service
 
 X = example()
-LASTING_S = 240.0
-"""Two minutes for which it has to last, and what agents and the operator take to see and say so."""
+FILE = classifier(94, layers=4)
+LASTING_S = 100.0
+"""The twenty seconds of the release for which it has to last, and what agents and the operator take to see and say so."""
+SCALING = {"minReplicas": 0, "idleTimeout": "30s"}
+"""Of what may sleep, nodes say every ten seconds that it is asked, and with it what batches take."""
 SHORTER = 3.0
 """The measurement is made to say this much less than batches take."""
 
-pytestmark = pytest.mark.timeout(400, func_only=True)
+pytestmark = pytest.mark.timeout(240, func_only=True)
+
+
+@pytest.fixture
+def namespace(release: Installation) -> Iterator[str]:
+    with one_namespace(release, "drift") as found:
+        yield found
 
 
 def profiles(system: Installation, namespace: str) -> list[Object]:
@@ -56,29 +66,30 @@ def lines(system: Installation, service: Service) -> list[Object]:
 
 
 def test_what_lasts_is_recorded_and_nodes_keep_to_what_was_measured(
-    installed: Installation, namespace: str
+    release: Installation, namespace: str
 ) -> None:
-    model = classifier(crc32(namespace.encode()), layers=4)
-    uri = installed.store.put(f"{namespace}/digits.onnx", model)
-    installed.apply(model_service(namespace, "digits", {"only": uri}))
-    service = installed.service(namespace, "digits")
+    uri = release.store.put(f"{namespace}/digits.onnx", FILE)
+    release.apply(model_service(namespace, "digits", {"only": uri}, scaling=SCALING))
+    service = release.service(namespace, "digits")
     service.wait_until_serving()
-    measured = lines(installed, service)
+    measured = lines(release, service)
     assert measured
-    as_on_a_faster_machine(installed, namespace)
-    told = installed.wait(
-        "nodes are told of the other measurement",
-        lambda: (found := lines(installed, service)) != measured and found,
-    )
-    with Load(service.target(), X, {"right": answer(model, X)}, longest_s=LASTING_S) as load:
-        found = installed.wait("drift", lambda: drifts(installed, namespace), LASTING_S)
+
+    def told_anew() -> list[Object]:
+        found = lines(release, service)
+        return [] if any(each in measured for each in found) else found
+
+    with Load(service.target(), X, {"right": answer(FILE, X)}) as load:
+        as_on_a_faster_machine(release, namespace)
+        told = release.wait("all nodes are told of the other measurement", told_anew)
+        found = release.wait("drift", lambda: drifts(release, namespace), LASTING_S)
         load.go_on_for(5)
     zero_failures(load.result)
     assert all(ratio > SHORTER / 2 for ratio in found)
-    assert lines(installed, service) == told
+    assert lines(release, service) == told
     conditions = [
         (each["type"], each["status"], each["reason"])
-        for profile in profiles(installed, namespace)
+        for profile in profiles(release, namespace)
         for each in profile["status"]["conditions"]
     ]
     assert ("Drifted", "True", "BatchesTakeLonger") in conditions

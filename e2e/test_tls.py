@@ -6,6 +6,7 @@ import http.client
 import json
 import socket
 import ssl
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from e2e.chart import NAMESPACE as SYSTEM
 from e2e.chart import Object
 from e2e.native.certificates import Authority
 from e2e.system.installation import ACTIVATOR, RUNTIME, Installation
+from e2e.system.installation import namespace as one_namespace
 from e2e.system.load import Target
 from e2e.system.models import INPUT, OUTPUT, Array, answer, classifier, example, mean
 from e2e.system.services import Service, model_service
@@ -80,7 +82,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
 @pytest.fixture(scope="module")
 def system(
     release: Installation, keys: Keys, tmp_path_factory: pytest.TempPathFactory
-) -> Installation:
+) -> Iterator[Installation]:
     """A release in clear that is told to use TLS, and to ask clients for certificates."""
     keys.renew(release)
     trusted = [each.certificate.read_text() for each in (keys.servers, keys.clients)]
@@ -88,8 +90,8 @@ def system(
     tls = {"secretName": "runtime-tls", "clientCASecretName": "client-ca"}
     release.upgrade(tmp_path_factory.mktemp("values"), runtime={"tls": tls})
     release.wait("runtime pods with certificates", lambda: has_rolled(release), ROLLED_S)
-    release.kubectl("create", "namespace", USERS)
-    return release
+    with one_namespace(release, USERS):
+        yield release
 
 
 def has_rolled(system: Installation) -> bool:

@@ -13,6 +13,7 @@ import signal
 import sys
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -66,8 +67,10 @@ class NativeCluster:
         return run(*self._kubectl, *arguments, stdin=stdin, timeout_s=_LONGEST_COMMAND_S)
 
     def load_image(self, archive: Path) -> None:
-        for machine in self._machines.values():
-            machine.load_image(archive)
+        machines = self._machines.values()
+        with ThreadPoolExecutor(len(machines)) as pool:  # unpacking takes most of it
+            for done in [pool.submit(each.load_image, archive) for each in machines]:
+                done.result()
 
     def fetch(self, url: str, timeout_s: float = 5.0) -> str:
         with urllib.request.urlopen(url, timeout=timeout_s) as answer:

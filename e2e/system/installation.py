@@ -39,6 +39,8 @@ _PATHS = {
     "RuntimeNode": ("apis/tessera.dev/v1alpha1", "runtimenodes"),
 }
 _POLL_S = 0.1
+_KEYS_S = 5
+"""Between two looks of agents at Secrets of keys: tests change them, and wait until it is noticed."""
 _INSTALL_S = 180
 _READY_S = 90.0
 _RESTART_S = 90.0
@@ -194,22 +196,26 @@ _TOLD = (
 
 
 @contextmanager
-def installation(cluster: Cluster, folder: Path) -> Iterator[Installation]:
-    """Install the chart with images of the present sources, and a pool of both nodes with one core each."""
+def installation(cluster: Cluster, folder: Path, **values: object) -> Iterator[Installation]:
+    """Install the chart with images of the present sources, and a pool of both nodes with one core each.
+
+    ``values``: of the chart, over those of the quick start and what the cluster needs.
+    """
     assert cluster.host is not None, "this machine is not in the cluster's network"
     for archive in images.build(("operator", "runtime-cpu")).values():
         cluster.load_image(archive)
     client = Client(cluster.access)
     with store(cluster.host) as models:
-        values = folder / "values.yaml"
-        values.write_text(yaml.safe_dump(_values(cluster, models)))
+        files = (folder / "values.yaml", folder / "further.yaml")
+        for file, content in zip(files, (_values(cluster, models), values), strict=True):
+            file.write_text(yaml.safe_dump(content))
         helm(
             *("install", "tessera", str(CHART), f"--namespace={SYSTEM}", "--create-namespace"),
-            *(f"--values={EXAMPLES / 'values.yaml'}", f"--values={values}"),
+            *(f"--values={each}" for each in (EXAMPLES / "values.yaml", *files)),
             *("--wait", f"--timeout={_INSTALL_S}s"),
             kubeconfig=cluster.kubeconfig,
         )
-        found = Installation(cluster, models, client, (values,))
+        found = Installation(cluster, models, client, files)
         found.apply(pool())
         found.wait("the pool has its nodes", lambda: _all_ready(found), _READY_S)
         yield found
@@ -271,6 +277,7 @@ def _values(cluster: Cluster, models: Store) -> Mapping[str, object]:
             "runtimeCpu": image("runtime-cpu"),
         },
         "config": {"modelPrefixes": {"default": [models.prefix]}},
+        "runtime": {"agentArgs": [f"--keys-interval={_KEYS_S}"]},
         "networkPolicy": {
             "apiServer": {"ports": sorted({443, 6443, port})},
             "modelStores": {"ports": [8080, models.port]},

@@ -49,6 +49,9 @@ class Config:
     lost_after_s: Annotated[float, duration(above=0, most=3600), Name("lostAfter")] = 40.0
     """A node that was silent for so long is lost."""
     heartbeat_poll_s: Annotated[float, duration(above=0, most=600), Name("heartbeatPoll")] = 10.0
+    drift_after_s: Annotated[float, duration(above=0, most=3600), Name("driftAfter")] = 120.0
+    """For how long batches have to take longer, or less, than measured until it is recorded in the ModelProfile: four
+    reports of a node, and longer than two copies take turns on a device when one replaces the other."""
     model_prefixes: Annotated[
         tuple[tuple[str, tuple[str, ...]], ...],
         MapOf(LABEL_KEY, ListOf(text(512), most=256), most=10_000),

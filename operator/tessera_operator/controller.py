@@ -65,7 +65,7 @@ class Controller:
         self.heartbeats = Heartbeats(config.lost_after_s)
         self.writer = Writer(cluster, self._documents)
         self._tls = where.tls is not None
-        self._drifting = Drifting(self.writer)
+        self._drifting = Drifting(self.writer, config.drift_after_s)
         self._reporter = Reporter(self.writer, self._documents, tls=self._tls)
 
     def take(self, changed: Mapping[Key, Document | None]) -> None:

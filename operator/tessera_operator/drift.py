@@ -30,9 +30,6 @@ already: less is not worth moving anything."""
 CHANGED = 1.1
 """Times the record, or that part of it, from where on another one is recorded; and 1, within which it is ended. Less than
 ``DRIFTED``, so that a ratio about there does not come and go."""
-LASTING_S = 120.0
-"""For which it has to be so: four reports of a node, and longer than two copies take turns on a device when one replaces
-the other."""
 FRESH_S = 75.0
 """For which a report counts: agents report every 30 s while requests are answered, and one may be late."""
 _MOST_REPORTS = 256
@@ -105,7 +102,9 @@ def way_of(ratio: float, recorded: float | None) -> Way | None:
 class Drifts:
     """Reports and since when they are as they are. Not thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, lasting_s: float) -> None:
+        """``lasting_s``: for how long a ratio has to be off, or about 1 again, by the times of reports."""
+        self._lasting_s = lasting_s
         self._answered: dict[tuple[str, str], tuple[int, float]] = {}
         """By (node, service): requests counted, and when they were seen to have become more, which tells of a report."""
         self._lasting: dict[ProfileKey, _Lasting] = {}
@@ -133,7 +132,7 @@ class Drifts:
                 known = _Lasting(way, recorded, found.at_s)
             known.take(ratio, found.at_s)
             lasting[key] = known
-            if known.until_s - known.since_s >= LASTING_S:
+            if known.until_s - known.since_s >= self._lasting_s:
                 middle = None if way is Way.BACK else float(f"{median(known.ratios):.3g}")
                 changes.append(Change(profile, middle, len(found.ratios)))
         self._lasting = lasting

@@ -23,9 +23,9 @@ made it, neither takes these away nor is taken away by them."""
 class Drifting:
     """Keeps ModelProfiles saying what batches take. Not thread-safe."""
 
-    def __init__(self, writer: Writer) -> None:
+    def __init__(self, writer: Writer, lasting_s: float) -> None:
         self._writer = writer
-        self._drifts = Drifts()
+        self._drifts = Drifts(lasting_s)
 
     def keep(
         self,

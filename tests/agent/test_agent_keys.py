@@ -12,20 +12,22 @@ from tessera_runtime.agent import keys as keys_module
 from tessera_runtime.agent.keys import (
     MOST_CHARACTERS,
     MOST_KEYS,
+    READ_S,
     SecretSource,
     ServiceKeys,
     keys_in,
 )
+from tessera_runtime.agent.main import parser
 from tessera_runtime.models.errors import Denied, NotFound, Unreachable
 
 KEYS = SecretSource("vision", "keys")
 DIGITS = "vision.digits"
+SHORT_S = 0.01
 
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("READ_S", "FIRST_PAUSE_S", "MOST_PAUSE_S"):
-        monkeypatch.setattr(keys_module, name, 0.01)
+    monkeypatch.setattr(keys_module, "FIRST_PAUSE_S", SHORT_S)
 
 
 def test_every_value_is_a_key_in_the_order_of_their_names() -> None:
@@ -60,7 +62,7 @@ class Secrets:
         self.now: dict[SecretSource, Mapping[str, str] | Exception] = {}
         self.reads = 0
         self.changed, self.was_read = asyncio.Event(), asyncio.Event()
-        self.keys = ServiceKeys(self.read, self.changed.set)
+        self.keys = ServiceKeys(self.read, self.changed.set, SHORT_S)
         self.held: asyncio.Event | None = None
         """What answers wait for, if anything."""
 
@@ -192,3 +194,21 @@ async def test_no_key_is_logged(secrets: Secrets, caplog: pytest.LogCaptureFixtu
     assert "ignored are bad, more" in caplog.text
     assert "hunter" not in caplog.text
     secrets.keys.close()
+
+
+NEEDED = ["--run-dir=run", "--models=models", "--state=state"]
+
+
+def test_how_often_secrets_are_read_is_an_option() -> None:
+    assert parser().parse_args(NEEDED).keys_interval == READ_S
+    assert parser().parse_args([*NEEDED, "--keys-interval=2.5"]).keys_interval == 2.5
+
+
+@pytest.mark.parametrize("seconds", ["0.5", "3601", "nan", "inf", "-5", "5s", ""])
+def test_an_interval_that_is_none_is_refused_with_what_is_allowed(
+    seconds: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parser().parse_args([*NEEDED, f"--keys-interval={seconds}"])
+    said = capsys.readouterr().err
+    assert f"--keys-interval: found {seconds!r}, allowed: 1 to 3600 seconds" in said

@@ -23,13 +23,13 @@ from tessera_runtime.secret import make_secret
 from tessera_runtime.target import Ports, ServerReport, ServiceReport
 
 DIGITS = "vision.digits"
+SHORT_S = 0.01
 LOCKED = {"keysSecretRef": {"name": "keys"}}
 
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("READ_S", "FIRST_PAUSE_S", "MOST_PAUSE_S"):
-        monkeypatch.setattr(keys_module, name, 0.01)
+    monkeypatch.setattr(keys_module, "FIRST_PAUSE_S", SHORT_S)
 
 
 def node(access: object = LOCKED, generation: int = 1, name: str = DIGITS) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class Agent:
     def __init__(self, pod: Pod) -> None:
         cache = ModelCache(pod.folder / "cache", 1000)
         self.models = Models(cache, pod.read, lambda: self.serving.wake())
-        self.keys = ServiceKeys(pod.read, lambda: self.serving.wake())
+        self.keys = ServiceKeys(pod.read, lambda: self.serving.wake(), SHORT_S)
         self.serving = Serving(
             pod.client, self.models, self.keys, Site((0,), 64, False), pod.folder, lambda: None
         )

@@ -39,7 +39,7 @@ from tessera_core.perf import LatencyProfile, ProfileRow
 
 CORES = tuple(sorted(os.sched_getaffinity(0)))
 TIMED = Path(main.__file__).parents[1] / "models" / "timed.py"
-TASK = Task(WORKS["identity"], 400.0, TIMED)
+TASK = Task(WORKS["identity"], 150.0, TIMED)
 PLACE = replace(on_processor(CORES), tasks=(TASK,), caps=(1, 8), counts=(1, 2))
 
 

@@ -19,13 +19,15 @@ from tessera_core.control.joint import MOST_ERROR
 from tessera_core.gpu.devices import DeviceClass
 from tessera_core.perf import LatencyProfile
 from tessera_operator.cluster import Unreachable
-from tessera_operator.drift import CHANGED, DRIFTED, LASTING_S, Drifts, Way, way_of
+from tessera_operator.config import Config
+from tessera_operator.drift import CHANGED, DRIFTED, Drifts, Way, way_of
 from tessera_operator.drifting import Drifting
 from tessera_operator.kinds import key_of
 from tessera_operator.write import Writer
 
 S = service("s", "a")
 REPORT_S = 30.0
+LASTING_S = Config().drift_after_s
 PLACE = DeviceClass(A100, "full", 108, 81_920)
 
 
@@ -55,8 +57,8 @@ def reporting(
 class Loop:
     """Nodes that report every 30 s, and a record that follows."""
 
-    def __init__(self, recorded: float | None = None) -> None:
-        self.drifts, self.recorded = Drifts(), recorded
+    def __init__(self, recorded: float | None = None, lasting_s: float = LASTING_S) -> None:
+        self.drifts, self.recorded = Drifts(lasting_s), recorded
         self.changes: list[float | None] = []
         self._now_s, self._total = 0.0, 0
 
@@ -119,6 +121,16 @@ def test_what_lasts_is_recorded_and_ends_when_it_is_over_for_as_long() -> None:
     assert loop.changes == [1.5]
     loop.reports(REPORT_S, 1.05)
     assert loop.changes == [1.5, None]
+
+
+@pytest.mark.parametrize("lasting_s", [REPORT_S / 2, REPORT_S, 600.0])
+def test_how_long_it_has_to_last_is_a_setting(lasting_s: float) -> None:
+    loop = Loop(lasting_s=lasting_s)
+    whole = max(lasting_s, REPORT_S)  # one report is no time
+    loop.reports(whole + REPORT_S, 1.5)
+    assert loop.changes == []
+    loop.reports(REPORT_S, 1.5)
+    assert loop.changes == [1.5]
 
 
 def test_a_minute_changes_nothing_however_often_it_comes() -> None:
@@ -209,7 +221,7 @@ def test_records_come_no_faster_than_they_last_and_within_bounds(ratios: list[fl
 
 def test_what_could_not_be_written_is_tried_again() -> None:
     cluster = MemoryCluster(profile().to_dict())
-    drifting = Drifting(Writer(cluster, {}))
+    drifting = Drifting(Writer(cluster, {}), LASTING_S)
     written = profile().to_dict()
     cluster.failing[key_of(written)] = Unreachable("no route")
     for count in range(10):

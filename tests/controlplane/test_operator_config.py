@@ -40,6 +40,7 @@ def test_settings_are_read_by_the_names_of_the_chart(read: Reader) -> None:
         cpuSlices: [1, 4]
         lostAfter: 1m
         heartbeatPoll: 5s
+        driftAfter: 5m
         modelPrefixes:
           default: ["hf://"]
           vision: ["s3://models/vision/", "https://"]
@@ -54,6 +55,7 @@ def test_settings_are_read_by_the_names_of_the_chart(read: Reader) -> None:
         (1, 4),
         60.0,
         5.0,
+        300.0,
         (("default", ("hf://",)), ("vision", ("s3://models/vision/", "https://"))),
     )
     assert (found.policy.headroom, found.policy.overhead_ms, found.policy.reserved_cores) == (
@@ -73,6 +75,8 @@ def test_settings_are_read_by_the_names_of_the_chart(read: Reader) -> None:
         ("cpuSlices: [0]", "cpuSlices[0]"),
         ("reservedCores: -1", "reservedCores"),
         ("lostafter: 1m", "lostafter"),
+        ("driftAfter: 0s", "driftAfter"),
+        ("driftAfter: 2h", "driftAfter"),
         ("modelPrefixes: {vision: hf://}", "modelPrefixes"),
         ("[1, 2]", ""),
     ],

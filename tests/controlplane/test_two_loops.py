@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import pytest
 
-from support.memory_operator import Operator, started
+from support.memory_operator import DEFAULTS, Operator, started
 from support.objects import NOW
 from tessera_core.api.runtimenode import BatchLine
-from tessera_operator.drift import LASTING_S
+from tessera_operator.config import Config
 from tessera_operator.kinds import Document
 
 RPS = 2600.0
 """Of the service: one A100 is enough as measured, and not where batches take half as long again."""
 REPORTS_S = 60.0
 """Within which every node has reported, and the operator has seen it."""
+LASTING_S = DEFAULTS.drift_after_s
 
 
-def steady() -> Operator:
+def steady(config: Config = DEFAULTS) -> Operator:
     """An operator whose nodes report that batches take what was measured."""
-    operator = started(3, rps=RPS)
+    operator = started(3, rps=RPS, config=config)
     operator.requests_per_second = RPS / 2  # planned is the hint, for ten minutes
     operator.slowness, operator.noise = {"a": 1.0}, 0.05
     operator.rounds(2)
@@ -116,6 +117,13 @@ def test_another_leader_goes_on_with_what_is_recorded() -> None:
     assert drift(operator) is None
     assert drifted(operator) == ("False", "AsMeasured")
     assert len(operator.running()) == 1
+
+
+def test_what_lasts_for_less_is_recorded_where_the_settings_say_so() -> None:
+    operator = steady(Config(drift_after_s=LASTING_S / 2))
+    operator.slowness["a"] = 1.5
+    after(operator, LASTING_S / 2 + REPORTS_S)
+    assert drift(operator) == pytest.approx(1.5, rel=operator.noise)
 
 
 def test_batches_that_take_less_are_recorded_and_nothing_is_taken_away_for_it() -> None:

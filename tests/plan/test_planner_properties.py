@@ -208,8 +208,8 @@ def test_more_capacity_never_serves_less(state: ClusterState, sort: str) -> None
     assert as_fair(shares(first, state), shares(plan(more), state))
 
 
-@examples(10)
-@given(plain_clusters(most_services=3), st.data())
+@examples(25)
+@given(plain_clusters(most_nodes=2, most_services=3), st.data())
 def test_a_rate_that_wavers_within_the_slack_moves_nothing(
     state: ClusterState, data: st.DataObject
 ) -> None:
@@ -283,7 +283,7 @@ def test_a_deleted_service_is_removed_and_nobody_else_has_less(state: ClusterSta
 
 
 @examples(25)
-@given(plain_clusters(most_services=3), services(2, plain=True, prefix="low"))
+@given(plain_clusters(most_nodes=3, most_services=3), services(2, plain=True, prefix="low"))
 def test_a_lower_priority_never_takes_from_a_higher_one(
     state: ClusterState, lower: tuple[ModelService, ...]
 ) -> None:

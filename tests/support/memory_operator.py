@@ -30,6 +30,7 @@ SERVICE: Key = ("ModelService", "vision", "s")
 PROFILE: Key = ("ModelProfile", "vision", "profile-a")
 REPORT_S = 30.0
 """Between two reports of counters."""
+DEFAULTS = Config()
 _ROWS = 16
 """Of the batches that corrections are taken of."""
 
@@ -44,9 +45,9 @@ def profile(model: str) -> Document:
 class Operator:
     """A leader, its cluster, and runtime nodes with one A100 each."""
 
-    def __init__(self, *documents: Document, nodes: int) -> None:
-        self.cluster = MemoryCluster(*documents)
-        self.controller = Controller(self.cluster, Config(), WHERE, epoch=1)
+    def __init__(self, *documents: Document, nodes: int, config: Config = DEFAULTS) -> None:
+        self.cluster, self._config = MemoryCluster(*documents), config
+        self.controller = Controller(self.cluster, config, WHERE, epoch=1)
         self.now_s = 0.0
         self.slowness: dict[str, float] = {}
         """By member: what batches take over what was measured at first; nodes report nothing of others."""
@@ -72,7 +73,7 @@ class Operator:
 
     def restart(self) -> None:
         """Another leader, who knows only what the objects say."""
-        self.controller = Controller(self.cluster, Config(), WHERE, epoch=2)
+        self.controller = Controller(self.cluster, self._config, WHERE, epoch=2)
         self._taken = {}
 
     def rounds(self, count: int, seconds: float = 1.0) -> None:
@@ -182,7 +183,13 @@ class Operator:
         return (1 + noise) * row.p50_ms / (told.tau0_ms + _ROWS * told.alpha_ms)
 
 
-def started(nodes: int, *, rps: float = 100.0, size: dict[str, Any] | None = None) -> Operator:
+def started(
+    nodes: int,
+    *,
+    rps: float = 100.0,
+    size: dict[str, Any] | None = None,
+    config: Config = DEFAULTS,
+) -> Operator:
     """An operator whose service runs."""
     wanted = service("s", "a", rps=rps, scaling={"minReplicas": 1})
     operator = Operator(
@@ -190,6 +197,7 @@ def started(nodes: int, *, rps: float = 100.0, size: dict[str, Any] | None = Non
         profile("a"),
         wanted.to_dict(),
         nodes=nodes,
+        config=config,
     )
     operator.rounds(8)
     return operator

@@ -61,8 +61,9 @@ class ClusterAgent:
         state_dir: Path,
         *,
         allow_code: bool,
+        keys_read_s: float,
     ) -> None:
-        """``seen``: None for an activator, which has no devices."""
+        """``seen``: None for an activator, which has no devices. ``keys_read_s``: between two looks at a Secret of keys."""
         cores, memory_mib = (seen.cores, seen.memory_mib) if seen is not None else ((), 0)
         self._who = who
         self._seen = seen
@@ -76,7 +77,7 @@ class ClusterAgent:
             kube, who.node, self._status, lambda: counters_s(self._serving.node)
         )
         self._models = Models(cache, self._secret, self._found_changed)
-        self._keys = ServiceKeys(self._secret, self._found_changed)
+        self._keys = ServiceKeys(self._secret, self._found_changed, keys_read_s)
         self._serving = Serving(
             self._control,
             self._models,

@@ -1,4 +1,4 @@
-"""The keys of the services that ask for one, read from their namespaces' Secrets and read again every minute.
+"""The keys of the services that ask for one, read from their namespaces' Secrets and read again every minute or so.
 
 A Secret that cannot be read now (the API server does not answer) changes nothing: the keys that were read last go on.
 One that is gone, that may not be read any more, or that has no key in it leaves no key, which closes its services.
@@ -20,14 +20,14 @@ from tessera_runtime.models.errors import Denied, FetchError, NotFound
 log = logging.getLogger(__name__)
 
 READ_S = 60.0
-"""Between two looks at a Secret, at most. Agents do not look all at once."""
+"""Between two looks at a Secret, at most, where nothing else is said. Agents do not look all at once."""
+LEAST_READ_S, MOST_READ_S = 1.0, 3600.0
 
 AT_ONCE = 16
 """Secrets that are asked for at one time: an agent that starts wants all of them."""
 
 FIRST_PAUSE_S = 1.0
-MOST_PAUSE_S = 60.0
-"""After failures: what was put right is noticed within this time too."""
+"""After a failure; it grows to the time between two looks."""
 
 MOST_KEYS = 64
 MOST_CHARACTERS = 256
@@ -69,10 +69,15 @@ def keys_in(values: Mapping[str, str]) -> Found:
 class ServiceKeys:
     """The keys of the services that a node has. Used from one event loop."""
 
-    def __init__(self, secrets: Secrets, changed: Callable[[], None]) -> None:
-        """``changed`` is called when keys, or why there are none, are other ones."""
+    def __init__(
+        self, secrets: Secrets, changed: Callable[[], None], read_s: float = READ_S
+    ) -> None:
+        """``changed`` is called when keys, or why there are none, are other ones. What was changed is noticed within
+        ``read_s``, failures or not.
+        """
         self._secrets = secrets
         self._changed = changed
+        self._read_s = read_s
         self._turn = asyncio.Semaphore(AT_ONCE)
         self._wanted: dict[str, SecretSource] = {}
         self._tasks: dict[SecretSource, asyncio.Task[None]] = {}
@@ -127,9 +132,9 @@ class ServiceKeys:
         while True:
             failures = 0 if await self._read(source) else failures + 1
             if failures:
-                await asyncio.sleep(pause_s(failures, FIRST_PAUSE_S, MOST_PAUSE_S))
+                await asyncio.sleep(pause_s(failures, FIRST_PAUSE_S, self._read_s))
             else:
-                await asyncio.sleep(READ_S * random.uniform(0.8, 1.0))
+                await asyncio.sleep(self._read_s * random.uniform(0.8, 1.0))
 
     async def _read(self, source: SecretSource) -> bool:
         """Whether the Secret had keys."""

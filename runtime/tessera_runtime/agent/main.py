@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import math
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ from pathlib import Path
 from tessera_runtime import logs
 from tessera_runtime.agent.cluster import ClusterAgent
 from tessera_runtime.agent.following import Identity
+from tessera_runtime.agent.keys import LEAST_READ_S, MOST_READ_S, READ_S
 from tessera_runtime.agent.kube import Access, Kube, KubeError
 from tessera_runtime.devices.inventory import Inventory, inventory, of_pod
 from tessera_runtime.models.cache import ModelCache
@@ -54,11 +56,29 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument(
         "--allow-loopback-stores", action="store_true", help="fetch models from this machine"
     )
+    arguments.add_argument(
+        "--keys-interval",
+        type=_keys_interval,
+        default=READ_S,
+        metavar="SECONDS",
+        help="between two looks at a Secret with keys of a service (%(default)g)",
+    )
     arguments.add_argument("--api-server", metavar="URL", help="default: as in a pod")
     arguments.add_argument("--token-file", type=Path)
     arguments.add_argument("--ca-file", type=Path)
     arguments.add_argument("--log-level", default="info")
     return arguments
+
+
+def _keys_interval(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not LEAST_READ_S <= seconds <= MOST_READ_S:
+        allowed = f"{LEAST_READ_S:g} to {MOST_READ_S:g} seconds"
+        raise argparse.ArgumentTypeError(f"found {text[:64]!r}, allowed: {allowed}")
+    return seconds
 
 
 def identity(environment: Mapping[str, str], *, activator: bool) -> Identity:
@@ -113,6 +133,7 @@ async def run(arguments: argparse.Namespace, who: Identity, seen: Inventory | No
             arguments.run_dir,
             arguments.state,
             allow_code=arguments.allow_code,
+            keys_read_s=arguments.keys_interval,
         )
         await agent.run(stop)
 
