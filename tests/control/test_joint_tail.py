@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tessera_core.control.joint import LATE, MOST_BURSTINESS, Joint, JointState
+from tessera_core.control.joint import LATE, MOST_BURSTINESS, MOST_TAIL, Joint, JointState
 from tessera_core.control.setpoint import Batch, Goal, Setpoint, Window
 from tessera_core.perf.capacity import latency_percentile
 from tessera_core.perf.histogram import BOUNDS_S, Histogram
@@ -103,8 +103,18 @@ def test_requests_that_were_lost_were_late():
     ms = predicted_ms(state.setpoint, RATE)
     few = POLICY.step(state, second(state, ms, lost=2), GOAL)
     assert few.tail == pytest.approx(1.0, abs=0.1)
-    many = POLICY.step(state, second(state, ms, lost=100), GOAL)
-    assert 1.0 < many.tail < LATE * GOAL.slo_ms / ms
+    some = POLICY.step(state, second(state, ms, lost=20), GOAL)
+    assert 1.0 < some.tail < 0.8 * LATE * GOAL.slo_ms / ms
+
+
+def test_many_that_were_lost_are_believed_at_once_however_few_were_answered():
+    state = settled()
+    ms = predicted_ms(state.setpoint, RATE)
+    for answered, lost in ((1000, 100), (40, 20)):
+        found = POLICY.step(state, second(state, ms, answered=answered, lost=lost), GOAL)
+        assert found.tail == pytest.approx(min(LATE * GOAL.slo_ms / ms, MOST_TAIL), rel=0.1)
+    unlucky = POLICY.step(state, second(state, ms, answered=40, lost=2), GOAL)
+    assert unlucky.tail == 1.0
 
 
 def test_few_answers_say_nothing_alone_and_something_together():

@@ -75,6 +75,9 @@ LATE = 1.25
 """Times the SLO, that is taken for the latency where it is among the requests that were lost."""
 FEWEST_BEYOND = 3
 """Requests that have to be later than a percentile, before it says something."""
+CLEARLY = 5.0
+"""Times the requests that may be late, from which that many lost ones are no chance: then the whole error is taken at once,
+since each second that it is learnt in is lost too."""
 FORGIVEN = 0.05
 """Of latencies better than was thought, in one decision: slower than TRIM, so that what helped is not undone at once."""
 TAIL_STEPS = 7
@@ -195,7 +198,9 @@ class Joint:
             return replace(state, seen=(0,) * len(window.latencies))
         *answered, beyond = map(sum, zip(state.seen, window.latencies, strict=True))
         seen = (*answered, beyond + window.lost)
-        if sum(seen) * (1 - self._percent / 100) < FEWEST_BEYOND:
+        allowed = sum(seen) * (1 - self._percent / 100)
+        clearly = seen[-1] > CLEARLY * max(allowed, 1.0)
+        if allowed < FEWEST_BEYOND and not clearly:
             return replace(state, seen=seen)
         state = replace(state, seen=(0,) * len(seen))
         measured_s = percentile_s(seen, self._percent)
@@ -203,7 +208,8 @@ class Joint:
         if measured_s is None or predicted_ms is None:
             return state
         ratio = min(MS_PER_S * measured_s, LATE * goal.slo_ms) / predicted_ms
-        weight = TRIM if ratio > state.tail else FORGIVEN
+        worse = 1.0 if clearly else TRIM
+        weight = worse if ratio > state.tail else FORGIVEN
         moved = state.tail * (ratio / state.tail) ** weight
         return replace(state, tail=min(max(moved, 1.0), MOST_TAIL))
 
