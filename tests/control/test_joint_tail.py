@@ -7,10 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tessera_core.control.joint import LATE, MOST_BURSTINESS, MOST_TAIL, Joint, JointState
+from tessera_core.control.joint import (
+    LATE,
+    MOST_BURSTINESS,
+    MOST_TAIL,
+    WARMING,
+    Joint,
+    JointState,
+)
 from tessera_core.control.setpoint import Batch, Goal, Setpoint, Window
 from tessera_core.perf.capacity import latency_percentile
-from tessera_core.perf.histogram import BOUNDS_S, Histogram
+from tessera_core.perf.histogram import Histogram
 from tessera_core.perf.profile import LatencyProfile, ProfileRow
 from tessera_core.simulate.arrivals import poisson
 from tessera_core.simulate.controlled import control
@@ -131,10 +138,22 @@ def test_few_answers_say_nothing_alone_and_something_together():
 def test_answers_that_waited_before_a_change_are_not_counted():
     state = settled()
     late = 3 * predicted_ms(state.setpoint, RATE)
-    other_setting = replace(state, seen=None)
+    other_setting = replace(state, pause=1)
     assert POLICY.step(other_setting, second(state, late), GOAL).tail == 1.0
     assert POLICY.step(state, second(state, late, rate=1.5 * RATE), GOAL).tail == 1.0
     assert POLICY.step(state, second(state, late), GOAL).tail > 1.0
+
+
+def test_instances_that_were_added_have_time_to_load_before_latencies_count():
+    state = settled()
+    state = POLICY.step(state, second(state, 10.0, rate=2500.0), GOAL)
+    state = replace(state, setpoint=Setpoint(16, 1))
+    state = POLICY.step(state, second(state, 10.0, rate=2500.0), GOAL)
+    assert state.setpoint.instances > 1
+    for _ in range(WARMING):
+        state = POLICY.step(state, second(state, 10.0, rate=2500.0, lost=500), GOAL)
+        assert state.tail == 1.0
+    assert POLICY.step(state, second(state, 10.0, rate=2500.0, lost=500), GOAL).tail > 1.0
 
 
 def test_where_latencies_are_not_told_nothing_is_corrected():
@@ -144,7 +163,7 @@ def test_where_latencies_are_not_told_nothing_is_corrected():
 
 
 def test_beyond_what_is_set_carries_latencies_are_nobodys_error():
-    state = JointState(MOST, rate_per_s=1e6, seen=(0,) * (len(BOUNDS_S) + 1))
+    state = JointState(MOST, rate_per_s=1e6, pause=0)
     found = POLICY.step(state, second(state, GOAL.slo_ms, rate=1e6, lost=10**6), GOAL)
     assert found.tail == 1.0
 

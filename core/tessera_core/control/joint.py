@@ -75,6 +75,8 @@ LATE = 1.25
 """Times the SLO, that is taken for the latency where it is among the requests that were lost."""
 FEWEST_BEYOND = 3
 """Requests that have to be later than a percentile, before it says something."""
+WARMING = 5
+"""Decisions after instances were added, in which latencies say nothing yet: they may still load, and work off what waits."""
 CLEARLY = 5.0
 """Times the requests that may be late, from which that many lost ones are no chance: then the whole error is taken at once,
 since each second that it is learnt in is lost too."""
@@ -105,8 +107,10 @@ class JointState:
     tail: float = 1.0
     """Latency at the percentile over what the queue says for batches as long as these, waiting included; never below 1:
     the queue model errs on the safe side."""
-    seen: tuple[int, ...] | None = None
-    """Latencies since what is set and the rate are these. None: the first to come still waited under others."""
+    seen: tuple[int, ...] = ()
+    """Latencies since what is set and the rate are these."""
+    pause: int = 1
+    """Windows whose latencies do not count: they still waited under another setting or rate."""
     enough: int = 0
     """Decisions in a row for which fewer instances would have been enough."""
     wait_s: float = INTERVAL_S
@@ -143,7 +147,10 @@ class Joint:
         if not state.rate_per_s:
             return state
         after = self._decided(state, goal)
-        return after if after.setpoint == state.setpoint else replace(after, seen=None)
+        if after.setpoint == state.setpoint:
+            return after
+        more = after.setpoint.instances > state.setpoint.instances
+        return replace(after, seen=(), pause=max(after.pause, WARMING if more else 1))
 
     def _decided(self, state: JointState, asked: Goal) -> JointState:
         # What takes longer than is predicted has to be predicted to take that much less.
@@ -194,15 +201,16 @@ class Joint:
         """What latencies say, once there are enough of them."""
         if not window.latencies:
             return state
-        if state.seen is None:
-            return replace(state, seen=(0,) * len(window.latencies))
-        *answered, beyond = map(sum, zip(state.seen, window.latencies, strict=True))
+        if state.pause:
+            return replace(state, pause=state.pause - 1)
+        before = state.seen or (0,) * len(window.latencies)
+        *answered, beyond = map(sum, zip(before, window.latencies, strict=True))
         seen = (*answered, beyond + window.lost)
         allowed = sum(seen) * (1 - self._percent / 100)
         clearly = seen[-1] > CLEARLY * max(allowed, 1.0)
         if allowed < FEWEST_BEYOND and not clearly:
             return replace(state, seen=seen)
-        state = replace(state, seen=(0,) * len(seen))
+        state = replace(state, seen=())
         measured_s = percentile_s(seen, self._percent)
         predicted_ms = self._predicted_ms(state, goal)
         if measured_s is None or predicted_ms is None:
@@ -328,7 +336,8 @@ def _counted(state: JointState, window: Window) -> JointState:
         span_s=span_s,
         burstiness=burstiness,
         rows_each=rows_each,
-        seen=None,
+        seen=(),
+        pause=max(state.pause, 1),
     )
     if now > state.rate_per_s and _surprises(state, window, window.seconds):
         # After silence too, what comes now is answered now.
@@ -338,8 +347,14 @@ def _counted(state: JointState, window: Window) -> JointState:
     rows = _settled(state.rate_per_s * state.span_s, window.arrivals)
     span_s = _settled(state.span_s, span_s)
     burstiness = _settled(state.burstiness, burstiness)
-    settled = replace(anew, span_s=span_s, burstiness=burstiness, seen=state.seen)
-    return replace(settled, rate_per_s=rows / span_s)
+    return replace(
+        state,
+        idle_s=0.0,
+        span_s=span_s,
+        burstiness=burstiness,
+        rows_each=rows_each,
+        rate_per_s=rows / span_s,
+    )
 
 
 def _burstiness(state: JointState, window: Window) -> float:
