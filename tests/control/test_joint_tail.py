@@ -146,14 +146,13 @@ def test_answers_that_waited_before_a_change_are_not_counted():
 
 def test_instances_that_were_added_have_time_to_load_before_latencies_count():
     state = settled()
-    state = POLICY.step(state, second(state, 10.0, rate=2500.0), GOAL)
-    state = replace(state, setpoint=Setpoint(16, 1))
-    state = POLICY.step(state, second(state, 10.0, rate=2500.0), GOAL)
+    rate = 1.1 * POLICY.carries(state.setpoint, GOAL, 1.0, 1.0)
+    state = POLICY.step(state, second(state, 10.0, rate), GOAL)
     assert state.setpoint.instances > 1
     for _ in range(WARMING):
-        state = POLICY.step(state, second(state, 10.0, rate=2500.0, lost=500), GOAL)
+        state = POLICY.step(state, second(state, 10.0, rate, lost=500), GOAL)
         assert state.tail == 1.0
-    assert POLICY.step(state, second(state, 10.0, rate=2500.0, lost=500), GOAL).tail > 1.0
+    assert POLICY.step(state, second(state, 10.0, rate, lost=500), GOAL).tail > 1.0
 
 
 def test_where_latencies_are_not_told_nothing_is_corrected():
