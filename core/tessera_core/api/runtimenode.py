@@ -1,4 +1,5 @@
-"""RuntimeNode: what one runtime pod shall run (spec, by the operator) and what it has and runs (status, by its agent).
+"""RuntimeNode: what one runtime pod shall run (spec, by the operator) and what it has and runs (status, by its agent;
+``cuts`` by the node's partitioner).
 
 Percentiles cannot be added up over nodes, so the status carries counters and histogram buckets, which can.
 """
@@ -117,6 +118,8 @@ class Device:
     uuid: Annotated[str, DEVICE_ID]
     geometry: Annotated[tuple[Placement, ...], GEOMETRY] = ()
     """Empty: not partitioned."""
+    cut: bool = False
+    """Whether the partitioner is to leave exactly this geometry; else it is what was found, and nobody touches it."""
     instances: Annotated[tuple[Instance, ...], ListOf(record(Instance), most=MOST_INSTANCES)] = ()
 
 
@@ -254,6 +257,43 @@ class DeviceStatus:
         tuple[InstanceStatus, ...], ListOf(record(InstanceStatus), most=MOST_INSTANCES)
     ] = ()
     health: Health = Health.UNKNOWN
+    problem: Annotated[str, text(256)] = ""
+    """Why it is not healthy, in words."""
+
+
+class CutProblem(StrEnum):
+    """Why a device is not cut as wanted."""
+
+    NOT_PARTITIONABLE = "NotPartitionable"
+    """The device or its driver cannot be cut so."""
+    RESET_REQUIRED = "ResetRequired"
+    """MIG is off, and only a reset of the GPU switches it on."""
+    IN_USE = "InUse"
+    """Processes hold what has to go."""
+    NO_ROOM = "NoRoom"
+    """The driver has no place: somebody else cuts too."""
+    NOT_PERMITTED = "NotPermitted"
+    DRIVER_LOST = "DriverLost"
+    OUT_OF_TIME = "OutOfTime"
+    FAILED = "Failed"
+    """The driver says something else."""
+
+
+@dataclass(frozen=True, slots=True)
+class CutStatus:
+    """What the partitioner of the node says of one device."""
+
+    uuid: Annotated[str, DEVICE_ID]
+    slices: Annotated[
+        tuple[SliceStatus, ...], ListOf(record(SliceStatus), most=16, key="uuid")
+    ] = ()
+    """As they are, at their real places."""
+    generation: Annotated[int, GENERATION] = 0
+    """Of the RuntimeNode whose ``cut`` was tried last; 0: none was."""
+    problem: CutProblem | None = None
+    """Absent: what that generation wants is done."""
+    message: Annotated[str, text(1024)] = ""
+    """What it tried and what helps; empty where there is no problem."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,6 +381,10 @@ class RuntimeNodeStatus:
     devices: Annotated[
         tuple[DeviceStatus, ...], ListOf(record(DeviceStatus), most=MOST_DEVICES, key="uuid")
     ] = ()
+    cuts: Annotated[
+        tuple[CutStatus, ...], ListOf(record(CutStatus), most=MOST_DEVICES, key="uuid")
+    ] = ()
+    """Written by the partitioner; none where nobody may cut."""
     cpu: CpuStatus | None = None
     services: Annotated[
         tuple[ServedStatus, ...], ListOf(record(ServedStatus), most=MOST_SERVICES, key="name")
