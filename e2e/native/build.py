@@ -30,6 +30,7 @@ COMPONENTS = (
 TOOLS = {
     "coredns": ("github.com/coredns/coredns", "v1.14.7"),
     "helm": ("helm.sh/helm/v3/cmd/helm", "v3.21.4"),
+    "karpenter": ("sigs.k8s.io/karpenter/kwok", "v1.14.1"),
     "kwok": ("sigs.k8s.io/kwok/cmd/kwok", "v0.8.0"),
 }
 """Package and version of the programs that come as they are."""
@@ -62,7 +63,8 @@ def tool(name: str) -> Path:
             with tempfile.TemporaryDirectory(dir=folder) as fresh:
                 arguments = ("install", "-trimpath", "-ldflags=-s -w", f"{package}@{version}")
                 go(arguments, GOBIN=fresh)
-                (Path(fresh) / name).rename(program)
+                (built,) = Path(fresh).iterdir()  # named for its folder: two of them are "kwok"
+                built.rename(program)
     return program
 
 

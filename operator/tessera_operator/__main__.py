@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -46,8 +47,8 @@ class NoGatewayApi(Exception):
         return "gateway: the API server has no HTTPRoute and GRPCRoute: install the Gateway API, or remove the setting"
 
 
-def sources(namespace: str, config: Config) -> tuple[Source, ...]:
-    """What is followed."""
+def sources(namespace: str, config: Config, *, buffers: bool = False) -> tuple[Source, ...]:
+    """What is followed. ``buffers``: CapacityBuffers too, which the API server knows."""
     gateway = _GATEWAY_KINDS if config.gateway is not None else ()
     own = ",".join(f"{name}={value}" for name, value in MANAGED_BY.items())
     return (
@@ -60,6 +61,7 @@ def sources(namespace: str, config: Config) -> tuple[Source, ...]:
             )
         ),
         *(Source(kind, labels=own) for kind in gateway),
+        *([Source(kinds.CAPACITY_BUFFER, namespace, own)] if buffers else ()),
         Source(kinds.SERVICE, labels=own),
         Source(kinds.ENDPOINT_SLICE, labels=own),
         Source(kinds.DEPLOYMENT, namespace, own),
@@ -78,7 +80,10 @@ def lead(
 ) -> None:
     """Rounds until ``stop``. Raises NoGatewayApi."""
     facts = Facts()
-    followers = [Follower(cluster, source, facts) for source in sources(where.namespace, config)]
+    buffers = _serves_buffers(cluster)
+    where = replace(where, has_buffers=buffers)
+    followed = sources(where.namespace, config, buffers=buffers)
+    followers = [Follower(cluster, source, facts) for source in followed]
     for follower in followers:
         follower.start()
     for follower in followers:
@@ -128,6 +133,15 @@ def lead(
             pause_s = 0.0
 
 
+def _serves_buffers(cluster: Cluster) -> bool:
+    """Asked once: who installs an autoscaler's CRDs later restarts the operator."""
+    try:
+        return cluster.serves(kinds.CAPACITY_BUFFER)
+    except ClusterError as error:
+        _LOG.warning("capacitybuffers: %s; done without", str(error)[:200])
+        return False
+
+
 def _wake_at(stop: threading.Event, facts: Facts) -> None:
     stop.wait()
     facts.wake()
@@ -165,6 +179,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--image-pull-secret", action="append", default=[])
     parser.add_argument("--agent-service-account", default="tessera-agent")
     parser.add_argument("--runtime-priority-class", default="")
+    parser.add_argument("--headroom-priority-class", default="", help="below runtime pods")
     parser.add_argument("--agent-arg", action="append", default=[], help="further agent option")
     parser.add_argument("--server-arg", action="append", default=[], help="further server option")
     parser.add_argument("--tls-secret", default="", help="of runtime pods; empty: in clear")
@@ -213,9 +228,10 @@ def main() -> int:
         ),
         arguments.agent_service_account,
         arguments.runtime_priority_class,
-        tuple(arguments.agent_arg),
-        tuple(arguments.server_arg),
-        _tls(arguments),
+        arguments.headroom_priority_class,
+        agent_args=tuple(arguments.agent_arg),
+        server_args=tuple(arguments.server_arg),
+        tls=_tls(arguments),
     )
     stop = threading.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):

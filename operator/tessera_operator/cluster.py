@@ -21,6 +21,7 @@ _CONNECT_S, _READ_S, _SILENCE_S = 5.0, 30.0, 130.0
 _PAGE = 500
 """Objects of one answer to a list."""
 _MOST_PAGES = 2000
+_ABSENT, _CONFLICT = 404, 409
 _APPLY = "application/apply-patch+yaml"
 _MERGE = "application/merge-patch+json"
 
@@ -121,12 +122,32 @@ class Cluster:
         return self._json("POST", KINDS[kind].folder(namespace), {}, document)
 
     def delete(self, document: Document) -> None:
-        """What is gone already is no error. Raises ClusterError."""
+        """What is gone already is no error, nor is another object of its name, where it says its uid. Raises
+        ClusterError.
+        """
+        uid = document["metadata"].get("uid")
+        options: dict[str, Any] = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "propagationPolicy": "Background",
+        }
+        if uid:
+            options["preconditions"] = {"uid": uid}
         try:
-            self._json("DELETE", _path(document), {"propagationPolicy": "Background"})
+            self._json("DELETE", _path(document), {}, options)
         except ApiError as error:
-            if error.status != 404:
+            if error.status != _ABSENT and not (uid and error.status == _CONFLICT):
                 raise
+
+    def serves(self, kind: Kind) -> bool:
+        """Whether the server knows ``kind``. Raises ClusterError."""
+        try:
+            found = self._json("GET", f"/apis/{kind.api_version}", {})
+        except ApiError as error:
+            if error.status == _ABSENT:
+                return False
+            raise
+        return any(each.get("name") == kind.plural for each in found.get("resources") or ())
 
     def _json(
         self,

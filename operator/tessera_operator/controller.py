@@ -15,8 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tessera_core.api import Device, ModelService, RuntimeNode, SpecInvalid
-from tessera_core.api.placementplan import PlacementPlan
-from tessera_core.gpu.mig import label
+from tessera_core.api.placementplan import PlacementPlan, Step
 from tessera_operator import plans, pools, routes
 from tessera_operator.cluster import Cluster
 from tessera_operator.config import Config
@@ -25,10 +24,11 @@ from tessera_operator.drifting import Drifting
 from tessera_operator.heartbeats import Heartbeats
 from tessera_operator.kinds import Document, Key, key_of
 from tessera_operator.measuring import Measuring
-from tessera_operator.orders import ordered
+from tessera_operator.orders import ordered, remaining
 from tessera_operator.reporting import Reporter, Round
-from tessera_operator.rollout import Rollout, begin, proceed
-from tessera_operator.runtime_pods import RuntimePods, node_document, owned_labels
+from tessera_operator.rollout import Rollout, begin, proceed, unsettled
+from tessera_operator.runtime_pods import Present, RuntimePods, node_document, owned_labels
+from tessera_operator.scaling import Scaling
 from tessera_operator.traffic import Traffic
 from tessera_operator.wanted import Context, Routers, holds, spec_of
 from tessera_operator.world import World, is_activator
@@ -59,6 +59,7 @@ class Controller:
         self._decider = Decider(config, self._world, self._traffic)
         self._measuring = Measuring(config.cpu_slices)
         self._pods = RuntimePods(where, config.lost_after_s)
+        self._scaling = Scaling(where, self._pods)
         self._routers = Routers()
         self._rollout: Rollout | None = None
         self._afresh = False
@@ -94,11 +95,11 @@ class Controller:
         steady = [node for node in present.answering if node.metadata.name in present.steady]
         self._drifting.keep(self._world.profiles, steady, now.s, now.text)
         # What a node that is about to go runs gets another home while it still answers.
-        away = present.unsure
+        away = present.away
         decision = self._decider.decide(now.s, away, afresh=self._afresh)
         self._measuring.see(nodes, decision, self.writer, now.s)
         tasks = self._measuring.assign(decision, self._world, present.steady, now.s)
-        self._keep_pools(decision, present.by_pool)
+        self._keep_pools(decision, present, now.s)
         if not self._keep_plan(decision, now):
             return None
         places = {node.metadata.name: node for node in nodes if not is_activator(node)}
@@ -118,10 +119,9 @@ class Controller:
                 approved=self._is_approved(self._rollout),
             )
         begun = self._rollout.begun if self._rollout is not None else ()
+        waited_for = unsettled(decision.plan, self._rollout)
         told = {
-            # What has no room elsewhere is there again when the pod was replaced.
-            name: node.spec.devices if name in away else ordered(node, begun)
-            for name, node in places.items()
+            name: self._orders_of(node, begun, present, waited_for) for name, node in places.items()
         }
         homes = routes.homes_of(present.answering, told, present.unsure, capacities)
         serving: dict[str, list[RuntimeNode]] = defaultdict(list)
@@ -156,6 +156,7 @@ class Controller:
                 self._rollout,
                 present.answering,
                 present.by_pool,
+                self._scaling.told,
                 now.s,
                 now.text,
             ),
@@ -171,38 +172,26 @@ class Controller:
             waits.append(1.0)
         return min(waits, default=None)
 
-    def _keep_pools(self, decision: Decision, by_pool: Mapping[str, Sequence[RuntimeNode]]) -> None:
-        used = {
-            pool: {
-                node.metadata.name
-                for node in nodes
-                if self._measuring.under_way
-                or not node.status.devices  # it has yet to say what it has
-                or any(device.instances for device in node.spec.devices)
-            }
-            for pool, nodes in by_pool.items()
-        }
-        products = {
-            pool: {label(device.product) for node in nodes for device in node.status.devices}
-            for pool, nodes in by_pool.items()
-        }
-        pool_of = {node.metadata.name: pool for pool, nodes in by_pool.items() for node in nodes}
-        for each in decision.plan.assignments:
-            if each.node in pool_of:
-                used[pool_of[each.node]].add(each.node)
-        known = {**decision.versions, **decision.newest}
-        specs = {name: version.service.spec for name, version in known.items()}
-        missing = pools.missing_nodes(self._world.pools, products, decision.plan, specs)
-        for name in self._measuring.cramped([each for nodes in by_pool.values() for each in nodes]):
-            missing[name] = max(1, missing.get(name, 0))
-        for pool in self._world.pools:
-            name = pool.metadata.name
-            present = {node.metadata.name for node in by_pool.get(name, ())}
-            replicas = pools.size(pool, present, used.get(name, ()), missing.get(name, 0))
-            if replicas < len(present):
-                self._pods.give_up(self.writer, self._documents, present - set(used.get(name, ())))
-            self.writer.put(pools.deployment(pool, replicas, self._where))
-            self.writer.put(pools.disruption_budget(pool, self._where))
+    def _orders_of(
+        self,
+        node: RuntimeNode,
+        begun: Sequence[Step],
+        present: Present,
+        waited_for: frozenset[str],
+    ) -> tuple[Device, ...]:
+        """What ``node`` is told to run. ``waited_for``: services whose copies are not yet where they are to be."""
+        name = node.metadata.name
+        if name in present.unsure:
+            # What has no room elsewhere is there again when the pod was replaced.
+            return node.spec.devices
+        if name in present.departing:
+            return remaining(node, waited_for)
+        return ordered(node, begun)
+
+    def _keep_pools(self, decision: Decision, present: Present, now_s: float) -> None:
+        found = self._world.pools
+        known = self._documents
+        self._scaling.keep(self.writer, known, found, present, decision, self._measuring, now_s)
         self._pods.keep_nodes(self.writer, self._documents, self._world.nodes, self._epoch)
 
     def _keep_plan(self, decision: Decision, now: Now) -> bool:

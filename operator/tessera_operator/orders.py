@@ -74,6 +74,17 @@ def ordered(node: RuntimeNode, begun: Sequence[Step]) -> tuple[Device, ...]:
     )
 
 
+def remaining(node: RuntimeNode, services: Collection[str]) -> tuple[Device, ...]:
+    """What ``node`` is to be told while all but ``services`` leave it."""
+    devices = (
+        replace(
+            device, instances=tuple(each for each in device.instances if each.service in services)
+        )
+        for device in node.spec.devices
+    )
+    return tuple(device for device in devices if device.instances or device.geometry)
+
+
 def _after(device: Device, step: Step) -> Device:
     target = step.target
     if step.action is Action.PARTITION:

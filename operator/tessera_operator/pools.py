@@ -1,4 +1,4 @@
-"""What a RuntimePool becomes: a Deployment of runtime pods, as many as are needed. Pure.
+"""What a RuntimePool becomes: a Deployment of runtime pods, one per node. Pure.
 
 One pod per node takes all GPUs of the node, so that they are never given away twice; pods that find no node are what
 cluster autoscalers wait for. Serving needs no privilege: the pod runs as nobody, with a read-only file system, and
@@ -7,19 +7,14 @@ only its agent has a token.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import ceil
 from typing import Any
 
-from tessera_core.api import ModelServiceSpec, RuntimePool
+from tessera_core.api import RuntimePool
 from tessera_core.api.quantities import Quantity
 from tessera_core.api.records import record
 from tessera_core.api.runtimepool import GPU_RESOURCE, Toleration
-from tessera_core.gpu.mig import find_profile
-from tessera_core.gpu.tables import model_of
-from tessera_core.plan.decision import Plan, Why
-from tessera_core.plan.state import CPU
 from tessera_core.plan.state_in import POOL_LABEL
 from tessera_operator import pod_tls
 from tessera_operator.routes import GRPC_PORT, HTTP_PORT, MANAGED_BY
@@ -31,7 +26,13 @@ METRICS_PORT = 8002
 NOBODY = 65532
 SHUTDOWN_DELAY_S, DRAIN_S = 8, 30
 """Seconds that a server goes on after SIGTERM, so that clients look away first; and that it then has to finish."""
-_AGENT_CPU, _AGENT_MEMORY = "50m", "128Mi"
+AGENT_REQUESTS = {"cpu": "50m", "memory": "128Mi"}
+PROTECTED = {
+    "karpenter.sh/do-not-disrupt": "true",
+    "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+}
+"""Annotations of pods whose nodes autoscalers leave alone: https://karpenter.sh/docs/concepts/disruption/#pod-level-controls,
+https://github.com/kubernetes/autoscaler/blob/master/cluster-autoscaler/FAQ.md (what prevents a node from being removed)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,10 @@ class Installation:
     images: Images
     service_account: str = "tessera-agent"
     priority_class: str = ""
+    headroom_class: str = ""
+    """PriorityClass of pods that hold room for runtime pods, below theirs."""
+    has_buffers: bool = False
+    """Whether the API server knows CapacityBuffers."""
     agent_args: tuple[str, ...] = ()
     """Further options of the agents."""
     server_args: tuple[str, ...] = ()
@@ -60,9 +65,14 @@ class Installation:
     """Of the servers; None: in clear."""
 
 
+def deployment_name(pool: RuntimePool) -> str:
+    """Of the Deployment of ``pool``."""
+    return f"{RUNTIME}-{pool.metadata.name}"
+
+
 def deployment(pool: RuntimePool, replicas: int, where: Installation) -> dict[str, Any]:
     """The Deployment of ``pool``."""
-    name = f"{RUNTIME}-{pool.metadata.name}"
+    name = deployment_name(pool)
     labels = {NAME_LABEL: RUNTIME, POOL_LABEL: pool.metadata.name}
     return {
         "apiVersion": "apps/v1",
@@ -71,7 +81,7 @@ def deployment(pool: RuntimePool, replicas: int, where: Installation) -> dict[st
             "name": name,
             "namespace": where.namespace,
             "labels": {**MANAGED_BY, **labels},
-            "ownerReferences": [_owner(pool)],
+            "ownerReferences": [owner(pool)],
         },
         "spec": {
             "replicas": replicas,
@@ -80,7 +90,8 @@ def deployment(pool: RuntimePool, replicas: int, where: Installation) -> dict[st
             "strategy": {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}},
             "minReadySeconds": 5,
             "template": {
-                "metadata": {"labels": {**MANAGED_BY, **labels}},
+                # Until somebody has seen that nothing is there, nobody may take the node away.
+                "metadata": {"labels": {**MANAGED_BY, **labels}, "annotations": PROTECTED},
                 "spec": _pod(pool, where),
             },
         },
@@ -94,79 +105,19 @@ def disruption_budget(pool: RuntimePool, where: Installation) -> dict[str, Any]:
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
         "metadata": {
-            "name": f"{RUNTIME}-{pool.metadata.name}",
+            "name": deployment_name(pool),
             "namespace": where.namespace,
             "labels": {**MANAGED_BY, **labels},
-            "ownerReferences": [_owner(pool)],
+            "ownerReferences": [owner(pool)],
         },
         "spec": {"maxUnavailable": 1, "selector": {"matchLabels": labels}},
     }
 
 
-def size(pool: RuntimePool, present: Collection[str], used: Collection[str], missing: int) -> int:
-    """How many nodes ``pool`` is to have.
-
-    ``present``: its nodes; ``used``: those that the plan runs something on; ``missing``: further nodes that would
-    close the plan's shortfall. Nodes are given back only when nothing is missing.
-    """
-    bounds = pool.spec.size
-    kept = ceil(len(used) * (1 + bounds.headroom.percent / 100) - 1e-9)
-    wanted = len(present) + missing if missing else kept
-    return min(bounds.max, max(bounds.min, wanted))
-
-
-_CLOSED_BY_NODES = {Why.NO_DEVICE, Why.INSUFFICIENT_CAPACITY, Why.SPREAD_UNMET, Why.ISOLATION_UNMET}
-
-
-def missing_nodes(
-    pools: Sequence[RuntimePool],
-    products: Mapping[str, Collection[str]],
-    plan: Plan,
-    services: Mapping[str, ModelServiceSpec] | None = None,
-) -> dict[str, int]:
-    """Further nodes, by pool, for what ``plan`` could not place or placed with too little.
-
-    ``products``: of the devices that each pool has. ``services``: by name; only pools where one may run are asked
-    for it. A shortfall names the kind of place that closes it at the least price. A pool that has shown no device
-    is asked for one node, to find out and to measure there.
-    """
-    refusals = [(service, refusal) for service, _, refusal in plan.refused]
-    refusals += [(each.service, each.short) for each in plan.services if each.short is not None]
-    found: dict[str, int] = {}
-    for service, refusal in refusals:
-        spec = (services or {}).get(service)
-        fitting = [pool for pool in pools if spec is None or _may_run(spec, pool)]
-        if refusal.why in (Why.NO_DEVICE, Why.NO_PROFILE):
-            unknown = (p.metadata.name for p in fitting if not products.get(p.metadata.name))
-            found.update((name, max(1, found.get(name, 0))) for name in unknown)
-        short = refusal.shortfall
-        if refusal.why not in _CLOSED_BY_NODES or short is None:
-            continue
-        product, _, piece = short.device.partition("/")
-        pool = next((p for p in fitting if product in products.get(p.metadata.name, ())), None)
-        if pool is not None:
-            nodes = ceil(short.devices / _places_per_node(pool, product, piece))
-            found[pool.metadata.name] = max(found.get(pool.metadata.name, 0), nodes)
-    return found
-
-
-def _may_run(spec: ModelServiceSpec, pool: RuntimePool) -> bool:
-    selector, labels = spec.placement.pool_selector, dict(pool.metadata.labels)
-    if selector is not None and not dict(selector.match_labels).items() <= labels.items():
-        return False
-    return pool.spec.trust.allow_code or not any(m.model.format.is_code for m in spec.members)
-
-
-def _places_per_node(pool: RuntimePool, product: str, piece: str) -> int:
-    """Places of one kind that a node of ``pool`` brings."""
-    if product == CPU:
-        return max(1, cores_of(pool) // int(piece.removeprefix("cpu-")))
-    gpus = dict(pool.spec.node.resources).get(GPU_RESOURCE)
-    model = model_of(product)
-    profile = find_profile(model, piece) if model is not None else None
-    return max(1, int(gpus.value) if gpus is not None else 1) * (
-        profile.max_count if profile is not None else 1
-    )
+def image_of(pool: RuntimePool, where: Installation) -> str:
+    """What the pods of ``pool`` run."""
+    has_gpus = GPU_RESOURCE in dict(pool.spec.node.resources)
+    return where.images.gpu if has_gpus else where.images.cpu
 
 
 def cores_of(pool: RuntimePool) -> int:
@@ -199,7 +150,7 @@ def conflicts(
 
 def _pod(pool: RuntimePool, where: Installation) -> dict[str, Any]:
     shape = pool.spec.node
-    image = where.images.gpu if GPU_RESOURCE in dict(shape.resources) else where.images.cpu
+    image = image_of(pool, where)
     spec: dict[str, Any] = {
         "serviceAccountName": where.service_account,
         "automountServiceAccountToken": False,
@@ -217,13 +168,7 @@ def _pod(pool: RuntimePool, where: Installation) -> dict[str, Any]:
                 ]
             }
         },
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": NOBODY,
-            "runAsGroup": NOBODY,
-            "fsGroup": NOBODY,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": POD_SECURITY,
         "containers": [_server(pool, image, where), _agent(pool, image, where)],
         "volumes": [*_volumes(shape.shared_memory), *pod_tls.volumes(where.tls)],
     }
@@ -275,7 +220,7 @@ def _server(pool: RuntimePool, image: str, where: Installation) -> dict[str, Any
             "failureThreshold": 6,
         },
         "resources": {"requests": resources, "limits": resources},
-        "securityContext": _RESTRICTED,
+        "securityContext": RESTRICTED,
         "volumeMounts": [
             {"name": "run", "mountPath": "/run/tessera"},
             {"name": "models", "mountPath": "/models", "readOnly": True},
@@ -318,10 +263,10 @@ def _agent(pool: RuntimePool, image: str, where: Installation) -> dict[str, Any]
             },
         ],
         "resources": {
-            "requests": {"cpu": _AGENT_CPU, "memory": _AGENT_MEMORY},
+            "requests": AGENT_REQUESTS,
             "limits": {"memory": "512Mi"},
         },
-        "securityContext": _RESTRICTED,
+        "securityContext": RESTRICTED,
         "volumeMounts": [
             {"name": "run", "mountPath": "/run/tessera"},
             {"name": "models", "mountPath": "/models"},
@@ -336,7 +281,14 @@ def _agent(pool: RuntimePool, image: str, where: Installation) -> dict[str, Any]
     }
 
 
-_RESTRICTED: dict[str, Any] = {
+POD_SECURITY: dict[str, Any] = {
+    "runAsNonRoot": True,
+    "runAsUser": NOBODY,
+    "runAsGroup": NOBODY,
+    "fsGroup": NOBODY,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+RESTRICTED: dict[str, Any] = {
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,
     "capabilities": {"drop": ["ALL"]},
@@ -385,7 +337,8 @@ def _field(name: str, path: str) -> dict[str, Any]:
     return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
 
 
-def _owner(pool: RuntimePool) -> dict[str, Any]:
+def owner(pool: RuntimePool) -> dict[str, Any]:
+    """The reference that makes an object go with ``pool``."""
     return {
         "apiVersion": "tessera.dev/v1alpha1",
         "kind": "RuntimePool",

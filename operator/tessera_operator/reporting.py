@@ -13,7 +13,7 @@ from tessera_core.api.placementplan import PlacementPlanStatus
 from tessera_core.api.records import record
 from tessera_core.api.runtimepool import GPU_RESOURCE, PartitionBackend, RuntimePoolStatus
 from tessera_core.gpu.mig import label
-from tessera_operator import pools, routes
+from tessera_operator import pools, routes, scaling
 from tessera_operator.conditions import READY, Seen, changes, dated, status_of
 from tessera_operator.decide import Decision
 from tessera_operator.events import event
@@ -40,6 +40,8 @@ class Round:
     rollout: Rollout | None
     answering: Sequence[RuntimeNode]
     by_pool: Mapping[str, Sequence[RuntimeNode]]
+    scaled: Mapping[str, scaling.Scaled]
+    """By pool."""
     now_s: float
     now: str
 
@@ -219,6 +221,7 @@ class Reporter:
                 f"the older pool {conflict[0]} selects node {conflict[1]} too" if conflict else "",
             ),
         ]
+        conditions += scaling.conditions(pool, found.scaled.get(name))
         if spec.partition is not None and spec.partition.backend is not PartitionBackend.STATIC:
             message = "spec.partition: nothing cuts GPUs yet; they are used as they are"
             conditions.append(

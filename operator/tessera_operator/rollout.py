@@ -13,6 +13,7 @@ from tessera_core.api import RuntimeNode, RuntimePool
 from tessera_core.api.placementplan import Action, PlacementPlan, PlacementPlanSpec, Step, Target
 from tessera_core.api.runtimenode import InstanceState
 from tessera_core.api.runtimepool import Approval
+from tessera_core.plan.decision import Plan
 from tessera_core.plan.nodes import Located, slice_name
 from tessera_core.plan.state import ClusterState, DeviceState, Running
 from tessera_core.plan.state_in import POOL_LABEL, parse_slice
@@ -70,6 +71,18 @@ def proceed(
         rollout.spec.steps, rollout.done, Present(nodes, lost, routed), may_cut=approved
     )
     return replace(rollout, done=done, begun=begun)
+
+
+def unsettled(plan: Plan, rollout: Rollout | None) -> frozenset[str]:
+    """Services that have less than they are to have: what still serves them elsewhere is needed."""
+    short = {each.service for each in plan.services if each.short is not None}
+    refused = {service for service, _, _ in plan.refused}
+    under_way = (
+        {step.target.service or "" for step in rollout.spec.steps if step.id not in rollout.done}
+        if rollout is not None
+        else set()
+    )
+    return frozenset(short | refused | under_way)
 
 
 def _as_served(

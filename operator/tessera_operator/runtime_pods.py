@@ -8,22 +8,32 @@ it holds any more.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from tessera_core.api import RuntimeNode, RuntimeNodeSpec
 from tessera_core.api.records import record
 from tessera_core.plan.state_in import POOL_LABEL
+from tessera_operator.departures import departing
 from tessera_operator.heartbeats import PREFIX
-from tessera_operator.kinds import Document, Key
-from tessera_operator.pools import ACTIVATOR, NAME_LABEL, Installation
+from tessera_operator.kinds import Document, Key, key_of
+from tessera_operator.pools import ACTIVATOR, NAME_LABEL, PROTECTED, Installation
 from tessera_operator.routes import MANAGED_BY, is_leaving
 from tessera_operator.world import ACTIVATOR_LABEL, is_activator
 from tessera_operator.write import Writer
 
 _ENDED = ("Failed", "Succeeded")
 # https://kubernetes.io/docs/concepts/workloads/controllers/replicaset/#pod-deletion-cost
-_COST, _FIRST_TO_GO = "controller.kubernetes.io/pod-deletion-cost", "-1000"
+_COST = "controller.kubernetes.io/pod-deletion-cost"
+_SERVING: dict[str, str | None] = {**PROTECTED, _COST: "1000"}
+_IDLE: dict[str, str | None] = {
+    **dict.fromkeys(PROTECTED),
+    # Cluster Autoscaler leaves pods with an emptyDir alone unless it is told that they may go.
+    "cluster-autoscaler.kubernetes.io/safe-to-evict": "true",
+    _COST: "-1000",
+}
+"""Annotations of a pod with nothing in it; None: not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +47,20 @@ class Present:
     answering: tuple[RuntimeNode, ...]
     """Those whose status is of a pod that exists."""
     by_pool: Mapping[str, tuple[RuntimeNode, ...]]
+    departing: frozenset[str] = frozenset()
+    """Their machines are announced to go, and they answer until then."""
+    bound: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """By pool, the nodes with a pod that is not ending, whatever is known of them."""
+
+    @property
+    def away(self) -> frozenset[str]:
+        """Where nothing is planned."""
+        return self.unsure | self.departing
 
     @property
     def steady(self) -> frozenset[str]:
         """Names of those that answer and stay."""
-        return frozenset(node.metadata.name for node in self.answering) - self.unsure
+        return frozenset(node.metadata.name for node in self.answering) - self.away
 
 
 class RuntimePods:
@@ -79,6 +98,9 @@ class RuntimePods:
             if found and all(pod["metadata"].get("deletionTimestamp") for pod in found)
         }
         leaving = {name for name, node in known.items() if is_leaving(node)}
+        bound: dict[str, set[str]] = {}
+        for name in pods.keys() - ending:
+            bound.setdefault(self.labels[name].get(POOL_LABEL, ""), set()).add(name)
         by_pool: dict[str, list[RuntimeNode]] = {}
         for name, node in known.items():
             pool = dict(node.metadata.labels).get(POOL_LABEL)
@@ -89,18 +111,42 @@ class RuntimePods:
             unsure=frozenset(lost | ((ending | leaving) & known.keys())),
             answering=tuple(node for node in nodes if (node.status.pod or "") in living),
             by_pool={pool: tuple(found) for pool, found in by_pool.items()},
+            departing=departing(documents) & known.keys(),
+            bound={pool: frozenset(found) for pool, found in bound.items()},
         )
 
-    def give_up(
-        self, writer: Writer, documents: Mapping[Key, Document], nodes: Collection[str]
+    def protect(
+        self,
+        writer: Writer,
+        documents: Mapping[Key, Document],
+        serving: Collection[str],
+        idle: Collection[str],
     ) -> None:
-        """Have a Deployment that becomes smaller end the pods of ``nodes`` before others."""
+        """Have autoscalers leave the nodes ``serving`` alone, and take the nodes ``idle`` if they like. Of two pods a
+        ReplicaSet would end one that is idle.
+        """
+        wanted = {**dict.fromkeys(idle, _IDLE), **dict.fromkeys(serving, _SERVING)}
+        writes = []
         for name, pod in _pods(documents):
-            metadata = pod["metadata"]
-            if name in nodes and (metadata.get("annotations") or {}).get(_COST) != _FIRST_TO_GO:
-                head = {"name": metadata["name"], "namespace": metadata["namespace"]}
-                annotations = {_COST: _FIRST_TO_GO}
-                writer.merge({"kind": "Pod", "metadata": {**head, "annotations": annotations}})
+            annotations = pod["metadata"].get("annotations") or {}
+            changed = {
+                key: value
+                for key, value in wanted.get(name, {}).items()
+                if annotations.get(key) != value
+            }
+            if changed and not pod["metadata"].get("deletionTimestamp"):
+                writes.append(partial(writer.merge, _head(pod, annotations=changed)))
+        writer.together(writes)
+
+    def release(
+        self, writer: Writer, documents: Mapping[Key, Document], nodes: Sequence[str]
+    ) -> None:
+        """Delete the runtime pods of ``nodes``, in this order."""
+        order = {name: index for index, name in enumerate(nodes)}
+        found = [(order[name], key_of(pod), pod) for name, pod in _pods(documents) if name in order]
+        for _, key, pod in sorted(found, key=lambda each: each[:2]):
+            if not pod["metadata"].get("deletionTimestamp"):
+                writer.remove(key, uid=pod["metadata"].get("uid"))
 
     def next_change_s(self, now_s: float) -> float | None:
         """Seconds until the next node without a pod is given up; None: there is none."""
@@ -149,6 +195,11 @@ def _pods(documents: Mapping[Key, Document]) -> Iterator[tuple[str, Document]]:
         if node and pod.get("status", {}).get("phase") not in _ENDED:
             labels = pod["metadata"].get("labels") or {}
             yield (key[2] if labels.get(NAME_LABEL) == ACTIVATOR else node), pod
+
+
+def _head(pod: Document, **metadata: Any) -> dict[str, Any]:
+    name, namespace = pod["metadata"]["name"], pod["metadata"]["namespace"]
+    return {"kind": "Pod", "metadata": {"name": name, "namespace": namespace, **metadata}}
 
 
 def _labels(pod: Document) -> dict[str, str]:

@@ -15,6 +15,7 @@ from functools import partial
 
 from tessera_operator import kinds
 from tessera_operator.cluster import Cluster, ClusterError, connect
+from tessera_operator.headroom import HEADROOM
 from tessera_operator.pools import ACTIVATOR, NAME_LABEL, RUNTIME
 from tessera_operator.reporting import FINALIZER
 from tessera_operator.routes import MANAGED_BY
@@ -41,7 +42,9 @@ def uninstall(cluster: Cluster, namespace: str, timeout_s: float = 120.0) -> int
                 },
             }
             failed += not _tried(partial(cluster.merge, document))
+    buffers = [kinds.CAPACITY_BUFFER] if cluster.serves(kinds.CAPACITY_BUFFER) else []
     for kind, place, labels in (
+        *((kind, namespace, own) for kind in buffers),
         (kinds.DISRUPTION_BUDGET, namespace, own),
         (kinds.ENDPOINT_SLICE, "", own),
         (kinds.SERVICE, "", own),
@@ -61,7 +64,7 @@ def _stop_writers(cluster: Cluster, namespace: str, timeout_s: float) -> int:
     failed = 0
     for deployment in cluster.list(kinds.DEPLOYMENT, namespace)[0]:
         name = deployment["metadata"]["name"]
-        if name.startswith(f"{RUNTIME}-"):
+        if name.startswith((f"{RUNTIME}-", f"{HEADROOM}-")):
             failed += not _tried(partial(cluster.delete, deployment))
         elif name in (OPERATOR, ACTIVATOR):
             head = {"name": name, "namespace": namespace}

@@ -69,12 +69,16 @@ class Writer:
         key = key_of(document)
         return self._do("patch", key, lambda: self._note(key, self._cluster.merge(document)))
 
-    def remove(self, key: Key, *, known: bool = True) -> bool:
-        """Delete an object if it is there. ``known``: whether the documents would have it then."""
+    def remove(self, key: Key, *, known: bool = True, uid: str | None = None) -> bool:
+        """Delete an object if it is there. ``known``: whether the documents would have it then; ``uid``: of the only
+        object of that name that is meant.
+        """
         if known and key not in self._documents:
             return True
         kind, namespace, name = key
         metadata = {"name": name, **({"namespace": namespace} if namespace else {})}
+        if uid is not None:
+            metadata["uid"] = uid
         document = {"apiVersion": KINDS[kind].api_version, "kind": kind, "metadata": metadata}
         return self._do("delete", key, lambda: self._cluster.delete(document))
 

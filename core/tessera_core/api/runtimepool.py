@@ -140,6 +140,9 @@ class Headroom:
     """Capacity kept free for growth."""
 
     percent: Annotated[float, decimal(least=0, most=100, example="10")] = 0.0
+    """Further nodes with a runtime pod, as a share of those in use: they take work at once."""
+    spare_nodes: Annotated[int, integer(0, 5000)] = 0
+    """Nodes without a runtime pod that a cluster autoscaler is to have ready; other workloads may use them meanwhile."""
 
 
 def _min_at_most_max(size: PoolSize) -> Iterator[FieldError]:
@@ -156,6 +159,8 @@ class PoolSize:
     max: Annotated[int, integer(0, 5000)]
     min: Annotated[int, integer(0, 5000)] = 0
     headroom: Headroom = Headroom()
+    scale_down_delay_s: Annotated[float, duration(most=86_400), Name("scaleDownDelay")] = 300.0
+    """How long nothing has to be on a node before it is given back."""
 
 
 @dataclass(frozen=True, slots=True)

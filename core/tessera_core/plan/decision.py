@@ -41,6 +41,8 @@ class Shortfall:
     """Device class that closes it at the least price."""
     devices: int
     """How many of it, each to itself."""
+    alternatives: tuple[tuple[str, int], ...] = ()
+    """Every device class that would close it, and how many of it: for who knows what is to be had."""
 
 
 @dataclass(frozen=True, slots=True)

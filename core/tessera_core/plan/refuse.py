@@ -209,9 +209,11 @@ def _what_helps(placer: Placer, member: int, missing: int) -> Shortfall | None:
                 ranked.append((count > 1, price * count, problem.width(place), place, count))
     if not ranked:
         return None
-    *_, place, count = min(ranked)
-    parts = max(demand.min_parts - placer.layout.parts(member), count, 1)
-    return Shortfall(missing / MILLI / demand.rows_per_request, str(problem.places[place]), parts)
+    least = max(demand.min_parts - placer.layout.parts(member), 1)
+    wanted = {str(problem.places[place]): max(least, count) for *_, place, count in sorted(ranked)}
+    device = next(iter(wanted))
+    rate = missing / MILLI / demand.rows_per_request
+    return Shortfall(rate, device, wanted[device], tuple(sorted(wanted.items())))
 
 
 def _any_within_quota(layout: Layout, member: int) -> bool:

@@ -1,0 +1,147 @@
+"""Deployments of runtime pods as large as they are to be, and their pods marked for whoever takes nodes away.
+
+Cluster autoscalers bring a node for a pod that finds none, and take one away that has no pod. So a pool grows by its
+Deployment, and shrinks by pods that are deleted one by one (``sizing.py``): first the pod, then the number, so that the
+ReplicaSet controller has nothing to choose; a pod that it makes in between has no node, and goes before all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tessera_core.api import Condition, RuntimeNode, RuntimePool
+from tessera_core.api.meta import ConditionStatus
+from tessera_core.gpu.mig import label
+from tessera_operator import pools
+from tessera_operator.decide import Decision
+from tessera_operator.growth import Stock, missing_nodes
+from tessera_operator.headroom import Headroom, Held
+from tessera_operator.kinds import Document, Key
+from tessera_operator.measuring import Measuring
+from tessera_operator.pools import Installation
+from tessera_operator.runtime_pods import Present, RuntimePods
+from tessera_operator.sizing import Change, Idle, Nodes, Size, size
+from tessera_operator.write import Writer
+
+_MOST_MESSAGE = 1024
+_HELD = {
+    Held.BUFFER: ConditionStatus.TRUE,
+    Held.PODS: ConditionStatus.TRUE,
+    Held.WAITING: ConditionStatus.UNKNOWN,
+    Held.NOBODY: ConditionStatus.FALSE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """What became of a pool's size in a round."""
+
+    size: Size
+    held: Held | None
+    """Who holds its spare nodes; None: it has none."""
+
+
+class Scaling:
+    """The sizes of all pools. Not thread-safe."""
+
+    def __init__(self, where: Installation, pods: RuntimePods) -> None:
+        self._where, self._pods = where, pods
+        self._idle = Idle()
+        self._headroom = Headroom(where)
+        self.told: Mapping[str, Scaled] = {}
+        """By pool, as of the last round."""
+
+    def keep(
+        self,
+        writer: Writer,
+        documents: Mapping[Key, Document],
+        found: Sequence[RuntimePool],
+        present: Present,
+        decision: Decision,
+        measuring: Measuring,
+        now_s: float,
+    ) -> None:
+        """Have the Deployments of ``found``, and end the pods that are released."""
+        planned = {each.node for each in decision.plan.assignments}
+        everyone = [node for nodes in present.by_pool.values() for node in nodes]
+        occupied = {node.metadata.name for node in everyone if is_occupied(node)}
+        filled = {node.metadata.name for node in everyone if is_filled(node)} | planned
+        unknown = {node.metadata.name for node in everyone if not node.status.devices}
+        names = {node.metadata.name for node in everyone}
+        kept = names if measuring.under_way else unknown | occupied
+        leaving = present.departing & names
+        idle = self._idle.see(names - filled - kept - leaving, now_s)
+        self._pods.protect(writer, documents, occupied | unknown, names - occupied - unknown)
+        stocks = {
+            pool: _stock([node for node in nodes if node.metadata.name not in leaving], filled)
+            for pool, nodes in present.by_pool.items()
+        }
+        known = {**decision.versions, **decision.newest}
+        specs = {name: version.service.spec for name, version in known.items()}
+        missing = missing_nodes(found, stocks, decision.plan, specs)
+        for name in measuring.cramped(everyone):
+            missing[name] = max(1, missing.get(name, 0))
+        told: dict[str, Scaled] = {}
+        for pool in found:
+            name = pool.metadata.name
+            bound = present.bound.get(name, frozenset())
+            own = {node.metadata.name for node in present.by_pool.get(name, ())} & bound
+            staying = own - leaving
+            nodes = Nodes(
+                filled=frozenset(staying & filled),
+                kept=frozenset(staying & kept - filled),
+                idle={each: idle[each] for each in staying if each in idle},
+                leaving=frozenset(own & leaving & (occupied | unknown)),
+                left=frozenset(own & leaving - occupied - unknown),
+                other=len(bound - own),
+            )
+            wanted = size(pool, nodes, missing.get(name, 0), now_s)
+            self._pods.release(writer, documents, wanted.released)
+            writer.put(pools.deployment(pool, wanted.replicas, self._where))
+            writer.put(pools.disruption_budget(pool, self._where))
+            spare = min(
+                pool.spec.size.headroom.spare_nodes,
+                max(0, pool.spec.size.max - wanted.replicas),
+            )
+            told[name] = Scaled(wanted, self._headroom.keep(writer, documents, pool, spare, now_s))
+        self.told = told
+
+
+def conditions(pool: RuntimePool, found: Scaled | None) -> tuple[Condition, ...]:
+    """What users are told of the size of ``pool``."""
+    if found is None:
+        return ()
+    wanted, bounds = found.size, pool.spec.size
+    message = {
+        Change.STEADY: "",
+        Change.GROWING: f"{wanted.replicas} nodes are asked for",
+        Change.SHRINKING: f"given back: {', '.join(wanted.released)}",
+        Change.AT_MAXIMUM: f"{wanted.wanted} nodes are needed; size.max allows {bounds.max}",
+    }[wanted.change]
+    changes = wanted.change in (Change.GROWING, Change.SHRINKING)
+    status = ConditionStatus.TRUE if changes else ConditionStatus.FALSE
+    shown = [Condition("Scaling", status, wanted.change.value, message[:_MOST_MESSAGE])]
+    if found.held is not None:
+        spare = bounds.headroom.spare_nodes
+        shown.append(Condition("Headroom", _HELD[found.held], found.held.value, f"{spare} nodes"))
+    return tuple(shown)
+
+
+def is_filled(node: RuntimeNode) -> bool:
+    """Whether something runs on ``node``, or it is told to run something."""
+    told = any(device.instances for device in node.spec.devices)
+    return told or any(device.instances for device in node.status.devices)
+
+
+def is_occupied(node: RuntimeNode) -> bool:
+    """Whether the pod of ``node`` is in use: it runs, measures or passes on something."""
+    return is_filled(node) or bool(node.spec.services or node.spec.profiling)
+
+
+def _stock(nodes: Sequence[RuntimeNode], filled: set[str]) -> Stock:
+    return Stock(
+        nodes=len(nodes),
+        filled=sum(node.metadata.name in filled for node in nodes),
+        products={label(device.product) for node in nodes for device in node.status.devices},
+    )
