@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -66,6 +67,16 @@ def tool(name: str) -> Path:
                 (built,) = Path(fresh).iterdir()  # named for its folder: two of them are "kwok"
                 built.rename(program)
     return program
+
+
+def module(name: str, version: str) -> Path:
+    """The folder with the sources of a Go module, from the cache that building it has filled. Raises as ``tool`` does."""
+    command = ["go", "mod", "download", "-json", f"{name}@{version}"]
+    try:
+        found = subprocess.run(command, capture_output=True, check=True, timeout=_TIMEOUT_S)
+    except (OSError, subprocess.CalledProcessError) as failed:
+        raise RuntimeError(f"{failed}: the sources of {name} are not to be had") from failed
+    return Path(json.loads(found.stdout)["Dir"])
 
 
 def go(arguments: Sequence[str | Path], folder: Path | None = None, **environment: str) -> None:

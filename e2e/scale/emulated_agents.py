@@ -1,6 +1,6 @@
 """The agents of all fake nodes in one process, as far as the API server can tell.
 
-A node whose runtime pod runs says what it has, takes every spec over at once, has its instances ready a little
+A node whose runtime pod runs says that it has the GPUs that the pod asks for, takes every spec over at once, has its instances ready a little
 later, and renews its Lease. After SIGUSR1 requests come to all services, at a share of the rate that they state: then
 every node writes its counters every 30 s.
 """
@@ -24,7 +24,6 @@ from urllib.parse import urlencode
 
 import aiohttp
 from e2e.scale.fleet import API, MEMORY_MIB, PRODUCT
-from e2e.scale.kwok import GPUS
 
 from tessera_core.perf.histogram import BOUNDS_S
 
@@ -116,7 +115,7 @@ class Agent:
         self._counters: dict[str, Counts] = {}
         self._spec: Document = {}
         self._generation = 0
-        self._pod, self._address = "", ""
+        self._pod, self._address, self._gpus = "", "", 0
         self._since = _now()
 
     def see_node(self, document: Document) -> None:
@@ -126,10 +125,14 @@ class Agent:
             self._spread.update(each["name"] for each in self._spec.get("services", ()))
             self._changed.set()
 
-    def see_pod(self, name: str, address: str) -> None:
+    def see_pod(self, name: str, address: str, gpus: int) -> None:
         if (name, address) != (self._pod, self._address):
-            self._pod, self._address = name, address
+            self._pod, self._address, self._gpus = name, address, gpus
             self._changed.set()
+
+    def lose_pod(self, name: str) -> None:
+        if name == self._pod:
+            self._pod = ""
 
     async def serve(self) -> None:
         """Write the status when it changes."""
@@ -224,7 +227,7 @@ class Agent:
         ordered = {each["uuid"]: each for each in self._spec.get("devices", ())}
         before, self._ready_at = self._ready_at, {}
         found = []
-        for gpu in range(GPUS):
+        for gpu in range(self._gpus):
             uuid = f"GPU-{self.name}-{gpu}"
             instances = []
             for each in ordered.get(uuid, {}).get("instances", ()):
@@ -286,22 +289,27 @@ class Fleet:
         await asyncio.gather(self._follow_nodes(), self._follow_pods())
 
     async def _follow_nodes(self) -> None:
-        async for document in self._follow(_NODES):
-            self._agent(document["metadata"]["name"]).see_node(document)
+        async for what, document in self._follow(_NODES):
+            if what != "DELETED":
+                self._agent(document["metadata"]["name"]).see_node(document)
 
     async def _follow_pods(self) -> None:
-        async for document in self._follow(_PODS, "tessera.dev/pool"):
+        async for what, document in self._follow(_PODS, "tessera.dev/pool"):
             node, status = document["spec"].get("nodeName"), document.get("status", {})
-            if node and status.get("podIP"):
-                self._agent(node).see_pod(document["metadata"]["name"], status["podIP"])
+            name = document["metadata"]["name"]
+            if node and what == "DELETED":
+                self._agent(node).lose_pod(name)
+            elif node and status.get("podIP"):
+                resources = document["spec"]["containers"][0]["resources"]["requests"]
+                self._agent(node).see_pod(name, status["podIP"], int(resources["nvidia.com/gpu"]))
 
-    async def _follow(self, path: str, selector: str = "") -> AsyncIterator[Document]:
-        """Objects that are there or change, for ever."""
+    async def _follow(self, path: str, selector: str = "") -> AsyncIterator[tuple[str, Document]]:
+        """Objects that are there, change or go, for ever."""
         while True:
             try:
                 async for what, document in self._server.follow(path, selector):
-                    if what in ("ADDED", "MODIFIED"):
-                        yield document
+                    if what in ("ADDED", "MODIFIED", "DELETED"):
+                        yield what, document
             except aiohttp.ClientError as failed:
                 print(f"{path}: {failed}", flush=True)
             await asyncio.sleep(_PAUSE_S)

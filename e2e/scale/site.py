@@ -28,6 +28,7 @@ _KINDS = {
     "ClusterRole",
     "ClusterRoleBinding",
     "CustomResourceDefinition",
+    "PriorityClass",
     "Role",
     "RoleBinding",
     "ServiceAccount",
@@ -46,6 +47,8 @@ class Site:
     api: Client
     log: audit.Log
     folder: Path
+    kubeconfig: Path
+    """Of the administrator."""
     _agents: Process
     _operators: ExitStack
     _operator: Process | None = None
@@ -75,6 +78,7 @@ class Site:
                     *(sys.executable, "-m", "tessera_operator", f"--namespace={NAMESPACE}"),
                     *(f"--kubeconfig={kubeconfig}", f"--identity={name}", f"--port={port}"),
                     *("--runtime-image=none", "--runtime-cpu-image=none"),
+                    "--headroom-priority-class=tessera-headroom",
                 ],
                 self.folder / f"{name}.log",
             )
@@ -123,8 +127,11 @@ class Site:
 
 
 @contextmanager
-def site(binaries: Path, folder: Path, nodes: int) -> Iterator[Site]:
-    """``nodes`` fake nodes that are Ready, an operator that leads, nothing to serve. Raises RuntimeError."""
+def site(binaries: Path, folder: Path, nodes: int, *, starts: bool = True) -> Iterator[Site]:
+    """``nodes`` fake nodes that are Ready, an operator that leads if it ``starts``, nothing to serve.
+
+    Raises RuntimeError.
+    """
     log = folder / "audit.log"
     rules = folder / "audit-policy.json"
     rules.write_text(audit.policy(ACCOUNT))
@@ -179,8 +186,9 @@ def site(binaries: Path, folder: Path, nodes: int) -> Iterator[Site]:
         agents = Process("agents", emulators, folder / "agents.log", env={"PYTHONPATH": str(_ROOT)})
         stack.enter_context(agents)
         operators = stack.enter_context(ExitStack())
-        running = Site(api, audit.Log(log), folder, agents, operators)
-        running.start_operator()
+        running = Site(api, audit.Log(log), folder, kubeconfig, agents, operators)
+        if starts:
+            running.start_operator()
         yield running
 
 

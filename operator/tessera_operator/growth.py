@@ -35,7 +35,17 @@ class Stock:
     filled: int = 0
     """Of them, those with something on them: the others were of no use to the plan, or are yet to be."""
     products: Collection[str] = ()
-    """Of the devices that its nodes have shown."""
+    """Of the devices that its nodes have, or had."""
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """What would close the gaps of a plan."""
+
+    missing: Mapping[str, int]
+    """Nodes beyond the filled ones, by pool."""
+    full: frozenset[str]
+    """Pools that would close a gap, had they more room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,23 +65,26 @@ class Offer:
         return ceil(share / self.share - _EPS)
 
 
-def missing_nodes(
+def growth(
     pools: Sequence[RuntimePool],
     stocks: Mapping[str, Stock],
     plan: Plan,
     services: Mapping[str, ModelServiceSpec],
-) -> dict[str, int]:
-    """Nodes beyond the filled ones, by pool, for what ``plan`` could not place or placed with too little.
+) -> Growth:
+    """For what ``plan`` could not place or placed with too little.
 
     ``services``: by name; only pools where one may run are asked for it.
     """
     found: dict[str, int] = {}
+    full: set[str] = set()
     for service, refusal in _refusals(plan):
         spec = services.get(service)
         fitting = [pool for pool in pools if spec is None or _may_run(spec, pool)]
-        for name, nodes in _for_one(refusal, fitting, stocks).items():
+        one = _for_one(refusal, fitting, stocks)
+        full |= one.full
+        for name, nodes in one.missing.items():
             found[name] = max(nodes, found.get(name, 0))
-    return found
+    return Growth(found, frozenset(full))
 
 
 def price_of(pool: RuntimePool) -> float:
@@ -121,28 +134,31 @@ def _price(nodes: Mapping[str, int], prices: Mapping[str, float]) -> float:
     return sum(prices[pool] * count for pool, count in nodes.items())
 
 
-def _for_one(
-    refusal: Refusal, pools: Sequence[RuntimePool], stocks: Mapping[str, Stock]
-) -> dict[str, int]:
+def _for_one(refusal: Refusal, pools: Sequence[RuntimePool], stocks: Mapping[str, Stock]) -> Growth:
+    short = refusal.shortfall if refusal.why in _CLOSED_BY_NODES else None
+    offers = tuple(_offers(short, pools, stocks)) if short is not None else ()
+    offering = {offer.pool for offer in offers}
     untried = [
         pool
         for pool in pools
         if pool.spec.size.max > 0
-        and not (stock := stocks.get(pool.metadata.name, Stock())).nodes
-        and not stock.products
+        and not stocks.get(pool.metadata.name, Stock()).nodes
+        and pool.metadata.name not in offering
     ]
     found: dict[str, int] = {}
-    if refusal.why in _CLOSED_BY_NODES and refusal.shortfall is not None:
-        offers = tuple(_offers(refusal.shortfall, pools, stocks))
+    full: frozenset[str] = frozenset()
+    if short is not None:
         found = cheapest(offers)
-        closed = sum(o.share * found.get(o.pool, 0) for o in offers) > 1 - _EPS
-        price = _price(found, {offer.pool: offer.price for offer in offers})
+        closed = sum(each.share * found.get(each.pool, 0) for each in offers) > 1 - _EPS
+        price = _price(found, {each.pool: each.price for each in offers})
         # A cheaper one may do as well. It is tried beside, since an SLO that is missed does not wait for that.
         if closed:
             untried = [pool for pool in untried if price_of(pool) < price]
+        else:
+            full = frozenset(offering)
     elif refusal.why not in _UNKNOWN_PLACE:
         untried = []
-    return found | {pool.metadata.name: 1 for pool in untried}
+    return Growth(found | {pool.metadata.name: 1 for pool in untried}, full)
 
 
 def _offers(

@@ -7,7 +7,7 @@ ReplicaSet controller has nothing to choose; a pod that it makes in between has 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from tessera_core.api import Condition, RuntimeNode, RuntimePool
@@ -15,7 +15,7 @@ from tessera_core.api.meta import ConditionStatus
 from tessera_core.gpu.mig import label
 from tessera_operator import pools
 from tessera_operator.decide import Decision
-from tessera_operator.growth import Stock, missing_nodes
+from tessera_operator.growth import Stock, growth
 from tessera_operator.headroom import Headroom, Held
 from tessera_operator.kinds import Document, Key
 from tessera_operator.measuring import Measuring
@@ -49,6 +49,8 @@ class Scaling:
         self._where, self._pods = where, pods
         self._idle = Idle()
         self._headroom = Headroom(where)
+        self._products: dict[str, frozenset[str]] = {}
+        """By pool, of the devices that it had when it last had any."""
         self.told: Mapping[str, Scaled] = {}
         """By pool, as of the last round."""
 
@@ -73,13 +75,11 @@ class Scaling:
         leaving = present.departing & names
         idle = self._idle.see(names - filled - kept - leaving, now_s)
         self._pods.protect(writer, documents, occupied | unknown, names - occupied - unknown)
-        stocks = {
-            pool: _stock([node for node in nodes if node.metadata.name not in leaving], filled)
-            for pool, nodes in present.by_pool.items()
-        }
+        stocks = self._stocks(found, present, filled)
         known = {**decision.versions, **decision.newest}
         specs = {name: version.service.spec for name, version in known.items()}
-        missing = missing_nodes(found, stocks, decision.plan, specs)
+        wish = growth(found, stocks, decision.plan, specs)
+        missing = dict(wish.missing)
         for name in measuring.cramped(everyone):
             missing[name] = max(1, missing.get(name, 0))
         told: dict[str, Scaled] = {}
@@ -96,7 +96,8 @@ class Scaling:
                 left=frozenset(own & leaving - occupied - unknown),
                 other=len(bound - own),
             )
-            wanted = size(pool, nodes, missing.get(name, 0), now_s)
+            more = missing.get(name, 0)
+            wanted = size(pool, nodes, more, now_s, full=name in wish.full)
             self._pods.release(writer, documents, wanted.released)
             writer.put(pools.deployment(pool, wanted.replicas, self._where))
             writer.put(pools.disruption_budget(pool, self._where))
@@ -106,6 +107,27 @@ class Scaling:
             )
             told[name] = Scaled(wanted, self._headroom.keep(writer, documents, pool, spare, now_s))
         self.told = told
+
+    def _stocks(
+        self, pools: Sequence[RuntimePool], present: Present, filled: Collection[str]
+    ) -> dict[str, Stock]:
+        stocks = {}
+        for pool in pools:
+            name = pool.metadata.name
+            nodes = [
+                node
+                for node in present.by_pool.get(name, ())
+                if node.metadata.name not in present.departing
+            ]
+            products = {label(device.product) for node in nodes for device in node.status.devices}
+            if products:
+                self._products[name] = frozenset(products)
+            stocks[name] = Stock(
+                nodes=len(nodes),
+                filled=sum(node.metadata.name in filled for node in nodes),
+                products=self._products.get(name, frozenset()),
+            )
+        return stocks
 
 
 def conditions(pool: RuntimePool, found: Scaled | None) -> tuple[Condition, ...]:
@@ -117,7 +139,7 @@ def conditions(pool: RuntimePool, found: Scaled | None) -> tuple[Condition, ...]
         Change.STEADY: "",
         Change.GROWING: f"{wanted.replicas} nodes are asked for",
         Change.SHRINKING: f"given back: {', '.join(wanted.released)}",
-        Change.AT_MAXIMUM: f"{wanted.wanted} nodes are needed; size.max allows {bounds.max}",
+        Change.AT_MAXIMUM: f"more than the {bounds.max} nodes that size.max allows are needed",
     }[wanted.change]
     changes = wanted.change in (Change.GROWING, Change.SHRINKING)
     status = ConditionStatus.TRUE if changes else ConditionStatus.FALSE
@@ -137,11 +159,3 @@ def is_filled(node: RuntimeNode) -> bool:
 def is_occupied(node: RuntimeNode) -> bool:
     """Whether the pod of ``node`` is in use: it runs, measures or passes on something."""
     return is_filled(node) or bool(node.spec.services or node.spec.profiling)
-
-
-def _stock(nodes: Sequence[RuntimeNode], filled: set[str]) -> Stock:
-    return Stock(
-        nodes=len(nodes),
-        filled=sum(node.metadata.name in filled for node in nodes),
-        products={label(device.product) for node in nodes for device in node.status.devices},
-    )

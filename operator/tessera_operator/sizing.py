@@ -55,12 +55,13 @@ class Size:
     released: tuple[str, ...]
     """Nodes whose pods are deleted, in this order."""
     change: Change
-    wanted: int
-    """Nodes that would be right, however few the pool may have."""
 
 
-def size(pool: RuntimePool, nodes: Nodes, missing: int, now_s: float) -> Size:
-    """``missing``: nodes beyond the filled ones that would close the plan's shortfall.
+def size(
+    pool: RuntimePool, nodes: Nodes, missing: int, now_s: float, *, full: bool = False
+) -> Size:
+    """``missing``: nodes beyond the filled ones that would close the plan's shortfall; ``full``: more than the pool may
+    have would.
 
     What is used is never released, so a pool whose ``max`` was lowered shrinks as load does. Nodes that leave are
     replaced while they still serve, so for that time there may be more than ``max``.
@@ -83,20 +84,13 @@ def size(pool: RuntimePool, nodes: Nodes, missing: int, now_s: float) -> Size:
     released = (*sorted(nodes.left), *given_back)
     staying = max(floor, nodes.staying - len(given_back))
     bound = nodes.staying + nodes.other - len(given_back) + len(nodes.leaving)
-    return Size(
-        max(staying + len(nodes.leaving), bound),
-        released,
-        _change(nodes, bounds.max, wanted, staying, bool(released)),
-        wanted,
-    )
-
-
-def _change(nodes: Nodes, most: int, wanted: int, staying: int, releases: bool) -> Change:
-    if wanted > most:
-        return Change.AT_MAXIMUM
     if staying > nodes.staying:
-        return Change.GROWING
-    return Change.SHRINKING if releases else Change.STEADY
+        change = Change.GROWING
+    elif full or wanted > bounds.max:
+        change = Change.AT_MAXIMUM
+    else:
+        change = Change.SHRINKING if released else Change.STEADY
+    return Size(max(staying + len(nodes.leaving), bound), released, change)
 
 
 class Idle:

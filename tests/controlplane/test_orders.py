@@ -110,7 +110,7 @@ def test_a_copy_that_is_about_to_end_is_not_launched() -> None:
 def test_what_a_node_says_of_earlier_orders_does_not_count(step: Step) -> None:
     slices = tuple(SliceStatus(f"MIG-{each.start}", each.profile, each.start) for each in HALVES)
     found = node("n0", gpu(GPU, seen(A), mig_mode=MigMode.ENABLED, slices=slices), generation=5)
-    found = replace(found, spec=replace(found.spec, devices=(Device(GPU, HALVES, (A,)),)))
+    found = replace(found, spec=replace(found.spec, devices=(Device(GPU, HALVES, instances=(A,)),)))
     assert under_way((step,), present(found)) == ("a", "a")
     stale = replace(found, status=replace(found.status, observed_generation=4))
     assert under_way((step,), present(stale)) == ("a", "")

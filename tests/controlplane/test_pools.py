@@ -6,12 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from support.objects import kubernetes_node, pool, service
+from support.objects import kubernetes_node, pool
 from tessera_core.api import RuntimePool
-from tessera_core.plan.decision import Plan, Refusal, ServicePlan, Shortfall, Why
 from tessera_operator.pools import (
     DRAIN_S,
     SHUTDOWN_DELAY_S,
@@ -21,8 +18,6 @@ from tessera_operator.pools import (
     cores_of,
     deployment,
     disruption_budget,
-    missing_nodes,
-    size,
 )
 
 WHERE = Installation("tessera-system", Images("gpu:1", "cpu:1"))
@@ -119,8 +114,14 @@ def test_what_is_not_asked_for_is_left_out() -> None:
     for name in ("runtimeClassName", "priorityClassName", "imagePullSecrets"):
         assert name not in pod
     images = Images("gpu:1", "cpu:1", "Always", ("registry",))
-    further = ("--log-level=debug",), ("--workers-unconfined",)
-    where = Installation("tessera-system", images, "agents", "important", *further)
+    where = Installation(
+        "tessera-system",
+        images,
+        "agents",
+        "important",
+        agent_args=("--log-level=debug",),
+        server_args=("--workers-unconfined",),
+    )
     pod = pod_of(pool(), where)
     assert pod["priorityClassName"] == "important"
     assert pod["imagePullSecrets"] == [{"name": "registry"}]
@@ -135,6 +136,15 @@ def test_what_is_not_asked_for_is_left_out() -> None:
 def test_code_is_run_only_where_the_pool_allows_it(allowed: bool) -> None:
     args = containers(pool(trust={"allowCode": allowed}))["agent"]["args"]
     assert ("--allow-code" in args) is allowed
+
+
+def test_autoscalers_leave_a_new_pod_alone() -> None:
+    """Until the operator has seen that nothing is there."""
+    annotations = deployment(pool(), 1, WHERE)["spec"]["template"]["metadata"]["annotations"]
+    assert annotations == {
+        "karpenter.sh/do-not-disrupt": "true",
+        "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+    }
 
 
 def test_one_pod_per_node_replaced_one_at_a_time() -> None:
@@ -180,132 +190,6 @@ def test_cores_are_whole(cpu: str | None, cores: int) -> None:
     assert cores_of(found) == cores
     names = {each["name"]: each.get("value") for each in containers(found)["agent"]["env"]}
     assert names.get("TESSERA_CORES", "0") == str(cores)
-
-
-def sized(least: int, most: int, percent: str = "0") -> RuntimePool:
-    return pool(size={"min": least, "max": most, "headroom": {"percent": percent}})
-
-
-@pytest.mark.parametrize(
-    ("bounds", "present", "used", "missing", "nodes"),
-    [
-        ((0, 9), 0, 0, 0, 0),
-        ((2, 9), 0, 0, 0, 2),
-        ((0, 9), 5, 3, 0, 3),
-        ((0, 9), 5, 5, 2, 7),
-        ((0, 9), 5, 3, 2, 7),
-        ((0, 6), 5, 5, 4, 6),
-        ((0, 0), 0, 0, 3, 0),
-        ((0, 9, "10"), 5, 3, 0, 4),
-        ((0, 9, "50"), 5, 4, 0, 6),
-        ((0, 5, "100"), 5, 4, 0, 5),
-    ],
-)
-def test_a_pool_has_the_nodes_that_are_needed(
-    bounds: tuple[Any, ...], present: int, used: int, missing: int, nodes: int
-) -> None:
-    names = [f"n{index}" for index in range(present)]
-    assert size(sized(*bounds), names, names[:used], missing) == nodes
-
-
-@given(
-    st.integers(0, 9),
-    st.integers(0, 9),
-    st.sampled_from(("0", "7.5", "100")),
-    st.integers(0, 12),
-    st.integers(0, 12),
-    st.integers(0, 5),
-)
-def test_a_pool_stays_within_its_bounds_and_keeps_what_is_used(
-    least: int, more: int, percent: str, present: int, used: int, missing: int
-) -> None:
-    names = [f"n{index}" for index in range(present)]
-    found = size(sized(least, least + more, percent), names, names[:used], missing)
-    assert least <= found <= least + more
-    assert found >= min(least + more, min(used, present))
-
-
-def planned(*refusals: Refusal, service: str = "vision.s") -> Plan:
-    return Plan("plan", (), (), tuple((service, "m", each) for each in refusals), (), 0, 0, False)
-
-
-def lacks(why: Why, device: str = "NVIDIA-L4/full", devices: int = 1) -> Refusal:
-    return Refusal(why, "", Shortfall(10.0, device, devices))
-
-
-L4 = {"p": {"NVIDIA-L4"}, "q": {"NVIDIA-A100-SXM4-80GB"}}
-
-
-@pytest.mark.parametrize(
-    ("refusal", "found"),
-    [
-        (lacks(Why.INSUFFICIENT_CAPACITY, devices=3), {"p": 3}),
-        (lacks(Why.NO_DEVICE), {"p": 1}),
-        (lacks(Why.SPREAD_UNMET), {"p": 1}),
-        (lacks(Why.ISOLATION_UNMET), {"p": 1}),
-        (lacks(Why.INFEASIBLE), {}),
-        (lacks(Why.QUOTA_EXCEEDED), {}),
-        (lacks(Why.FORMAT_NOT_ALLOWED), {}),
-        (Refusal(Why.INSUFFICIENT_CAPACITY, ""), {}),
-        (lacks(Why.INSUFFICIENT_CAPACITY, "NVIDIA-T4/full"), {}),
-        # Seven of the smallest slice are one board.
-        (lacks(Why.INSUFFICIENT_CAPACITY, "NVIDIA-A100-SXM4-80GB/1g.10gb", 7), {"q": 1}),
-        (lacks(Why.INSUFFICIENT_CAPACITY, "NVIDIA-A100-SXM4-80GB/1g.10gb", 8), {"q": 2}),
-        (lacks(Why.INSUFFICIENT_CAPACITY, "NVIDIA-A100-SXM4-80GB/3g.40gb", 3), {"q": 2}),
-    ],
-)
-def test_nodes_are_missing_where_they_would_close_the_gap(
-    refusal: Refusal, found: dict[str, int]
-) -> None:
-    assert missing_nodes([pool("p"), pool("q")], L4, planned(refusal)) == found
-
-
-def test_a_service_that_is_short_of_something_misses_nodes_too() -> None:
-    short = ServicePlan("vision.s", 9, 1, 1, 1, 99, lacks(Why.INSUFFICIENT_CAPACITY, devices=2))
-    plan = Plan("plan", (), (short,), (), (), 0, 0, False)
-    assert missing_nodes([pool("p")], L4, plan) == {"p": 2}
-
-
-def test_the_largest_shortfall_counts_and_a_node_brings_all_its_gpus() -> None:
-    refusals = [lacks(Why.INSUFFICIENT_CAPACITY, devices=each) for each in (3, 9, 5)]
-    assert missing_nodes([pool("p", gpus=4)], L4, planned(*refusals)) == {"p": 3}
-
-
-def test_a_node_brings_all_its_cores() -> None:
-    refusal = lacks(Why.INSUFFICIENT_CAPACITY, "cpu/cpu-2", 5)
-    assert missing_nodes([pool("p", gpus=0)], {"p": {"cpu"}}, planned(refusal)) == {"p": 2}
-
-
-@pytest.mark.parametrize("why", [Why.NO_DEVICE, Why.NO_PROFILE])
-def test_a_pool_that_has_shown_nothing_yet_is_asked_for_one_node(why: Why) -> None:
-    found = missing_nodes([pool("p"), pool("q")], {"q": {"NVIDIA-L4"}}, planned(Refusal(why, "")))
-    assert found == {"p": 1}
-
-
-def test_nothing_is_missing_where_everything_has_its_place() -> None:
-    assert missing_nodes([pool("p")], {}, planned()) == {}
-
-
-def test_only_a_pool_where_the_service_may_run_is_asked() -> None:
-    """Else nodes would be added without end: none of them closes the gap."""
-    pools = [pool("p"), pool("q", labels={"team": "vision"})]
-    products = {"p": {"NVIDIA-L4"}, "q": {"NVIDIA-L4"}}
-    chosen = service("s", placement={"poolSelector": {"matchLabels": {"team": "vision"}}})
-    found = missing_nodes(
-        pools, products, planned(lacks(Why.INSUFFICIENT_CAPACITY)), {"vision.s": chosen.spec}
-    )
-    assert found == {"q": 1}
-
-
-def test_code_asks_for_nodes_of_a_pool_that_allows_code() -> None:
-    pools = [pool("p"), pool("q", trust={"allowCode": True})]
-    code = service("s", formats={"m": "TorchScript"})
-    for products, expected in (
-        ({"p": {"NVIDIA-L4"}, "q": {"NVIDIA-L4"}}, {"q": 1}),
-        ({}, {"q": 1}),
-    ):
-        plan = planned(lacks(Why.NO_DEVICE))
-        assert missing_nodes(pools, products, plan, {"vision.s": code.spec}) == expected
 
 
 def aged(name: str, created: str, **selector: str) -> RuntimePool:

@@ -61,13 +61,13 @@ def test_a_lost_node_does_not_keep_a_deleted_service() -> None:
 
 
 def test_a_node_is_not_given_back_while_something_runs_on_it() -> None:
-    operator = started(1, size={"min": 0, "max": 9})
+    operator = started(1, size={"min": 0, "max": 9, "scaleDownDelay": "0s"})
     assert operator.replicas() == 1
     deleted(operator)
     while operator.running():
         operator.rounds(1)
         assert operator.replicas() == 1 or not operator.running()
-    operator.rounds(5)
+    operator.rounds(10)
     assert operator.replicas() == 0
 
 

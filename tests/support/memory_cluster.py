@@ -20,6 +20,8 @@ class MemoryCluster(Cluster):
         """Every write: (verb, object)."""
         self.failing: dict[Key, ClusterError] = {}
         """What a write of an object fails with."""
+        self.served: set[str] = set()
+        """Kinds that it has beyond those that are always there."""
         self._applied: dict[tuple[Key, str, str], Document] = {}
         self._version = 0
         self._lock = threading.RLock()
@@ -64,7 +66,7 @@ class MemoryCluster(Cluster):
         version = document["metadata"].get("resourceVersion")
         if version not in (None, present["metadata"]["resourceVersion"]):
             raise ApiError(409, f"{key} has changed")
-        return self._store(key, _merged(present, document))
+        return self._store(key, _without_nulls(_merged(present, document)))
 
     def create(self, document: Document) -> dict[str, Any]:
         key = self._called("create", document)
@@ -73,7 +75,12 @@ class MemoryCluster(Cluster):
         return self._store(key, copy.deepcopy(dict(document)))
 
     def delete(self, document: Document) -> None:
-        self.objects.pop(self._called("delete", document), None)
+        key, uid = self._called("delete", document), document["metadata"].get("uid")
+        if uid is None or self.objects.get(key, {}).get("metadata", {}).get("uid") == uid:
+            self.objects.pop(key, None)
+
+    def serves(self, kind: Kind) -> bool:
+        return kind.name in self.served
 
     def _called(self, verb: str, document: Document) -> Key:
         key = key_of(document)
@@ -119,6 +126,13 @@ def _merged(present: Any, wanted: Any) -> Any:
     if not isinstance(wanted, dict) or not isinstance(present, dict):
         return copy.deepcopy(wanted)
     return {**present, **{name: _merged(present.get(name), each) for name, each in wanted.items()}}
+
+
+def _without_nulls(document: Any) -> Any:
+    """A merge patch takes away what it says is null (RFC 7386)."""
+    if not isinstance(document, dict):
+        return document
+    return {name: _without_nulls(each) for name, each in document.items() if each is not None}
 
 
 def _without(present: Any, before: Any, wanted: Any) -> Any:

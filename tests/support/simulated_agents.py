@@ -42,7 +42,7 @@ def nodes_of(state: ClusterState) -> dict[str, RuntimeNode]:
             Device(
                 device.uuid,
                 _geometry(device),
-                tuple(
+                instances=tuple(
                     Instance(e.service, e.member, e.slice, e.batch, e.state, e.count)
                     for e in device.instances
                 ),
