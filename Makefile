@@ -82,11 +82,15 @@ bench-control-real: compiled  ## the same policies on real servers of this machi
 # E2E_ARGS are further options of pytest, such as `-k ensemble` or `--last-failed`.
 .PHONY: e2e
 e2e: env-e2e  ## the whole system on a real Kubernetes; TESSERA_E2E=kind or native picks which
-	$(RUN)/pytest e2e --ignore e2e/scale --override-ini pythonpath=. $(E2E_ARGS)
+	$(RUN)/pytest e2e --ignore e2e/scale --ignore e2e/autoscaling --override-ini pythonpath=. $(E2E_ARGS)
 
 .PHONY: e2e-scale
 e2e-scale: env-e2e  ## the operator beside 300 simulated nodes of 8 GPUs and 300 services
 	$(RUN)/pytest e2e/scale --override-ini pythonpath=. -s
+
+.PHONY: e2e-autoscaling
+e2e-autoscaling: env-e2e  ## pools that grow and shrink under the real Karpenter, on simulated nodes
+	$(RUN)/pytest e2e/autoscaling --override-ini pythonpath=. -s $(E2E_ARGS)
 
 .PHONY: format
 format: env-check  ## rewrite the sources as `make check` wants them

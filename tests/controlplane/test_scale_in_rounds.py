@@ -51,7 +51,7 @@ def test_a_node_that_is_measured_on_is_protected() -> None:
 
 
 def test_the_emptied_node_goes_by_its_name_after_the_delay_and_no_other() -> None:
-    operator = started(3, rps=8_000, size=SIZE)
+    operator = started(3, rps=6_000, size=SIZE)
     assert len(operator.running()) == 2
     rate(operator, 100)
     operator.rounds(15)
