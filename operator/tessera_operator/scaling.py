@@ -69,12 +69,13 @@ class Scaling:
         everyone = [node for nodes in present.by_pool.values() for node in nodes]
         occupied = {node.metadata.name for node in everyone if is_occupied(node)}
         filled = {node.metadata.name for node in everyone if is_filled(node)} | planned
-        unknown = {node.metadata.name for node in everyone if not node.status.devices}
         names = {node.metadata.name for node in everyone}
-        kept = names if measuring.under_way else unknown | occupied
         leaving = present.departing & names
+        unknown = {node.metadata.name for node in everyone if not node.status.devices} - leaving
+        kept = names if measuring.under_way else unknown | occupied
         idle = self._idle.see(names - filled - kept - leaving, now_s)
-        self._pods.protect(writer, documents, occupied | unknown, names - occupied - unknown)
+        in_use = occupied | filled | unknown
+        self._pods.protect(writer, documents, in_use, names - in_use)
         stocks = self._stocks(found, present, filled)
         known = {**decision.versions, **decision.newest}
         specs = {name: version.service.spec for name, version in known.items()}
@@ -92,8 +93,8 @@ class Scaling:
                 filled=frozenset(staying & filled),
                 kept=frozenset(staying & kept - filled),
                 idle={each: idle[each] for each in staying if each in idle},
-                leaving=frozenset(own & leaving & (occupied | unknown)),
-                left=frozenset(own & leaving - occupied - unknown),
+                leaving=frozenset(own & leaving & occupied),
+                left=frozenset(own & leaving - occupied),
                 other=len(bound - own),
             )
             more = missing.get(name, 0)

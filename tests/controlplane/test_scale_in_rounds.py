@@ -6,7 +6,7 @@ import pytest
 
 from support.memory_operator import SERVICE, Operator, started
 from support.objects import NOW, pool, service
-from tessera_operator.departures import NOTICES
+from tessera_operator.departures import NOTICES, Notice
 from tessera_operator.pools import PROTECTED
 
 SIZE = {"min": 0, "max": 9, "scaleDownDelay": "20s"}
@@ -81,11 +81,11 @@ def test_idle_nodes_stay_while_they_may_be_needed_again() -> None:
 
 
 @pytest.mark.parametrize("notice", NOTICES, ids=lambda notice: notice.key)
-def test_what_runs_on_a_node_that_will_go_moves_first(notice: object) -> None:
+def test_what_runs_on_a_node_that_will_go_moves_first(notice: Notice) -> None:
     operator = started(2, size=SIZE)
     (used,) = operator.running()
     (other,) = {"n0", "n1"} - {used}
-    taint(operator, used, notice.key)  # type: ignore[attr-defined]
+    taint(operator, used, notice.key)
     for _ in range(6):
         operator.rounds(1)
         assert operator.running() & {f"n{each}" for each in range(2)}, "never without a copy"
@@ -116,6 +116,16 @@ def test_a_node_whose_machine_is_being_deleted_is_left() -> None:
     operator.rounds(6)
     assert used not in operator.running()
     assert operator.running()
+
+
+def test_a_node_that_will_go_before_it_said_what_it_has_goes_at_once() -> None:
+    operator = started(1, size=SIZE)
+    operator.join("n7")
+    found = operator.cluster.objects["RuntimeNode", "", "n7"]
+    found["status"] = {**found["status"], "devices": []}
+    taint(operator, "n7", "karpenter.sh/disrupted")
+    operator.rounds(2)
+    assert pods(operator) == {"pod-n0"}
 
 
 def test_a_cordon_that_is_taken_back_makes_the_node_a_place_again() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from support.memory_cluster import MemoryCluster
 from support.objects import node, pool, service
 from tessera_operator.cluster import Unreachable
+from tessera_operator.headroom import buffer_document, placeholders
 from tessera_operator.kinds import Document, Key
 from tessera_operator.pools import Images, Installation, deployment, disruption_budget
 from tessera_operator.reporting import FINALIZER
@@ -56,6 +57,17 @@ def test_what_the_operator_has_made_goes_and_all_else_stays() -> None:
         ("Service", "vision", "others"),
         ("Lease", "tessera-system", "others"),
     }
+
+
+def test_what_holds_spare_nodes_goes_too() -> None:
+    where = replace(WHERE, headroom_class="low")
+    held = pool("p", size={"max": 3, "headroom": {"spareNodes": 1}})
+    cluster = MemoryCluster(
+        held.to_dict(), buffer_document(held, 1, where), placeholders(held, 1, where)
+    )
+    cluster.served = {"CapacityBuffer"}
+    assert uninstall(cluster, "tessera-system") == 0
+    assert set(cluster.objects) == {("RuntimePool", "", "p")}
 
 
 def test_services_are_let_go_with_the_finalizers_of_others() -> None:
