@@ -23,10 +23,10 @@ from e2e.scale.site import Site, site
 
 pytestmark = pytest.mark.timeout(1200)
 
-ONE, EIGHT = Shape("one", 1, 4.0), Shape("eight", 8, 40.0)
+ONE, EIGHT = Shape("one", 1, 4.0), Shape("eight", 8, 64.0)
 SHAPES = (ONE, EIGHT)
-RATE = 8_000.0
-"""Of requests per second that two GPUs carry, and one does not."""
+RATE = 5_000.0
+"""Requests per second that one GPU carries; more than four are needed for five times as many."""
 _SERVICE = {
     "apiVersion": fleet.API,
     "kind": "ModelService",
@@ -86,24 +86,37 @@ class Scene:
 
 @pytest.fixture(scope="module")
 def scene(binaries: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    """Two pools of other shapes, none of which has a node yet but for the least of one, and a service at its rate."""
+    """A cluster without nodes, a pool that may have some, and a service."""
     with site(binaries, tmp_path_factory.mktemp("autoscaling"), 0, starts=False) as running:
         install(running.api, SHAPES)
         found = Scene(running, Timeline(running.kubeconfig, NAMESPACE))
         with found.karpenter:
             found.start_karpenter(buffers=True)
             running.start_operator()
-            for document in (pool(ONE, 1, 4), pool(EIGHT, 0, 2), profile(), service(RATE)):
-                running.api.apply(document)
-                if "status" in document:
-                    running.api.apply(document, "status")
+            running.api.apply(profile())
+            running.api.apply(profile(), "status")
+            running.api.apply(pool(EIGHT, 0, 2))
+            running.api.apply(service(RATE))
             yield found
 
 
-def test_of_pools_that_nobody_knows_the_cheaper_one_serves(scene: Scene) -> None:
+def test_a_pool_that_nobody_knows_is_tried_with_one_node(scene: Scene) -> None:
     wait_until(scene.is_served, _BROUGHT_S, "the service has what it asks for")
-    wait_until(lambda: scene.nodes() == {"one": 2}, _GIVEN_BACK_S, "the dearer nodes are gone")
+    assert scene.nodes() == {"eight": 1}
+
+
+def test_what_serves_moves_to_a_cheaper_pool_before_the_dear_node_is_given_back(
+    scene: Scene,
+) -> None:
+    begin = scene.timeline.events()[-1].revision
+    scene.site.api.apply(pool(ONE, 1, 4))
+    wait_until(lambda: scene.nodes() == {"one": 1}, _GIVEN_BACK_S, "the dear node is given back")
+
     assert scene.is_served()
+    ended = list(endings(scene.timeline.events(), begin))
+    assert [(kind, shape) for kind, shape, _ in ended] == [("Pod", "eight"), ("Node", "eight")]
+    assert not any(in_use for *_, in_use in ended)
+    assert always_served(scene.timeline.events(), begin)
 
 
 def test_five_times_the_rate_brings_the_cheapest_nodes_that_carry_it(scene: Scene) -> None:
@@ -112,7 +125,7 @@ def test_five_times_the_rate_brings_the_cheapest_nodes_that_carry_it(scene: Scen
     wait_until(lambda: scene.nodes()["eight"] > 0, _BROUGHT_S, "a node comes")
     wait_until(scene.is_served, _BROUGHT_S, "the service has what it asks for")
 
-    assert scene.nodes() == {"one": 2, "eight": 1}
+    assert scene.nodes() == {"one": 1, "eight": 1}, "three more of one are too few, and not needed"
     events = scene.timeline.events()[begin:]
     (node,) = {each.name for each in events if each.kind == "Node" and is_of(each, EIGHT)}
     first = [
@@ -134,13 +147,11 @@ def test_five_times_the_rate_brings_the_cheapest_nodes_that_carry_it(scene: Scen
 def test_the_rate_of_before_gives_back_what_came_and_nothing_that_serves(scene: Scene) -> None:
     begin = scene.timeline.events()[-1].revision
     scene.ask_for(RATE)
-    wait_until(lambda: scene.nodes() == {"one": 2}, _GIVEN_BACK_S, "the nodes are given back")
+    wait_until(lambda: scene.nodes() == {"one": 1}, _GIVEN_BACK_S, "the node is given back")
     wait_until(scene.is_served, _BROUGHT_S, "the service has what it asks for")
 
     ended = list(endings(scene.timeline.events(), begin))
-    assert {shape for _, shape, _ in ended} == {"eight"}
-    assert {kind for kind, _, _ in ended} == {"Pod", "Node"}
-    assert next(kind for kind, _, _ in ended) == "Pod", "the pod goes before its machine"
+    assert [(kind, shape) for kind, shape, _ in ended] == [("Pod", "eight"), ("Node", "eight")]
     assert not any(in_use for *_, in_use in ended)
     assert always_served(scene.timeline.events(), begin)
 
@@ -168,7 +179,7 @@ def test_a_machine_that_is_taken_away_serves_until_its_copies_answer_elsewhere(
         if tainted and not left and not moment.told(name):
             left = event.revision
             others = {each for kind, each in moment.objects if kind == "RuntimeNode"} - {name}
-            assert sum(map(moment.runs, others)) >= 2, "as many serve as before"
+            assert any(map(moment.runs, others)), "it serves elsewhere"
     assert left
     ended = [(kind, in_use) for kind, _, in_use in endings(events, begin)]
     assert ("Pod", True) not in ended
@@ -228,10 +239,7 @@ def endings(events: list[Event], begin: int) -> Iterator[tuple[str, str, bool]]:
         seen.add(key)
         if event.kind == "Node":
             shape = event.document["metadata"]["labels"][LABEL]
-            has_pods = any(
-                each["spec"]["nodeName"] == event.name and event.gone
-                for each in moment.runtime_pods()
-            )
+            has_pods = any(each["spec"]["nodeName"] == event.name for each in moment.runtime_pods())
             yield event.kind, shape, has_pods
         elif event.kind == "Pod" and event.document["spec"].get("nodeName"):
             labels, node = event.document["metadata"]["labels"], event.document["spec"]["nodeName"]

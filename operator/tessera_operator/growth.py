@@ -70,17 +70,21 @@ def growth(
     stocks: Mapping[str, Stock],
     plan: Plan,
     services: Mapping[str, ModelServiceSpec],
+    left: Mapping[str, Mapping[str, int]] | None = None,
 ) -> Growth:
     """For what ``plan`` could not place or placed with too little.
 
-    ``services``: by name; only pools where one may run are asked for it.
+    ``services``: by name; only pools where one may run are asked for it. ``left``: by service and pool, how many nodes
+    that are about to go have it; where nothing else is there, they are replaced by their like.
     """
     found: dict[str, int] = {}
     full: set[str] = set()
     for service, refusal in _refusals(plan):
         spec = services.get(service)
         fitting = [pool for pool in pools if spec is None or _may_run(spec, pool)]
-        one = _for_one(refusal, fitting, stocks)
+        own = (left or {}).get(service, {})
+        like = {p.metadata.name: own[p.metadata.name] for p in fitting if p.metadata.name in own}
+        one = _for_one(refusal, fitting, stocks, like)
         full |= one.full
         for name, nodes in one.missing.items():
             found[name] = max(nodes, found.get(name, 0))
@@ -134,7 +138,14 @@ def _price(nodes: Mapping[str, int], prices: Mapping[str, float]) -> float:
     return sum(prices[pool] * count for pool, count in nodes.items())
 
 
-def _for_one(refusal: Refusal, pools: Sequence[RuntimePool], stocks: Mapping[str, Stock]) -> Growth:
+def _for_one(
+    refusal: Refusal,
+    pools: Sequence[RuntimePool],
+    stocks: Mapping[str, Stock],
+    like: Mapping[str, int],
+) -> Growth:
+    if like and refusal.why in _UNKNOWN_PLACE and refusal.shortfall is None:
+        return Growth(like, frozenset())
     short = refusal.shortfall if refusal.why in _CLOSED_BY_NODES else None
     offers = tuple(_offers(short, pools, stocks)) if short is not None else ()
     offering = {offer.pool for offer in offers}

@@ -7,6 +7,7 @@ ReplicaSet controller has nothing to choose; a pod that it makes in between has 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -79,7 +80,7 @@ class Scaling:
         stocks = self._stocks(found, present, filled)
         known = {**decision.versions, **decision.newest}
         specs = {name: version.service.spec for name, version in known.items()}
-        wish = growth(found, stocks, decision.plan, specs)
+        wish = growth(found, stocks, decision.plan, specs, _left(present))
         missing = dict(wish.missing)
         for name in measuring.cramped(everyone):
             missing[name] = max(1, missing.get(name, 0))
@@ -149,6 +150,18 @@ def conditions(pool: RuntimePool, found: Scaled | None) -> tuple[Condition, ...]
         spare = bounds.headroom.spare_nodes
         shown.append(Condition("Headroom", _HELD[found.held], found.held.value, f"{spare} nodes"))
     return tuple(shown)
+
+
+def _left(present: Present) -> dict[str, Counter[str]]:
+    """By service and pool, on how many departing nodes it is."""
+    found: dict[str, Counter[str]] = {}
+    for pool, nodes in present.by_pool.items():
+        for node in nodes:
+            if node.metadata.name in present.departing:
+                told = (each for device in node.spec.devices for each in device.instances)
+                for service in {each.service for each in told}:
+                    found.setdefault(service, Counter())[pool] += 1
+    return found
 
 
 def is_filled(node: RuntimeNode) -> bool:

@@ -84,6 +84,13 @@ def test_pools_that_have_shown_nothing_are_tried_with_one_node(why: Why) -> None
     assert missing_nodes(pools, stocks, planned(Refusal(why, "")), {}) == {"p": 1}
 
 
+def test_what_has_no_place_but_nodes_that_go_gets_their_like() -> None:
+    plan = planned(Refusal(Why.NO_DEVICE, ""))
+    pools = [large("p"), large("q"), large("r")]
+    found = growth(pools, {"p": Stock(0, 0, {L4})}, plan, {}, {"vision.s": {"p": 2}})
+    assert found.missing == {"p": 2}
+
+
 def test_a_node_that_was_tried_and_has_not_told_what_it_has_is_waited_for() -> None:
     plan = planned(Refusal(Why.NO_DEVICE, ""))
     assert missing_nodes([large("p")], {"p": Stock(1, 0)}, plan, {}) == {}

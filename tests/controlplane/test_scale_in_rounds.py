@@ -16,7 +16,7 @@ def pods(operator: Operator) -> set[str]:
     return {key[2] for key in operator.cluster.objects if key[0] == "Pod"}
 
 
-def annotations(operator: Operator, node: str) -> dict[str, str]:
+def marks(operator: Operator, node: str) -> dict[str, str]:
     found = operator.cluster.objects["Pod", "tessera-system", f"pod-{node}"]["metadata"]
     return dict(found.get("annotations") or {})
 
@@ -36,9 +36,9 @@ def test_pods_in_use_are_protected_and_idle_ones_are_not() -> None:
     operator = started(2)
     (used,) = operator.running()
     (idle,) = {"n0", "n1"} - {used}
-    assert PROTECTED.items() <= annotations(operator, used).items()
-    assert "karpenter.sh/do-not-disrupt" not in annotations(operator, idle)
-    assert annotations(operator, idle)["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "true"
+    assert PROTECTED.items() <= marks(operator, used).items()
+    assert "karpenter.sh/do-not-disrupt" not in marks(operator, idle)
+    assert marks(operator, idle)["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "true"
 
 
 def test_a_node_that_is_measured_on_is_protected() -> None:
@@ -47,7 +47,7 @@ def test_a_node_that_is_measured_on_is_protected() -> None:
     )
     operator.rounds(3)
     assert [each.spec.profiling != () for each in operator.nodes()] == [True]
-    assert PROTECTED.items() <= annotations(operator, "n0").items()
+    assert PROTECTED.items() <= marks(operator, "n0").items()
 
 
 def test_the_emptied_node_goes_by_its_name_after_the_delay_and_no_other() -> None:
@@ -99,7 +99,7 @@ def test_a_node_that_will_go_serves_until_there_is_room_elsewhere() -> None:
     taint(operator, "n0", "karpenter.sh/disrupted")
     operator.rounds(40)
     assert operator.running() == {"n0"}
-    assert PROTECTED.items() <= annotations(operator, "n0").items()
+    assert PROTECTED.items() <= marks(operator, "n0").items()
     assert operator.replicas() == 2  # its successor, beyond the maximum for as long as it is here
     operator.join("n5")
     operator.rounds(8)
