@@ -41,8 +41,8 @@ OFF_LIMITS = (
     ("get", "", "nodes/proxy"),
 )
 """What no account may do in any namespace, whatever else is granted."""
-EXCEPTIONS = {("tessera-operator", NAMESPACE): {("patch", "", "pods")}}
-"""Where pods have a deletion cost. Who may write Deployments there gains nothing by it."""
+EXCEPTIONS = {("tessera-operator", NAMESPACE): {("patch", "", "pods"), ("delete", "", "pods")}}
+"""Where runtime pods are marked, and deleted when they are empty. Who may write Deployments there gains nothing by it."""
 
 
 class Installed(NamedTuple):
