@@ -36,6 +36,8 @@ class Stock:
     """Of them, those with something on them: the others were of no use to the plan, or are yet to be."""
     products: Collection[str] = ()
     """Of the devices that its nodes have, or had."""
+    useless_for: Collection[str] = ()
+    """Services that a node of it was tried for, in vain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,8 @@ def growth(
         fitting = [pool for pool in pools if spec is None or _may_run(spec, pool)]
         own = (left or {}).get(service, {})
         like = {p.metadata.name: own[p.metadata.name] for p in fitting if p.metadata.name in own}
-        one = _for_one(refusal, fitting, stocks, like)
+        untried = [pool for pool in fitting if _is_untried(service, pool, stocks)]
+        one = _for_one(refusal, fitting, stocks, like, untried)
         full |= one.full
         for name, nodes in one.missing.items():
             found[name] = max(nodes, found.get(name, 0))
@@ -143,19 +146,14 @@ def _for_one(
     pools: Sequence[RuntimePool],
     stocks: Mapping[str, Stock],
     like: Mapping[str, int],
+    untried: Sequence[RuntimePool],
 ) -> Growth:
     if like and refusal.why in _UNKNOWN_PLACE and refusal.shortfall is None:
         return Growth(like, frozenset())
     short = refusal.shortfall if refusal.why in _CLOSED_BY_NODES else None
     offers = tuple(_offers(short, pools, stocks)) if short is not None else ()
     offering = {offer.pool for offer in offers}
-    untried = [
-        pool
-        for pool in pools
-        if pool.spec.size.max > 0
-        and not stocks.get(pool.metadata.name, Stock()).nodes
-        and pool.metadata.name not in offering
-    ]
+    untried = [pool for pool in untried if pool.metadata.name not in offering]
     found: dict[str, int] = {}
     full: frozenset[str] = frozenset()
     if short is not None:
@@ -170,6 +168,11 @@ def _for_one(
     elif refusal.why not in _UNKNOWN_PLACE:
         untried = []
     return Growth(found | {pool.metadata.name: 1 for pool in untried}, full)
+
+
+def _is_untried(service: str, pool: RuntimePool, stocks: Mapping[str, Stock]) -> bool:
+    stock = stocks.get(pool.metadata.name, Stock())
+    return pool.spec.size.max > 0 and not stock.nodes and service not in stock.useless_for
 
 
 def _offers(

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from tessera_core.api import Condition, RuntimeNode, RuntimePool
 from tessera_core.api.meta import ConditionStatus
 from tessera_core.gpu.mig import label
+from tessera_core.plan.decision import Plan
 from tessera_operator import pools
 from tessera_operator.decide import Decision
 from tessera_operator.growth import Stock, growth
@@ -26,6 +28,7 @@ from tessera_operator.sizing import Change, Idle, Nodes, Size, size
 from tessera_operator.write import Writer
 
 _MOST_MESSAGE = 1024
+_TRY_AGAIN_S = 3600.0
 _HELD = {
     Held.BUFFER: ConditionStatus.TRUE,
     Held.PODS: ConditionStatus.TRUE,
@@ -52,6 +55,8 @@ class Scaling:
         self._headroom = Headroom(where)
         self._products: dict[str, frozenset[str]] = {}
         """By pool, of the devices that it had when it last had any."""
+        self._useless: dict[tuple[str, str], float] = {}
+        """By pool and service: until when a node is not tried again for what it was no good for."""
         self.told: Mapping[str, Scaled] = {}
         """By pool, as of the last round."""
 
@@ -77,6 +82,7 @@ class Scaling:
         idle = self._idle.see(names - filled - kept - leaving, now_s)
         in_use = occupied | filled | unknown
         self._pods.protect(writer, documents, in_use, names - in_use)
+        self._note_useless(decision.plan, present, idle, now_s)
         stocks = self._stocks(found, present, filled)
         known = {**decision.versions, **decision.newest}
         specs = {name: version.service.spec for name, version in known.items()}
@@ -121,15 +127,30 @@ class Scaling:
                 for node in present.by_pool.get(name, ())
                 if node.metadata.name not in present.departing
             ]
-            products = {label(device.product) for node in nodes for device in node.status.devices}
-            if products:
-                self._products[name] = frozenset(products)
+            shown = {label(device.product) for node in nodes for device in node.status.devices}
+            if shown:
+                self._products[name] = frozenset(shown)
             stocks[name] = Stock(
                 nodes=len(nodes),
                 filled=sum(node.metadata.name in filled for node in nodes),
                 products=self._products.get(name, frozenset()),
+                useless_for={service for other, service in self._useless if other == name},
             )
         return stocks
+
+    def _note_useless(
+        self, plan: Plan, present: Present, idle: Collection[str], now_s: float
+    ) -> None:
+        """Nodes with nothing on them are none that the plan could use for what it has no place for."""
+        short = {service for service, _, _ in plan.refused}
+        short |= {each.service for each in plan.services if each.short is not None}
+        pools = [
+            pool
+            for pool, nodes in present.by_pool.items()
+            if any(node.metadata.name in idle for node in nodes)
+        ]
+        self._useless = {key: until_s for key, until_s in self._useless.items() if until_s > now_s}
+        self._useless |= dict.fromkeys(product(pools, short), now_s + _TRY_AGAIN_S)
 
 
 def conditions(pool: RuntimePool, found: Scaled | None) -> tuple[Condition, ...]:

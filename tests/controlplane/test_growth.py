@@ -84,6 +84,14 @@ def test_pools_that_have_shown_nothing_are_tried_with_one_node(why: Why) -> None
     assert missing_nodes(pools, stocks, planned(Refusal(why, "")), {}) == {"p": 1}
 
 
+@pytest.mark.parametrize("why", [Why.NO_DEVICE, Why.INSUFFICIENT_CAPACITY])
+def test_a_pool_that_was_tried_in_vain_is_not_tried_again_for_the_same(why: Why) -> None:
+    stocks = {"p": Stock(useless_for={"vision.s"})}
+    refusal = lacks(why)
+    assert missing_nodes([large("p")], stocks, planned(refusal), {}) == {}
+    assert missing_nodes([large("p")], stocks, planned(refusal, service="a.b"), {}) == {"p": 1}
+
+
 def test_what_has_no_place_but_nodes_that_go_gets_their_like() -> None:
     plan = planned(Refusal(Why.NO_DEVICE, ""))
     pools = [large("p"), large("q"), large("r")]

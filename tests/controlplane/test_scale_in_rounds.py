@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from support.memory_operator import SERVICE, Operator, started
+from support.memory_operator import SERVICE, Operator, profile, started
 from support.objects import NOW, pool, service
 from tessera_operator.departures import NOTICES, Notice
 from tessera_operator.pools import PROTECTED
@@ -160,3 +160,16 @@ def test_the_pool_says_that_it_grows_and_that_it_cannot() -> None:
     assert scaling(operator) == ("True", "Growing")
     full = started(1, rps=12_000, size={"min": 0, "max": 1})
     assert scaling(full) == ("False", "AtMaximum")
+
+
+def test_a_pool_that_is_no_good_for_a_service_is_tried_once_and_not_again_and_again() -> None:
+    """Its devices are of another product than the service wants."""
+    wanted = service("s", "a", rps=100, placement={"products": ["NVIDIA-L4"]})
+    operator = Operator(pool("p", size=SIZE).to_dict(), profile("a"), wanted.to_dict(), nodes=0)
+    operator.rounds(2)
+    assert operator.replicas() == 1
+    operator.join("n0")
+    operator.rounds(60)
+    assert (operator.replicas(), pods(operator)) == (0, set())
+    operator.rounds(60)
+    assert operator.replicas() == 0
