@@ -79,8 +79,9 @@ def _write(event: dict[str, object]) -> Write:
     assert isinstance(answer, dict)
     subresource = reference.get("subresource", "")
     metadata = answer.get("metadata", {})
-    # Others write the status of what the operator writes the spec of.
-    version = "" if subresource else metadata.get("generation", "")
+    # Others write the status of what the operator writes the spec of; of pods it writes neither, but annotations.
+    whole = subresource or reference.get("resource") == "pods"
+    version = "" if whole else metadata.get("generation", "")
     name = reference.get("name") or metadata.get("name", "")
     at = datetime.fromisoformat(str(event["stageTimestamp"]))
     return Write(

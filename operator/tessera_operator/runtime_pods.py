@@ -26,14 +26,15 @@ from tessera_operator.write import Writer
 _ENDED = ("Failed", "Succeeded")
 # https://kubernetes.io/docs/concepts/workloads/controllers/replicaset/#pod-deletion-cost
 _COST = "controller.kubernetes.io/pod-deletion-cost"
-_SERVING: dict[str, str | None] = {**PROTECTED, _COST: "1000"}
+_SERVING: dict[str, str | None] = {**PROTECTED, _COST: None}
+"""Annotations of a pod in use, which are those that it is made with; None: not there."""
 _IDLE: dict[str, str | None] = {
     **dict.fromkeys(PROTECTED),
     # Cluster Autoscaler leaves pods with an emptyDir alone unless it is told that they may go.
     "cluster-autoscaler.kubernetes.io/safe-to-evict": "true",
     _COST: "-1000",
 }
-"""Annotations of a pod with nothing in it; None: not there."""
+"""Of a pod with nothing in it."""
 
 
 @dataclass(frozen=True, slots=True)

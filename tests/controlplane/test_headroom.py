@@ -151,6 +151,9 @@ def test_placeholders_ask_for_what_runtime_pods_do_and_give_way(gpus: int) -> No
     assert [each["resources"]["requests"] for each in held["containers"]] == [
         each["resources"]["requests"] for each in runtime["containers"]
     ]
+    assert [each["securityContext"] for each in held["containers"]] == [
+        each["securityContext"] for each in runtime["containers"]
+    ]
     for name in ("nodeSelector", "tolerations", "securityContext"):
         assert held[name] == runtime[name]
     assert held["priorityClassName"] == "low"
