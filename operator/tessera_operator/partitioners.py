@@ -100,11 +100,17 @@ def _pod(pool: RuntimePool, where: Installation) -> dict[str, Any]:
                         "name": "token",
                         "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount",
                         "readOnly": True,
-                    }
+                    },
+                    {"name": "dev", "mountPath": "/dev"},
                 ],
             }
         ],
-        "volumes": [token_volume()],
+        "volumes": [
+            token_volume(),
+            # The driver's library makes the device nodes of new instances where it runs; pods find them on the host:
+            # https://github.com/NVIDIA/gpu-operator/issues/117
+            {"name": "dev", "hostPath": {"path": "/dev"}},
+        ],
     }
     if shape.runtime_class_name:
         spec["runtimeClassName"] = shape.runtime_class_name

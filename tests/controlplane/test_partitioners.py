@@ -65,9 +65,16 @@ def test_it_has_the_privilege_to_cut_an_account_of_its_own_and_no_port() -> None
     assert "ports" not in container
     assert pod["serviceAccountName"] == PARTITIONER
     assert pod["automountServiceAccountToken"] is False
-    (volume,) = pod["volumes"]
-    assert [*volume] == ["name", "projected"]
-    assert [each["name"] for each in container["volumeMounts"]] == [volume["name"]]
+
+
+def test_device_nodes_of_new_instances_are_the_hosts() -> None:
+    pod = pod_of(nvml())
+    of_host = {each["name"]: each["hostPath"] for each in pod["volumes"] if "hostPath" in each}
+    (container,) = pod["containers"]
+    mounts = {each["name"]: each["mountPath"] for each in container["volumeMounts"]}
+    assert of_host == {"dev": {"path": "/dev"}}
+    assert mounts.keys() == {each["name"] for each in pod["volumes"]}
+    assert mounts["dev"] == "/dev"
 
 
 def test_it_runs_the_image_of_gpu_pods_with_the_options_of_the_installation() -> None:
