@@ -116,6 +116,11 @@ def test_it_comes_with_the_pools_partition_and_goes_with_it() -> None:
     written = len(operator.cluster.calls)
     operator.rounds(3)
     assert [key for _, key in operator.cluster.calls[written:] if key == SET] == []
+    operator.restart()
+    operator.rounds(1)
+    assert ("apply", SET) in operator.cluster.calls[written:], (
+        "fields that only the last one set go"
+    )
     for partition in ({"backend": "Static"}, None):
         operator.cluster.apply(nvml().to_dict())
         operator.rounds(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -108,6 +109,7 @@ def test_what_fails_again_and_again_holds_up_no_other() -> None:
         "b": Tried(7, CutProblem.IN_USE, "", 1, 5.0),
     }
     assert [due(wanted, tried, now_s) for now_s in (4.9, 5.0, 10.0)] == [None, "b", "b"]
+    assert due(replace(wanted, generation=8), tried, 0.0) == "b", "though both are due at once"
     assert next_due_s(wanted, tried) == 5.0
     assert next_due_s(wanted, {"a": Tried(7), "b": Tried(7)}) is None
 

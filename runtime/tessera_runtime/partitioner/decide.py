@@ -86,10 +86,7 @@ def order(document: Mapping[str, Any]) -> Order:
         if each.get("cut") is True
     ]
     read = RuntimeNode.from_dict(
-        {
-            **{name: each for name, each in document.items() if name != "status"},
-            "spec": {"epoch": spec.get("epoch"), "devices": cuts},
-        },
+        {**document, "spec": {"epoch": spec.get("epoch"), "devices": cuts}, "status": {}},
         strict=False,
     )
     goals = {each.uuid: canonical(each.geometry) for each in read.spec.devices}
@@ -132,10 +129,14 @@ def settled(wanted: Order, seen: Seen, tried: Mapping[str, Tried]) -> dict[str, 
 
 def due(wanted: Order, tried: Mapping[str, Tried], now_s: float) -> str | None:
     """The device whose cut comes next, of ``tried`` as ``settled`` returns it; None: none yet."""
-    waiting = {uuid: _due_s(wanted, tried.get(uuid)) for uuid in wanted.goals}
-    ready = [uuid for uuid, at_s in waiting.items() if at_s is not None and at_s <= now_s]
-    # Whoever waits longest: one that fails again and again holds up no other.
-    return min(ready, key=lambda uuid: waiting[uuid] or 0.0, default=None)
+
+    def failures(uuid: str) -> int:
+        return tried[uuid].failures if uuid in tried else 0
+
+    times = {uuid: _due_s(wanted, tried.get(uuid)) for uuid in wanted.goals}
+    ready = {uuid: at_s for uuid, at_s in times.items() if at_s is not None and at_s <= now_s}
+    # One that fails again and again holds up no other, however often orders are written anew.
+    return min(ready, key=lambda uuid: (failures(uuid), ready[uuid]), default=None)
 
 
 def next_due_s(wanted: Order, tried: Mapping[str, Tried]) -> float | None:

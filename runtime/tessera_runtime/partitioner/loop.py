@@ -66,28 +66,30 @@ class Partitioner:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until ``stop``; a cut that is under way then ends with its step."""
-        following = asyncio.create_task(Follower(self._kube, self._node, self._hear).run())
-        ending = asyncio.create_task(self._end(stop))
+        async with asyncio.TaskGroup() as group:
+            beside = [
+                group.create_task(Follower(self._kube, self._node, self._hear).run()),
+                group.create_task(self._end(stop)),
+            ]
+            try:
+                await self._rounds()
+            finally:
+                self._ends = True
+                for task in beside:
+                    task.cancel()
+
+    async def _rounds(self) -> None:
         failures = 0
-        try:
-            while not self._ends:
-                self._news.clear()
-                asked_s = None
-                try:
-                    await self._round()
-                    failures = 0
-                except KubeError as error:
-                    failures, asked_s = failures + 1, error.retry_after_s
-                    log.warning("%s", error)
-                if failures:
-                    wait_s = pause_s(failures, FIRST_PAUSE_S, MOST_PAUSE_S, asked_s)
-                else:
-                    wait_s = self._wait_s()
-                await set_within(self._news, wait_s)
-        finally:
-            for task in (following, ending):
-                task.cancel()
-            await asyncio.gather(following, ending, return_exceptions=True)
+        while not self._ends:
+            self._news.clear()
+            try:
+                await self._round()
+                failures, wait_s = 0, self._wait_s()
+            except KubeError as error:
+                failures += 1
+                wait_s = pause_s(failures, FIRST_PAUSE_S, MOST_PAUSE_S, error.retry_after_s)
+                log.warning("%s", error)
+            await set_within(self._news, wait_s)
 
     async def _end(self, stop: asyncio.Event) -> None:
         await stop.wait()
@@ -140,9 +142,8 @@ class Partitioner:
         try:
             self._seen = await asyncio.to_thread(look)
         except DriverLost as error:
-            log.warning(
-                "%s", error
-            )  # what was seen last is all that there is to tell; cuts say why they fail
+            # What was seen last is all that there is to tell; cuts that are due say why they fail.
+            log.warning("%s", error)
         self._settle()
 
     def _settle(self) -> None:
@@ -185,9 +186,9 @@ class Partitioner:
         if self._tried is None:
             return self._look_s
         next_s = decide.next_due_s(self._order, self._tried)
-        return (
-            self._look_s if next_s is None else min(self._look_s, max(0.0, next_s - self._clock()))
-        )
+        if next_s is None:
+            return self._look_s
+        return min(self._look_s, max(0.0, next_s - self._clock()))
 
 
 def _cut(
