@@ -203,8 +203,10 @@ def daemon_set(of_host: str = "/dev", **container: Any) -> Object:
         "name": "partitioner",
         "image": f"tessera-runtime:{version}",
         "command": ["python", "-m", "tessera_runtime.partitioner"],
+        "args": ["--patience=120"],
         "env": [{"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"}],
         "securityContext": {"privileged": True},
+        "volumeMounts": [{"name": "host", "mountPath": "/dev"}],
     }
     return {
         "apiVersion": "apps/v1",
@@ -440,6 +442,8 @@ def test_the_operator_runs_partitioners(installed: Installed) -> None:
         {"livenessProbe": {"exec": {"command": ["true"]}}},
         {"lifecycle": {"postStart": {"exec": {"command": ["true"]}}}},
         {"env": [{"name": "PYTHONPATH", "value": "/elsewhere"}]},
+        {"args": ["--api-server=https://elsewhere"]},
+        {"workingDir": "/elsewhere"},
         {"of_host": "/"},
     ],
     ids=lambda change: next(iter(change)),
