@@ -308,6 +308,7 @@ def _agent(pool: RuntimePool, image: str, where: Installation) -> dict[str, Any]
             _field("POD_NAMESPACE", "metadata.namespace"),
             _field("POD_IP", "status.podIP"),
             *([{"name": "TESSERA_CORES", "value": str(cores)}] if cores else []),
+            *(_SEES_GPUS if GPU_RESOURCE in dict(pool.spec.node.resources) else []),
             {
                 "name": "TESSERA_MEMORY_MIB",
                 "valueFrom": {
@@ -337,6 +338,12 @@ def _agent(pool: RuntimePool, image: str, where: Installation) -> dict[str, Any]
         ],
     }
 
+
+_SEES_GPUS = [
+    # Of NVIDIA's container runtime: NVML for all GPUs of the node, which the server alone asks the scheduler for.
+    {"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"},
+    {"name": "NVIDIA_DRIVER_CAPABILITIES", "value": "utility"},
+]
 
 _RESTRICTED: dict[str, Any] = {
     "allowPrivilegeEscalation": False,
