@@ -16,7 +16,7 @@ from typing import Any
 
 from tessera_core.api import Device, ModelService, RuntimeNode, SpecInvalid
 from tessera_core.api.placementplan import PlacementPlan, Step
-from tessera_operator import plans, pools, routes
+from tessera_operator import partitioners, plans, pools, routes
 from tessera_operator.cluster import Cluster
 from tessera_operator.config import Config
 from tessera_operator.decide import Decider, Decision, batch_lines, batch_times, capacity
@@ -192,6 +192,11 @@ class Controller:
         found = self._world.pools
         known = self._documents
         self._scaling.keep(self.writer, known, found, present, decision, self._measuring, now_s)
+        for pool in self._world.pools:
+            if partitioners.is_cut_here(pool):
+                self.writer.put(partitioners.daemon_set(pool, self._where))
+            else:
+                self.writer.remove(partitioners.key_of_set(pool, self._where))
         self._pods.keep_nodes(self.writer, self._documents, self._world.nodes, self._epoch)
 
     def _keep_plan(self, decision: Decision, now: Now) -> bool:

@@ -189,7 +189,7 @@ def _metadata(pool: RuntimePool, where: Installation) -> dict[str, Any]:
         "name": f"{HEADROOM}-{pool.metadata.name}",
         "namespace": where.namespace,
         "labels": {**MANAGED_BY, NAME_LABEL: HEADROOM, POOL: pool.metadata.name},
-        "ownerReferences": [pools.owner(pool)],
+        "ownerReferences": [pools.owner_of(pool)],
     }
 
 

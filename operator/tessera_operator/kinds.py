@@ -46,6 +46,7 @@ PLACEMENT_PLAN = Kind("PlacementPlan", _TESSERA, "placementplans", namespaced=Fa
 RUNTIME_NODE = Kind("RuntimeNode", _TESSERA, "runtimenodes", namespaced=False)
 RUNTIME_POOL = Kind("RuntimePool", _TESSERA, "runtimepools", namespaced=False)
 CAPACITY_BUFFER = Kind("CapacityBuffer", "autoscaling.x-k8s.io/v1beta1", "capacitybuffers")
+DAEMON_SET = Kind("DaemonSet", "apps/v1", "daemonsets")
 DEPLOYMENT = Kind("Deployment", "apps/v1", "deployments")
 DISRUPTION_BUDGET = Kind("PodDisruptionBudget", "policy/v1", "poddisruptionbudgets")
 ENDPOINT_SLICE = Kind("EndpointSlice", "discovery.k8s.io/v1", "endpointslices")
@@ -63,7 +64,8 @@ KINDS: Mapping[str, Kind] = {
     each.name: each
     for each in (
         *(MODEL_PROFILE, MODEL_SERVICE, PLACEMENT_PLAN, RUNTIME_NODE, RUNTIME_POOL),
-        *(CAPACITY_BUFFER, DEPLOYMENT, DISRUPTION_BUDGET, ENDPOINT_SLICE, EVENT, LEASE, NODE, POD),
+        *(CAPACITY_BUFFER, DAEMON_SET, DEPLOYMENT, DISRUPTION_BUDGET, ENDPOINT_SLICE),
+        *(EVENT, LEASE, NODE, POD),
         *(GRPC_ROUTE, HTTP_ROUTE),
         *(PRIORITY_CLASS, RESOURCE_QUOTA, SERVICE),
     )

@@ -82,7 +82,7 @@ def remaining(node: RuntimeNode, services: Collection[str]) -> tuple[Device, ...
         )
         for device in node.spec.devices
     )
-    return tuple(device for device in devices if device.instances or device.geometry)
+    return tuple(each for each in devices if each.instances or each.geometry or each.cut)
 
 
 def _after(device: Device, step: Step) -> Device:

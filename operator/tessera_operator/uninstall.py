@@ -45,6 +45,7 @@ def uninstall(cluster: Cluster, namespace: str, timeout_s: float = 120.0) -> int
     buffers = [kinds.CAPACITY_BUFFER] if cluster.serves(kinds.CAPACITY_BUFFER) else []
     for kind, place, labels in (
         *((kind, namespace, own) for kind in buffers),
+        (kinds.DAEMON_SET, namespace, own),
         (kinds.DISRUPTION_BUDGET, namespace, own),
         (kinds.ENDPOINT_SLICE, "", own),
         (kinds.SERVICE, "", own),

@@ -10,6 +10,7 @@ from support.objects import node, pool, service
 from tessera_operator.cluster import Unreachable
 from tessera_operator.headroom import buffer_document, placeholders
 from tessera_operator.kinds import Document, Key
+from tessera_operator.partitioners import daemon_set
 from tessera_operator.pools import Images, Installation, deployment, disruption_budget
 from tessera_operator.reporting import FINALIZER
 from tessera_operator.routes import service_document, slice_document
@@ -34,6 +35,7 @@ def installed() -> MemoryCluster:
         plain("PlacementPlan", "plan-a"),
         deployment(pool("p"), 2, WHERE),
         disruption_budget(pool("p"), WHERE),
+        daemon_set(pool("p"), WHERE),
         plain("Deployment", "tessera-operator", "tessera-system", spec={"replicas": 2}),
         plain("Deployment", "others", "tessera-system", spec={"replicas": 2}),
         service_document(wanted),
