@@ -85,7 +85,7 @@ class Moment:
             each
             for (kind, _), each in self.objects.items()
             if kind == "Pod"
-            and "tessera.dev/pool" in each["metadata"]["labels"]
+            and "tessera.dev/pool" in each["metadata"].get("labels", {})
             and each["spec"].get("nodeName")
         ]
 
