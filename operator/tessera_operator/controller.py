@@ -347,6 +347,7 @@ class Controller:
             for each in device.instances
         }
         self._reporter.keep_finalizers(self._world.services, running)
+        self._reporter.keep_replicas(self._world.services)
         rollout = self._rollout
         for name, plan in sorted(self._plans.items()):
             if rollout is not None and rollout.name == name:

@@ -7,7 +7,7 @@ as those of any process that was restarted: ``increase`` and ``rate`` know that.
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Hashable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TypeVar
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -22,7 +22,7 @@ _HOUR_S = 3600.0
 _OF_POOL = ("namespace", "service", "pool")
 _OF_PART = (*_OF_POOL, "profile")
 
-_Key = TypeVar("_Key", bound=Hashable)
+_Labels = tuple[str, ...]
 _Family = TypeVar("_Family", CounterMetricFamily, GaugeMetricFamily)
 
 
@@ -34,11 +34,11 @@ class Meter:
         self._bill = Bill((), ())
         self._since_s = 0.0
         self._state: ClusterState | None = None
-        self._slice_hours: dict[tuple[str, str, str, str], float] = {}
+        self._slice_hours: dict[_Labels, float] = {}
         """By namespace, service, pool and part."""
-        self._cost: dict[tuple[str, str, str], float] = {}
+        self._cost: dict[_Labels, float] = {}
         """By namespace, service and pool."""
-        self._idle: dict[str, float] = {}
+        self._idle: dict[_Labels, float] = {}
         """By pool."""
         self._seen_s: dict[tuple[str, str], float] = {}
         """When a service or pool, which the first word tells apart, was there last."""
@@ -80,7 +80,7 @@ class Meter:
             CounterMetricFamily(
                 "tessera_idle_cost", "What nobody held, in the unit of perNodeHour", labels=["pool"]
             ),
-            {(pool,): value for pool, value in idle.items()},
+            idle,
         )
         yield _filled(
             GaugeMetricFamily(
@@ -129,7 +129,7 @@ class Meter:
         for key, rate in _rates(held).items():
             _add(self._cost, key, hours * rate)
         for each in held.pools:
-            _add(self._idle, each.pool, hours * each.idle / UNIT)
+            _add(self._idle, (each.pool,), hours * each.idle / UNIT)
 
     def _forget(self, services: Collection[str], found: Bill, now_s: float) -> None:
         """Leave out what is gone, so that there are never more series than there were services and pools of late."""
@@ -146,26 +146,26 @@ class Meter:
 
         self._slice_hours = {k: v for k, v in self._slice_hours.items() if known(k[1], k[2])}
         self._cost = {k: v for k, v in self._cost.items() if known(k[1], k[2])}
-        self._idle = {k: v for k, v in self._idle.items() if ("pool", k) in self._seen_s}
+        self._idle = {k: v for k, v in self._idle.items() if ("pool", *k) in self._seen_s}
 
 
-def _part(line: Line) -> tuple[str, str, str, str]:
+def _part(line: Line) -> _Labels:
     return namespace_of(line.service), line.service, line.pool, line.part
 
 
-def _rates(found: Bill) -> dict[tuple[str, str, str], float]:
+def _rates(found: Bill) -> dict[_Labels, float]:
     """Per hour, by namespace, service and pool."""
-    rates: dict[tuple[str, str, str], float] = {}
+    rates: dict[_Labels, float] = {}
     for line in found.lines:
         _add(rates, _part(line)[:3], line.amount.cost / UNIT)
     return rates
 
 
-def _add(to: dict[_Key, float], key: _Key, more: float) -> None:
+def _add(to: dict[_Labels, float], key: _Labels, more: float) -> None:
     to[key] = to.get(key, 0.0) + more
 
 
-def _filled(family: _Family, values: Mapping[tuple[str, ...], float]) -> _Family:
+def _filled(family: _Family, values: Mapping[_Labels, float]) -> _Family:
     for labels, value in values.items():
         family.add_metric(labels, value)
     return family
