@@ -17,12 +17,12 @@ nodes.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from tessera_core.gpu.devices import FULL
-from tessera_core.gpu.mig import find_profile
+from tessera_core.gpu.mig import GpuModel, find_profile
 from tessera_core.perf import Neighbours
 from tessera_core.plan.build import CORE_COST, GPU_COST, MICRO
 from tessera_core.plan.nodes import Located
@@ -186,6 +186,16 @@ def split(total: int, weights: Sequence[int]) -> tuple[int, ...]:
 
 
 @dataclass(slots=True)
+class _Held:
+    """An ``Amount`` that is being added up."""
+
+    gpu_slices: float = 0.0
+    gpus: float = 0.0
+    cores: float = 0.0
+    cost: int = 0
+
+
+@dataclass(slots=True)
 class _Account:
     """What was seen of one pool."""
 
@@ -195,7 +205,7 @@ class _Account:
     idle_parts: int = 0
     idle_devices: int = 0
     idle_nodes: int = 0
-    amounts: dict[tuple[str, str], Amount] = field(default_factory=lambda: defaultdict(Amount))
+    held: dict[tuple[str, str], _Held] = field(default_factory=dict)
     """By (service, part)."""
 
     def add(
@@ -228,29 +238,38 @@ class _Account:
         held: Mapping[Slice, Sequence[Running]],
         times: _Times,
     ) -> None:
-        pieces = sorted(held)
-        sizes = [_size(device, piece) for piece in pieces]
-        whole = max(1, _size(device, Slice()))
+        pieces = sorted(held, key=lambda piece: (piece.start, piece.name))
+        extents = [_extent(device, piece) for piece in pieces]
+        weights = [each.weight for each in extents]
+        whole = max(1, _extent(device, Slice()).weight)
         # Of a device that is being cut anew more may be held for a moment than there is.
-        *prices, idle = split(price, [*sizes, max(0, whole - sum(sizes))])
+        *prices, idle = split(price, [*weights, max(0, whole - sum(weights))])
         self.idle_parts += idle
-        for piece, part in zip(pieces, prices, strict=True):
-            turns: dict[str, int] = {}
-            for each, turn in zip(held[piece], times.turns(device, held[piece]), strict=True):
-                turns[each.service] = turns.get(each.service, 0) + turn
+        for piece, extent, part in zip(pieces, extents, prices, strict=True):
             kind = CORES if device.is_cpu else piece.name
-            slices, gpus, cores = _extent(device, piece)
+            turns = times.turns(device, held[piece])
+            round_ = sum(turns.values())
             for service, cost in zip(turns, split(part, list(turns.values())), strict=True):
-                share = turns[service] / sum(turns.values())
-                self.amounts[service, kind] += Amount(
-                    share * slices, share * gpus, share * cores, cost
-                )
+                self._hold(service, kind, extent, turns[service] / round_, cost)
+
+    def _hold(self, service: str, kind: str, extent: _Extent, share: float, cost: int) -> None:
+        held = self.held.setdefault((service, kind), _Held())
+        held.gpu_slices += share * extent.gpu_slices
+        held.gpus += share * extent.gpus
+        held.cores += share * extent.cores
+        held.cost += cost
 
     def lines(self) -> tuple[Line, ...]:
-        idle = split(self._idle, [each.cost for each in self.amounts.values()])
+        found = sorted(self.held.items(), key=lambda each: each[0])
+        idle = split(self._idle, [held.cost for _, held in found])
         return tuple(
-            Line(service, self.pool, part, amount + Amount(idle=borne))
-            for ((service, part), amount), borne in zip(self.amounts.items(), idle, strict=True)
+            Line(
+                service,
+                self.pool,
+                part,
+                Amount(held.gpu_slices, held.gpus, held.cores, held.cost, borne),
+            )
+            for ((service, part), held), borne in zip(found, idle, strict=True)
         )
 
     def total(self) -> PoolCost:
@@ -261,7 +280,7 @@ class _Account:
             self.idle_parts,
             self.idle_devices,
             self.idle_nodes,
-            spread=any(each.cost for each in self.amounts.values()),
+            spread=any(each.cost for each in self.held.values()),
         )
 
     @property
@@ -269,30 +288,37 @@ class _Account:
         return self.idle_parts + self.idle_devices + self.idle_nodes
 
 
-def _size(device: DeviceState, piece: Slice) -> int:
-    """What a part weighs in its device's price: cores, or its shares of compute and memory slices in equal halves."""
+@dataclass(frozen=True, slots=True)
+class _Extent:
+    """How much of a device a part is."""
+
+    weight: int
+    """In the device's price: cores, or the shares of compute and memory slices in equal halves."""
+    gpu_slices: float = 0.0
+    gpus: float = 0.0
+    cores: float = 0.0
+
+
+def _extent(device: DeviceState, piece: Slice) -> _Extent:
     if device.is_cpu:
-        return device.cores if piece.name == FULL else len(piece.cores)
-    model = device.model
-    profile = find_profile(model, piece.name) if model is not None else None
+        cores = device.cores if piece.name == FULL else len(piece.cores)
+        return _Extent(cores, cores=cores)
+    return _extent_of_gpu(device.model, piece.name)
+
+
+@lru_cache(maxsize=1024)  # of few boards and profiles, asked for each slice of a cluster
+def _extent_of_gpu(model: GpuModel | None, name: str) -> _Extent:
     if model is None:
-        return 1
+        return _Extent(1, gpu_slices=1.0, gpus=1.0)
     compute, memory = model.compute_slices, model.memory_slices
+    profile = find_profile(model, name)
     if profile is None:
-        return 2 * compute * memory
-    return profile.compute_slices * memory + profile.memory_slices * compute
-
-
-def _extent(device: DeviceState, piece: Slice) -> tuple[float, float, float]:
-    """GPU slices, GPUs and cores of a part."""
-    if device.is_cpu:
-        return 0.0, 0.0, float(len(piece.cores))
-    model = device.model
-    if model is None:
-        return 1.0, 1.0, 0.0
-    profile = find_profile(model, piece.name)
-    slices = model.compute_slices if profile is None else profile.compute_slices
-    return float(slices), slices / model.compute_slices, 0.0
+        return _Extent(2 * compute * memory, gpu_slices=compute, gpus=1.0)
+    return _Extent(
+        profile.compute_slices * memory + profile.memory_slices * compute,
+        gpu_slices=profile.compute_slices,
+        gpus=profile.compute_slices / compute,
+    )
 
 
 class _Times:
@@ -302,11 +328,19 @@ class _Times:
         self._measured = {each.key: each for each in state.measured}
         self._digests = known_digests(state)
 
-    def turns(self, device: DeviceState, tenants: Sequence[Running]) -> Sequence[int]:
-        """By tenant, the time of one full batch in millionths of a ms; all 1 where one of them was not measured."""
-        found = [self._turn(device, each) for each in tenants] if len(tenants) > 1 else [None]
-        turns = [each for each in found if each is not None]
-        return turns if len(turns) == len(tenants) else [1] * len(tenants)
+    def turns(self, device: DeviceState, tenants: Sequence[Running]) -> dict[str, int]:
+        """By service, the time of one full batch of each of its members, in millionths of a ms; of each member 1 where one
+        of them was not measured.
+        """
+        if len(tenants) == 1:
+            return {tenants[0].service: 1}
+        found = [self._turn(device, each) for each in tenants]
+        known = [each for each in found if each is not None]
+        turns = known if len(known) == len(tenants) else [1] * len(tenants)
+        by_service: dict[str, int] = {}
+        for tenant, turn in zip(tenants, turns, strict=True):
+            by_service[tenant.service] = by_service.get(tenant.service, 0) + turn
+        return by_service
 
     def _turn(self, device: DeviceState, tenant: Running) -> int | None:
         digest = self._digests.get((tenant.service, tenant.member))
