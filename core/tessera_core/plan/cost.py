@@ -248,9 +248,9 @@ class _Account:
         for piece, extent, part in zip(pieces, extents, prices, strict=True):
             kind = CORES if device.is_cpu else piece.name
             turns = times.turns(device, held[piece])
-            round_ = sum(turns.values())
+            together = sum(turns.values())
             for service, cost in zip(turns, split(part, list(turns.values())), strict=True):
-                self._hold(service, kind, extent, turns[service] / round_, cost)
+                self._hold(service, kind, extent, turns[service] / together, cost)
 
     def _hold(self, service: str, kind: str, extent: _Extent, share: float, cost: int) -> None:
         held = self.held.setdefault((service, kind), _Held())
@@ -347,6 +347,7 @@ class _Times:
         measured = self._measured.get((digest or "", device.product, tenant.slice.name))
         if measured is None or tenant.instances not in measured.profile.instance_counts:
             return None
-        around = Neighbours.IDLE if tenant.slice.name == FULL else Neighbours.BUSY
+        is_mig = not device.is_cpu and tenant.slice.name != FULL
+        around = Neighbours.BUSY if is_mig else Neighbours.IDLE
         ms = measured.expected.service_ms(tenant.batch, tenant.instances, neighbours=around)
         return max(1, round(ms * _PER_MS))
