@@ -337,5 +337,6 @@ def _usage(workers: Sequence[int]) -> Iterator[Metric]:
     )
     for gpu in gpu_usage():
         used.add_metric([gpu.uuid], gpu.memory_used_bytes)
-        busy.add_metric([gpu.uuid], gpu.utilisation)
+        if gpu.utilisation is not None:
+            busy.add_metric([gpu.uuid], gpu.utilisation)
     yield from (memory, cpu, used, busy)
