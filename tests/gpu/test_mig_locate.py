@@ -132,7 +132,7 @@ def test_what_is_told_of_another_cut_is_passed_over() -> None:
 
 
 def test_of_more_than_a_table_has_room_for_as_many_as_possible_are_named() -> None:
-    halves = {uuid: "3g.40gb" for uuid in "abc"}
+    halves = dict.fromkeys("abc", "3g.40gb")
     assert locate(H100_80_SXM, halves, NOTHING, NOTHING) == {
         "a": Placement("3g.40gb", 0),
         "b": Placement("3g.40gb", 4),
