@@ -104,6 +104,17 @@ def test_a_gpu_that_does_not_answer_any_more_stays_as_it_was(machine: Machine) -
     assert look_again(before) == before
 
 
+def test_a_cut_is_seen_beside_a_gpu_that_is_lost(machine: Machine) -> None:
+    machine(H100_80_SXM, A30)
+    before = inventory()
+    with MigGpu(before.gpus[0].uuid) as gpu:
+        cut(gpu, (Placement("3g.40gb", 4),), patience_s=PATIENCE_S)
+    machine(H100_80_SXM, A30, faults="nvmlDeviceGetHandleByIndex_v2 2 2 fail 15")
+    first, second = look_again(before).gpus
+    assert [each.placement.profile for each in first.slices] == ["3g.40gb"]
+    assert second == before.gpus[1]
+
+
 def test_an_instance_that_somebody_divided_is_none_of_ours(machine: Machine) -> None:
     machine(A100_80)
     pynvml.nvmlInit()

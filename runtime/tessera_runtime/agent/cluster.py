@@ -2,7 +2,7 @@
 
 Several loops share one state, and each of them can fail without the others: following the RuntimeNode
 (``following``), telling the server (``serving``), writing the status (``publishing``), renewing the Lease,
-measuring (``measuring``), and looking at the devices (``devices``). What they decide is in pure functions: ``orders``, ``translate``, ``node_status``,
+measuring (``measuring``), and looking at what GPUs are cut into (``slices``). What they decide is in pure functions: ``orders``, ``translate``, ``node_status``,
 ``profiling``.
 """
 
@@ -17,7 +17,6 @@ from pathlib import Path
 
 from tessera_core.api import Condition, RuntimeNodeStatus
 from tessera_core.api.runtimenode import ProfileResult
-from tessera_runtime.agent.devices import Devices
 from tessera_runtime.agent.following import Follower, Identity, beat
 from tessera_runtime.agent.keys import ServiceKeys
 from tessera_runtime.agent.kube import Document, Kube, KubeError
@@ -28,6 +27,7 @@ from tessera_runtime.agent.observe import kind_of
 from tessera_runtime.agent.profiling import results, still_asked
 from tessera_runtime.agent.publishing import Publisher
 from tessera_runtime.agent.serving import Serving
+from tessera_runtime.agent.slices import Slices
 from tessera_runtime.agent.steering import Steering
 from tessera_runtime.agent.translate import Site
 from tessera_runtime.agent.waits import set_within
@@ -72,7 +72,7 @@ class ClusterAgent:
         ``gpus_on_cores``: as in :class:`Site`.
         """
         self._who = who
-        self._devices = Devices(seen, self._cut) if seen is not None else None
+        self._slices = Slices(seen, self._cut) if seen is not None else None
         self._kube = kube
         self._socket = str(control_path(run_dir))
         self._control = ControlClient(self._socket)
@@ -104,7 +104,7 @@ class ClusterAgent:
             self._publish(),
             beat(self._kube, self._who, self._follower.read_again),
         ]
-        if self._devices is not None:
+        if self._slices is not None:
             measuring = Measuring(
                 self._socket,
                 self._serving,
@@ -112,8 +112,8 @@ class ClusterAgent:
                 self._site,
                 self._publisher.look,
             )
-            uuids = [gpu.uuid for gpu in self._devices.seen.gpus]
-            loops += [measuring.run(), self._devices.run(), self._look_after_gpus(uuids)]
+            uuids = [gpu.uuid for gpu in self._slices.seen.gpus]
+            loops += [measuring.run(), self._slices.run(), self._look_after_gpus(uuids)]
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(loop) for loop in loops]
@@ -128,13 +128,13 @@ class ClusterAgent:
 
     def _hear(self, document: Document | None) -> None:
         self._publisher.hear(document)
-        if self._devices is not None:
-            self._devices.hear(document)
+        if self._slices is not None:
+            self._slices.hear(document)
         self._serving.hear(document)
 
     @property
     def _seen(self) -> Inventory | None:
-        return self._devices.seen if self._devices is not None else None
+        return self._slices.seen if self._slices is not None else None
 
     def _site(self) -> Site:
         return Site(self._seen or NOTHING, self._allow_code, self._gpus_on_cores)
@@ -183,7 +183,7 @@ class ClusterAgent:
 
     def _profiles(self) -> tuple[ProfileResult, ...]:
         node = self._serving.node
-        if node is None or self._devices is None:
+        if node is None or self._slices is None:
             return ()
         measured = still_asked(node, self._serving.kept.measured)
         models = self._models

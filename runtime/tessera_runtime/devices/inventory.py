@@ -73,7 +73,13 @@ def look_again(seen: Inventory) -> Inventory:
     except pynvml.NVMLError:
         return seen
     try:
-        return replace(seen, gpus=tuple(_look_again(gpu) for gpu in seen.gpus))
+        # By index: a look for one UUID fails while any of the GPUs is lost.
+        handles = dict(_handle(index) for index in range(pynvml.nvmlDeviceGetCount()))
+        return replace(
+            seen, gpus=tuple(_look_again(gpu, handles.get(gpu.uuid)) for gpu in seen.gpus)
+        )
+    except pynvml.NVMLError:
+        return seen
     finally:
         pynvml.nvmlShutdown()
 
@@ -200,9 +206,18 @@ def _gpu_memory_mib(handle: Any, model: GpuModel | None) -> int:
         return model.memory_mib
 
 
-def _look_again(gpu: Gpu) -> Gpu:
+def _handle(index: int) -> tuple[str, Any]:
+    """By UUID, which is empty of a GPU that does not answer."""
     try:
-        return _as_cut(gpu, pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid))
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        return str(pynvml.nvmlDeviceGetUUID(handle)), handle
+    except pynvml.NVMLError:
+        return "", None
+
+
+def _look_again(gpu: Gpu, handle: Any | None) -> Gpu:
+    try:
+        return _as_cut(gpu, handle) if handle is not None else gpu
     except pynvml.NVMLError:
         return gpu
 

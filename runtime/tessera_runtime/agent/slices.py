@@ -1,4 +1,4 @@
-"""The devices of a node, as they are now.
+"""What a node has, as its GPUs are cut now.
 
 GPUs are cut while the agent runs, by the partitioner or by hand. So it looks at them again every half minute, and at once
 when the partitioner says in the RuntimeNode that it has cut; what it says of places is how slices are named.
@@ -23,7 +23,7 @@ Places = Mapping[str, Placement]
 """By UUID of a MIG instance."""
 
 
-class Devices:
+class Slices:
     """Made and run on one event loop."""
 
     def __init__(self, seen: Inventory, changed: Callable[[], None]) -> None:
