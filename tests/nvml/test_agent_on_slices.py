@@ -1,4 +1,6 @@
-"""An agent and its server serve, measure and move on slices of a GPU, as the RuntimeNode says."""
+"""An agent and its server serve, measure and move on slices of a GPU, as the RuntimeNode says: of a stand-in, whose place
+cores take, and of a GPU where there is one for it.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pynvml
 import pytest
 import tritonclient.http
 
 from support.node_api import NodeApi, node_api
-from support.nvml_stand_in import UNPRIVILEGED, StandIn, enable_mig
+from support.nvml_stand_in import UNPRIVILEGED
 from support.server import PATIENCE_S, Server, running_server, wait_until
 from tessera_core.gpu.geometry import Placement
+from tessera_core.gpu.mig import find_profile, match_profile
 from tessera_core.gpu.tables import H100_80_SXM
 from tessera_runtime.partitioner.cut import cut
 from tessera_runtime.partitioner.gpu import MigGpu
 
-PRODUCT = "NVIDIA-H100-80GB-HBM3"
+pytestmark = pytest.mark.parametrize(
+    "mig_gpu",
+    [H100_80_SXM, pytest.param(None, id="real", marks=pytest.mark.gpu_mig)],
+    ids=lambda model: model.name,
+    indirect=True,
+)
+
 SERVICE = "vision.where"
 WHERE = """
 import os
@@ -32,7 +40,7 @@ class Model:
     inputs = {"x": ("FP32", (1,))}
     outputs = {"y": ("FP32", (1,))}
     def __call__(self, batch):
-        number = int(os.environ["CUDA_VISIBLE_DEVICES"][-12:], 16)
+        number = int(os.environ["CUDA_VISIBLE_DEVICES"][-6:], 16)
         return {"y": np.full_like(batch["x"], number)}
 def load(device, options):
     return Model()
@@ -41,18 +49,22 @@ def load(device, options):
 
 
 class Pod:
-    """A runtime pod on an emulated H100 in MIG mode, and its partitioner."""
+    """A runtime pod on a GPU in MIG mode, and its partitioner."""
 
-    def __init__(self, api: NodeApi, server: Server, gpu: str) -> None:
-        self.api, self.server, self.gpu = api, server, gpu
+    def __init__(self, api: NodeApi, server: Server, gpu: MigGpu, *, emulated: bool) -> None:
+        self.api, self.server, self.gpu, self.emulated = api, server, gpu, emulated
         api.files["/where.py"] = WHERE
 
     # In the place of partitioner and operator
 
-    def cut(self, *wanted: tuple[str, int]) -> dict[str, str]:
+    def slice(self, slices: int, memory_slices: int, start: int) -> Placement:
+        profile = match_profile(self.gpu.model, slices, memory_slices)
+        assert profile is not None
+        return Placement(profile.name, start)
+
+    def cut(self, *wanted: Placement) -> dict[str, str]:
         """Leave exactly ``wanted``; the UUIDs by name."""
-        with MigGpu(self.gpu) as gpu:
-            slices = cut(gpu, [Placement(*each) for each in wanted], patience_s=PATIENCE_S)
+        slices = cut(self.gpu, wanted, patience_s=PATIENCE_S)
         return {str(each.placement): str(each.uuid) for each in slices}
 
     def tell(self, cut_as: dict[str, str]) -> None:
@@ -61,12 +73,12 @@ class Pod:
             {"uuid": uuid, "profile": name.split("@")[0], "start": int(name.split("@")[1])}
             for name, uuid in cut_as.items()
         ]
-        self.api.tell_cuts({"uuid": self.gpu, "slices": pieces})
+        self.api.tell_cuts({"uuid": self.gpu.uuid, "slices": pieces})
 
-    def order(self, piece: str) -> None:
+    def order(self, piece: Placement) -> None:
         """One instance on this slice."""
-        instance = {"service": SERVICE, "member": "m", "slice": piece, "batch": 1}
-        devices = [{"uuid": self.gpu, "instances": [instance]}]
+        instance = {"service": SERVICE, "member": "m", "slice": str(piece), "batch": 1}
+        devices = [{"uuid": self.gpu.uuid, "instances": [instance]}]
         self.api.order(devices=devices, services=[self.served()])
 
     def served(self) -> dict[str, object]:
@@ -79,8 +91,8 @@ class Pod:
     # What is seen
 
     def device(self) -> dict[str, Any]:
-        found = (each for each in self.api.status().get("devices", ()) if each["uuid"] == self.gpu)
-        return next(found, {})
+        devices = self.api.status().get("devices", ())
+        return next((each for each in devices if each["uuid"] == self.gpu.uuid), {})
 
     def slices(self) -> dict[str, str]:
         return {
@@ -106,36 +118,35 @@ class Pod:
 
 
 def number(uuid: str) -> float:
-    return float(int(uuid[-12:], 16))
+    return float(int(uuid[-6:], 16))
 
 
 @pytest.fixture
-def pod(machine: Callable[..., StandIn], tmp_path: Path) -> Iterator[Pod]:
-    made = machine(H100_80_SXM)
-    pynvml.nvmlInit()
-    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-    enable_mig(handle)
-    gpu = str(pynvml.nvmlDeviceGetUUID(handle))
-    pynvml.nvmlShutdown()
+def pod(mig_gpu: MigGpu, tmp_path: Path) -> Iterator[Pod]:
+    emulated = "NVML_STAND_IN_STATE" in os.environ
     with (
         node_api("n") as api,
-        agent(api, tmp_path, made),
+        agent(api, tmp_path, *(["--gpus-on-cores"] if emulated else [])),
         running_server(tmp_path / "run") as server,
     ):
-        yield Pod(api, server, gpu)
+        yield Pod(api, server, mig_gpu, emulated=emulated)
 
 
 @contextmanager
-def agent(api: NodeApi, folder: Path, machine: StandIn) -> Iterator[None]:
+def agent(api: NodeApi, folder: Path, *options: str) -> Iterator[None]:
     """The agent as in a pod, without any privilege. It ends when its server has."""
-    paths = [f"--{name}={folder / kind}" for name, kind in _FOLDERS]
-    options = ["--allow-code", "--allow-loopback-stores", "--gpus-on-cores"]
-    who = {"NODE_NAME": "n", "POD_NAME": "p", "POD_IP": "10.0.0.9", "POD_NAMESPACE": "default"}
+    paths = [f"--{option}={folder / name}" for option, name in _FOLDERS]
     command = [sys.executable, "-m", "tessera_runtime.agent.main", *paths, *options]
+    who = {"NODE_NAME": "n", "POD_NAME": "p", "POD_IP": "10.0.0.9", "POD_NAMESPACE": "default"}
     with (folder / "agent.log").open("wb") as log:
         process = subprocess.Popen(
-            [*command, f"--api-server={api.url}"],
-            env={**os.environ, **machine.environment(UNPRIVILEGED), **who, "TESSERA_CORES": "2"},
+            [
+                *command,
+                "--allow-code",
+                "--allow-loopback-stores",
+                f"--api-server={api.url}",
+            ],
+            env={**os.environ, **who, "TESSERA_CORES": "2", "NVML_STAND_IN_FAULTS": UNPRIVILEGED},
             stderr=log,
         )
     try:
@@ -150,64 +161,72 @@ _FOLDERS = (("run-dir", "run"), ("models", "models"), ("state", "state"))
 
 
 def test_an_instance_follows_its_slice_when_that_is_cut_anew(pod: Pod) -> None:
-    first = pod.cut(("1g.10gb", 0), ("1g.10gb", 1))
+    stays, moves = pod.slice(1, 1, 0), pod.slice(1, 1, 1)
+    first = pod.cut(stays, moves)
     pod.tell(first)
-    pod.order("1g.10gb@1")
-    pod.until(lambda: pod.ready() == ["1g.10gb@1"], "an instance on the slice")
+    pod.order(moves)
+    pod.until(lambda: pod.ready() == [str(moves)], "an instance on the slice")
     assert pod.slices() == first
     assert pod.device()["migMode"] == "Enabled"
-    assert "Emulated" in {each["type"] for each in pod.api.status()["conditions"]}
+    conditions = {each["type"] for each in pod.api.status()["conditions"]}
+    assert ("Emulated" in conditions) == pod.emulated
     client = pod.server.http()
-    assert pod.answer(client) == number(first["1g.10gb@1"])
+    assert pod.answer(client) == number(first[str(moves)])
     workers = pod.server.worker_pids()
 
-    pod.cut(("1g.10gb", 0))
-    second = pod.cut(("1g.10gb", 0), ("1g.10gb", 1))
-    assert second["1g.10gb@0"] == first["1g.10gb@0"]
+    pod.cut(stays)
+    second = pod.cut(stays, moves)
+    assert second[str(stays)] == first[str(stays)]
     pod.tell(second)
-    known = {number(first["1g.10gb@1"]), number(second["1g.10gb@1"])}
     answers: list[float] = []
 
     def moved() -> bool:
         answers.append(pod.answer(client))
-        return answers[-1] == number(second["1g.10gb@1"])
+        return answers[-1] == number(second[str(moves)])
 
     pod.until(moved, "an answer from the new slice")
-    assert set(answers) <= known
+    assert set(answers) <= {number(first[str(moves)]), number(second[str(moves)])}
     pod.until(lambda: pod.slices() == second, "the new slice to be told")
     pod.until(lambda: workers.isdisjoint(pod.server.worker_pids()), "the old worker to end")
-    assert pod.ready() == ["1g.10gb@1"]
+    assert pod.ready() == [str(moves)]
 
 
 def test_an_instance_on_a_slice_that_is_not_there_yet_waits_for_it(pod: Pod) -> None:
-    pod.tell(pod.cut(("1g.10gb", 0)))
-    pod.order("1g.10gb@0")
-    pod.until(lambda: pod.ready() == ["1g.10gb@0"], "an instance")
+    small, half = pod.slice(1, 1, 0), pod.slice(3, 4, 4)
+    pod.tell(pod.cut(small))
+    pod.order(small)
+    pod.until(lambda: pod.ready() == [str(small)], "an instance")
     client = pod.server.http()
-    pod.order("3g.40gb@4")
-    pod.until(lambda: "3g.40gb@4" in pod.problem(), "the problem to be told")
-    assert "not cut yet; it has 1g.10gb@0" in pod.problem()
-    assert pod.answer(client) == number(pod.slices()["1g.10gb@0"]), "as before"
-    wider = pod.cut(("1g.10gb", 0), ("3g.40gb", 4))
+    pod.order(half)
+    pod.until(lambda: str(half) in pod.problem(), "the problem to be told")
+    assert f"not cut yet; it has {small}" in pod.problem()
+    assert pod.answer(client) == number(pod.slices()[str(small)]), "as before"
+    wider = pod.cut(small, half)
     pod.tell(wider)
-    pod.until(lambda: pod.ready() == ["3g.40gb@4"], "an instance on the new slice")
+    pod.until(lambda: pod.ready() == [str(half)], "an instance on the new slice")
     assert pod.problem() == ""
-    assert pod.answer(client) == number(wider["3g.40gb@4"])
+    assert pod.answer(client) == number(wider[str(half)])
 
 
 def test_without_a_partitioner_slices_have_names_all_the_same(pod: Pod) -> None:
-    real = pod.cut(("1g.10gb", 6), ("3g.40gb", 0))
-    pod.order("1g.10gb@0")  # where nobody tells places, the first legal ones are the names
+    small, half = pod.slice(1, 1, 6), pod.slice(3, 4, 0)
+    real = pod.cut(small, half)
+    names = pod.slice(1, 1, 0), pod.slice(3, 4, 4)  # where nobody tells, the first legal places
+    pod.order(names[0])
     pod.api.tell_cuts()
     pod.until(pod.slices, "the slices")
-    assert pod.slices() == {"1g.10gb@0": real["1g.10gb@6"], "3g.40gb@4": real["3g.40gb@0"]}
-    pod.until(lambda: pod.ready() == ["1g.10gb@0"], "an instance")
-    assert pod.answer(pod.server.http()) == number(real["1g.10gb@6"])
+    assert pod.slices() == {
+        str(names[0]): real[str(small)],
+        str(names[1]): real[str(half)],
+    }
+    pod.until(lambda: pod.ready() == [str(names[0])], "an instance")
+    assert pod.answer(pod.server.http()) == number(real[str(small)])
 
 
 def test_a_model_is_measured_on_a_slice(pod: Pod) -> None:
-    pod.tell(pod.cut(("1g.20gb", 2)))
-    task = {"service": SERVICE, "member": "m", "device": pod.gpu, "slice": "1g.20gb@2"}
+    piece = pod.slice(1, 2, 2)
+    pod.tell(pod.cut(piece))
+    task = {"service": SERVICE, "member": "m", "device": pod.gpu.uuid, "slice": str(piece)}
     pod.api.order(profiling=[task], candidates=[pod.served()])
 
     def measured() -> list[dict[str, Any]]:
@@ -217,11 +236,11 @@ def test_a_model_is_measured_on_a_slice(pod: Pod) -> None:
     pod.until(measured, "a profile")
     [profile] = measured()
     assert profile.get("problem", "") == ""
-    assert profile["deviceClass"] == {
-        "product": PRODUCT,
-        "slice": "1g.20gb",
-        "smCount": 26,
-        "memoryMiB": 20096,
-    }
+    table = find_profile(pod.gpu.model, piece.profile)
+    assert table is not None
+    place = profile["deviceClass"]
+    assert place["product"] in pod.gpu.model.products
+    assert (place["slice"], place["smCount"]) == (piece.profile, table.sm_count)
+    assert place["memoryMiB"] == pytest.approx(table.memory_mib, rel=0.1)
     assert {row["instances"] for row in profile["rows"]} == {1, 2, 4}
-    assert profile["driver"] == "none: GPUs emulated on cores"
+    assert ("emulated" in profile["driver"]) == pod.emulated

@@ -2,8 +2,8 @@
 
 Several loops share one state, and each of them can fail without the others: following the RuntimeNode
 (``following``), telling the server (``serving``), writing the status (``publishing``), renewing the Lease,
-measuring (``measuring``), and looking at what GPUs are cut into (``slices``). What they decide is in pure functions: ``orders``, ``translate``, ``node_status``,
-``profiling``.
+measuring (``measuring``), and looking at what GPUs are cut into (``slices``). What they decide is in pure functions:
+``orders``, ``translate``, ``node_status``, ``profiling``.
 """
 
 from __future__ import annotations

@@ -55,7 +55,9 @@ class Serving:
         changed: Callable[[], None],
         steering: Steering | None = None,
     ) -> None:
-        """``site``: as of now. ``changed`` is called after every look at the server. ``steering``: None where nothing is placed."""
+        """``site``: as of now. ``changed`` is called after every look at the server. ``steering``: None where nothing is
+        placed.
+        """
         self.order: Order | None = None
         """The last word of the operator; None until it was heard."""
         self.node: RuntimeNode | None = None
