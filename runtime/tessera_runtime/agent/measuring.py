@@ -41,7 +41,9 @@ class Measuring:
         site: Callable[[], Site],
         changed: Callable[[], None],
     ) -> None:
-        """``changed`` is called when there is a result. ``site``: as of now. ``socket``: path of the server's control socket."""
+        """``changed`` is called when there is a result. ``site``: as of now. ``socket``: path of the server's control
+        socket.
+        """
         self._socket = socket
         self._serving = serving
         self._models = models

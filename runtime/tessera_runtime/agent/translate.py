@@ -71,7 +71,7 @@ class Site:
     @property
     def driver(self) -> str:
         """What GPUs are driven by; empty without any."""
-        return ON_CORES if self.gpus_on_cores else self.seen.driver
+        return ON_CORES if self.gpus_on_cores and self.seen.gpus else self.seen.driver
 
 
 @dataclass(frozen=True, slots=True)

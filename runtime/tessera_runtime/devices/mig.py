@@ -25,7 +25,7 @@ class MigSlice:
 
     uuid: str
     placement: Placement
-    """With the table's name of the profile; the start is its name's, and where it is as far as that was told."""
+    """With the table's name of the profile. Where it is, if that was told; else it is only called so."""
     sm_count: int
     memory_mib: int
 
@@ -39,8 +39,8 @@ def is_cut(handle: Any) -> bool:
     """Whether the GPU is in MIG mode. Raises NVMLError."""
     try:
         return bool(pynvml.nvmlDeviceGetMigMode(handle)[0] == pynvml.NVML_DEVICE_MIG_ENABLE)
-    except pynvml.NVMLError_NotSupported:
-        return False  # a GPU without MIG
+    except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound):
+        return False  # a GPU without MIG, or a driver of before
 
 
 def mig_devices(handle: Any) -> Iterator[Any]:
