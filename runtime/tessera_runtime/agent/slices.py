@@ -13,9 +13,9 @@ from tessera_core.api.errors import Report
 from tessera_core.api.records import record
 from tessera_core.api.runtimenode import CutStatus, DeviceStatus
 from tessera_core.gpu.geometry import Placement
-from tessera_runtime.agent.kube import Document
-from tessera_runtime.agent.waits import set_within
 from tessera_runtime.devices.inventory import Inventory, located, look_again
+from tessera_runtime.kube import Document
+from tessera_runtime.waits import set_within
 
 LOOK_S = 30.0
 
