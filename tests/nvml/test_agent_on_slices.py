@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,10 +76,12 @@ class Pod:
         ]
         self.api.tell_cuts({"uuid": self.gpu.uuid, "slices": pieces})
 
-    def order(self, piece: Placement) -> None:
-        """One instance on this slice."""
+    def order(self, piece: Placement, *cut_as: Placement) -> None:
+        """One instance on this slice. ``cut_as``: what the partitioner is to cut the GPU into; nothing: nobody cuts it."""
         instance = {"service": SERVICE, "member": "m", "slice": str(piece), "batch": 1}
-        devices = [{"uuid": self.gpu.uuid, "instances": [instance]}]
+        geometry = [{"profile": each.profile, "start": each.start} for each in cut_as]
+        device = {"uuid": self.gpu.uuid, "geometry": geometry, "cut": bool(cut_as)}
+        devices = [{**device, "instances": [instance]}]
         self.api.order(devices=devices, services=[self.served()])
 
     def served(self) -> dict[str, object]:
@@ -113,6 +116,11 @@ class Pod:
         x.set_data_from_numpy(np.zeros((1, 1), np.float32))
         return float(client.infer(SERVICE, [x]).as_numpy("y")[0, 0])
 
+    def metrics(self) -> str:
+        url = f"http://127.0.0.1:{self.server.ports().metrics}/metrics"
+        with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
+            return str(answer.read().decode())
+
     def until(self, condition: Callable[[], object], what: str) -> None:
         wait_until(condition, lambda: f"{what}; status {self.api.status()}")
 
@@ -133,28 +141,36 @@ def pod(mig_gpu: MigGpu, tmp_path: Path) -> Iterator[Pod]:
 
 
 @contextmanager
-def agent(api: NodeApi, folder: Path, *options: str) -> Iterator[None]:
-    """The agent as in a pod, without any privilege. It ends when its server has."""
-    paths = [f"--{option}={folder / name}" for option, name in _FOLDERS]
-    command = [sys.executable, "-m", "tessera_runtime.agent.main", *paths, *options]
-    who = {"NODE_NAME": "n", "POD_NAME": "p", "POD_IP": "10.0.0.9", "POD_NAMESPACE": "default"}
-    with (folder / "agent.log").open("wb") as log:
+def running(log: Path, module: str, *options: str, **environment: str) -> Iterator[None]:
+    """``python -m module`` of this node, until it has ended well."""
+    with log.open("wb") as file:
         process = subprocess.Popen(
-            [
-                *command,
-                "--allow-code",
-                "--allow-loopback-stores",
-                f"--api-server={api.url}",
-            ],
-            env={**os.environ, **who, "TESSERA_CORES": "2", "NVML_STAND_IN_FAULTS": UNPRIVILEGED},
-            stderr=log,
+            [sys.executable, "-m", module, *options],
+            env={**os.environ, "NODE_NAME": "n", **environment},
+            stderr=file,
         )
     try:
         yield
     finally:
         process.terminate()
         status = process.wait(PATIENCE_S)
-    assert status == 0, (folder / "agent.log").read_text()
+    assert status == 0, log.read_text()
+
+
+@contextmanager
+def agent(api: NodeApi, folder: Path, *options: str) -> Iterator[None]:
+    """The agent as in a pod, without any privilege. It ends when its server has."""
+    paths = [f"--{option}={folder / name}" for option, name in _FOLDERS]
+    allowed = ("--allow-code", "--allow-loopback-stores")
+    who = {"POD_NAME": "p", "POD_IP": "10.0.0.9", "POD_NAMESPACE": "default", "TESSERA_CORES": "2"}
+    with running(
+        folder / "agent.log",
+        "tessera_runtime.agent.main",
+        *(*paths, *allowed, *options, f"--api-server={api.url}"),
+        **who,
+        NVML_STAND_IN_FAULTS=UNPRIVILEGED,
+    ):
+        yield
 
 
 _FOLDERS = (("run-dir", "run"), ("models", "models"), ("state", "state"))
@@ -172,6 +188,8 @@ def test_an_instance_follows_its_slice_when_that_is_cut_anew(pod: Pod) -> None:
     assert ("Emulated" in conditions) == pod.emulated
     client = pod.server.http()
     assert pod.answer(client) == number(first[str(moves)])
+    for uuid in first.values():
+        assert f'tessera_gpu_memory_used_bytes{{uuid="{uuid}"}}' in pod.metrics()
     workers = pod.server.worker_pids()
 
     pod.cut(stays)
@@ -244,3 +262,18 @@ def test_a_model_is_measured_on_a_slice(pod: Pod) -> None:
     assert place["memoryMiB"] == pytest.approx(table.memory_mib, rel=0.1)
     assert {row["instances"] for row in profile["rows"]} == {1, 2, 4}
     assert ("emulated" in profile["driver"]) == pod.emulated
+
+
+def test_the_partitioner_cuts_and_the_agent_serves_on_what_it_cut(pod: Pod, tmp_path: Path) -> None:
+    small, half = pod.slice(1, 1, 0), pod.slice(3, 4, 4)
+    api = f"--api-server={pod.api.url}"
+    with running(tmp_path / "partitioner.log", "tessera_runtime.partitioner", api):
+        pod.order(small, small)
+        pod.until(lambda: pod.ready() == [str(small)], "an instance on what was cut for it")
+        client = pod.server.http()
+        first = pod.slices()
+        assert pod.answer(client) == number(first[str(small)])
+        pod.order(half, small, half)
+        pod.until(lambda: pod.ready() == [str(half)], "an instance on the new slice")
+        assert pod.answer(client) == number(pod.slices()[str(half)])
+        assert pod.slices()[str(small)] == first[str(small)], "what was there was not touched"

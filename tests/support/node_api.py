@@ -1,6 +1,7 @@
-"""What an agent talks to beside its server: an API server with one RuntimeNode, and a store of model files.
+"""What processes of a node talk to, in a thread of its own: an API server with one RuntimeNode, and a store of models.
 
-As far as the agent goes: one object is read, watched and has its status applied; Leases are taken and forgotten.
+As far as they go: one object is read and watched, several managers apply their parts of its status, and Leases are taken
+and forgotten.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 _NODES = "/apis/tessera.dev/v1alpha1/runtimenodes"
-_OF_OTHERS = ("cuts", "taints")
-"""Fields of the status that are not the agent's, so that it does not take them away by leaving them out."""
+PARTITIONER = "tessera-partitioner"
 
 
 class NodeApi:
@@ -32,6 +32,8 @@ class NodeApi:
             "metadata": {"name": name, "uid": "u", "generation": 0, "resourceVersion": "0"},
             "spec": {"epoch": 1},
         }
+        self._applied: dict[str, dict[str, Any]] = {}
+        """What each manager has said of the status; none says what another does."""
         self._changed = threading.Condition()
         self._closed = False
 
@@ -44,7 +46,7 @@ class NodeApi:
 
     def tell_cuts(self, *cuts: dict[str, object]) -> None:
         """Write what the partitioner says."""
-        self._apply({**self.status(), "cuts": list(cuts)})
+        self.apply_status(PARTITIONER, {"cuts": list(cuts)})
 
     def status(self) -> dict[str, Any]:
         with self._changed:
@@ -71,14 +73,13 @@ class NodeApi:
                 found = copy.deepcopy(self._document)
             yield found
 
-    def apply_status(self, status: dict[str, Any]) -> None:
-        """As the agent does."""
-        there = self.status()
-        self._apply({**{name: there[name] for name in _OF_OTHERS if name in there}, **status})
-
-    def _apply(self, status: dict[str, Any]) -> None:
+    def apply_status(self, manager: str, status: dict[str, Any]) -> None:
+        """All that ``manager`` says of it; what it has said before and says no more is gone."""
         with self._changed:
-            self._document["status"] = status
+            self._applied[manager] = status
+            said = [field for each in self._applied.values() for field in each.items()]
+            self._document["status"] = dict(said)
+            assert len(said) == len(self._document["status"]), "two managers write one field"
             self._count()
 
     def _version(self) -> str:
@@ -116,8 +117,9 @@ def node_api(name: str) -> Iterator[NodeApi]:
 
         def do_PATCH(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            if urlsplit(self.path).path == f"{_NODES}/{name}/status":
-                api.apply_status(body["status"])
+            url = urlsplit(self.path)
+            if url.path == f"{_NODES}/{name}/status":
+                api.apply_status(parse_qs(url.query)["fieldManager"][0], body["status"])
             self._answer(200, b"{}")
 
         def _answer(self, code: int, body: bytes) -> None:

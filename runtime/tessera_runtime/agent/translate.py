@@ -148,8 +148,9 @@ def server_target(
     without_keys: Collection[str] = (),
 ) -> Translated:
     """``before`` is what the server was told last; a service whose models are missing stays as it is there, but for
-    who may ask. So do those of ``unread``, which ``node`` lacks because they could not be read, and ``without_keys``,
-    whose keys are being read for the first time: the next moment they are there, or known to be none.
+    who may ask, and for slices that were cut anew under their names. So do those of ``unread``, which ``node`` lacks
+    because they could not be read, and ``without_keys``, whose keys are being read for the first time: the next moment
+    they are there, or known to be none.
     """
     placed: dict[ModelKey, list[tuple[str, Instance]]] = {}
     for device in node.spec.devices:
