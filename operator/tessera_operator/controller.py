@@ -19,6 +19,7 @@ from tessera_core.api.placementplan import PlacementPlan, Step
 from tessera_operator import partitioners, plans, pools, routes
 from tessera_operator.cluster import Cluster
 from tessera_operator.config import Config
+from tessera_operator.costs import Meter
 from tessera_operator.decide import Decider, Decision, batch_lines, batch_times, capacity
 from tessera_operator.drifting import Drifting
 from tessera_operator.heartbeats import Heartbeats
@@ -63,6 +64,7 @@ class Controller:
         self._routers = Routers()
         self._rollout: Rollout | None = None
         self._afresh = False
+        self.meter = Meter()
         self.heartbeats = Heartbeats(config.lost_after_s)
         self.writer = Writer(cluster, self._documents)
         self._tls = where.tls is not None
@@ -97,6 +99,8 @@ class Controller:
         # What a node that is about to go runs gets another home while it still answers.
         away = present.away
         decision = self._decider.decide(now.s, away, afresh=self._afresh)
+        names = [service.served_name for service in self._world.services]
+        self.meter.note(decision.state, names, now.s)
         self._measuring.see(nodes, decision, self.writer, now.s)
         tasks = self._measuring.assign(decision, self._world, present.steady, now.s)
         self._keep_pools(decision, present, now.s)
@@ -333,6 +337,7 @@ class Controller:
             for each in device.instances
         }
         self._reporter.keep_finalizers(self._world.services, running)
+        self._reporter.keep_replicas(self._world.services)
         rollout = self._rollout
         for name, plan in sorted(self._plans.items()):
             if rollout is not None and rollout.name == name:
