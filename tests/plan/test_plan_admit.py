@@ -299,6 +299,16 @@ def sliced(count: int) -> NodeState:
     return gpu_node("g", geometry=tuple(Placement("1g.10gb", start) for start in range(count)))
 
 
+def test_every_class_that_would_close_the_gap_is_told_with_its_number() -> None:
+    sizes = [measured("m", gpu_place("1g.10gb"), 4.0), measured("m", gpu_place(), 1.0)]
+    state = cluster([sliced(2), gpu_node("f")], [service("s", rps=30_000)], sizes)
+    missing = shortfall(plan(state))
+    found = dict(missing.alternatives)
+    assert found.keys() == {f"{A100}/1g.10gb", f"{A100}/full"}
+    assert found[missing.device] == missing.devices
+    assert found[f"{A100}/1g.10gb"] > found[f"{A100}/full"] > 1
+
+
 def test_missing_slices_are_counted_in_slices() -> None:
     sizes = [measured("m", gpu_place("1g.10gb"), 1.0)]
     state = cluster([sliced(2)], [service("s", rps=3000)], sizes)
