@@ -66,7 +66,7 @@ class Headroom:
         buffer = CAPACITY_BUFFER.name, namespace, f"{HEADROOM}-{name}"
         if not pool.spec.size.headroom.spare_nodes:
             self._waiting.pop(name, None)
-            writer.remove(buffer)
+            self._empty(writer, documents, buffer, pool)
             writer.remove(pods)
             return None
         if self._where.has_buffers and pods not in documents:
@@ -82,8 +82,17 @@ class Headroom:
         if not self._where.headroom_class:
             return Held.NOBODY
         writer.put(placeholders(pool, nodes, self._where))
-        writer.remove(buffer)
+        self._empty(writer, documents, buffer, pool)
         return Held.PODS
+
+    def _empty(
+        self, writer: Writer, documents: Mapping[Key, Document], buffer: Key, pool: RuntimePool
+    ) -> None:
+        """Have the buffer of ``pool`` hold nothing. Of one that is deleted, Karpenter 1.14 goes on counting the pods, and
+        keeps their nodes, until it next places something.
+        """
+        if buffer in documents:
+            writer.put(buffer_document(pool, 0, self._where))
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,8 +55,9 @@ class Kept:
         }
 
     @property
-    def made(self) -> set[str]:
-        return {key[0] for key in self.cluster.objects}
+    def held(self) -> dict[str, int]:
+        """Spare nodes, by the kind of what holds them."""
+        return {key[0]: each["spec"]["replicas"] for key, each in self.cluster.objects.items()}
 
 
 def test_a_buffer_holds_the_room_once_somebody_says_so() -> None:
@@ -70,7 +71,7 @@ def test_a_buffer_holds_the_room_once_somebody_says_so() -> None:
     # The room was taken, and the next is on its way.
     kept.says(ReadyForProvisioning="True", Provisioning="False")
     assert kept.at(10 * PROVISIONED_S) is Held.BUFFER
-    assert kept.made == {"CapacityBuffer"}
+    assert kept.held == {"CapacityBuffer": 1}
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ def test_pods_take_the_place_of_a_buffer_that_nobody_acts_on(
     kept.says(**conditions)
     assert kept.at(after_s - 1) is Held.WAITING
     assert kept.at(after_s) is Held.PODS
-    assert kept.made == {"Deployment"}
+    assert kept.held == {"Deployment": 1, "CapacityBuffer": 0}
 
 
 def test_what_was_said_of_another_size_does_not_count() -> None:
@@ -119,16 +120,16 @@ def test_pods_hold_the_room_where_there_are_no_buffers() -> None:
 def test_without_a_priority_class_nobody_would_give_way() -> None:
     kept = Kept(replace(WHERE, has_buffers=False, headroom_class=""))
     assert kept.at(0) is Held.NOBODY
-    assert kept.made == set()
+    assert kept.held == {}
 
 
 @pytest.mark.parametrize("has_buffers", [True, False])
 def test_nothing_is_left_when_no_spare_nodes_are_wanted(has_buffers: bool) -> None:
     kept = Kept(replace(WHERE, has_buffers=has_buffers))
     kept.at(0)
-    assert kept.made
+    assert list(kept.held.values()) == [1]
     assert kept.at(1, nodes=0, wanted=0) is None
-    assert kept.made == set()
+    assert kept.held == ({"CapacityBuffer": 0} if has_buffers else {})
 
 
 def test_an_empty_buffer_waits_until_there_may_be_more_nodes() -> None:
