@@ -1,8 +1,8 @@
 """The agent of a runtime pod: carries what the operator wants of this node to the server, and reports.
 
-Five loops share one state, and each of them can fail without the others: following the RuntimeNode
-(``following``), telling the server (``serving``), writing the status (``publishing``), renewing the Lease, and
-measuring (``measuring``). What they decide is in pure functions: ``orders``, ``translate``, ``node_status``,
+Six loops share one state, and each of them can fail without the others: following the RuntimeNode
+(``following``), telling the server (``serving``), writing the status (``publishing``), renewing the Lease,
+measuring (``measuring``), and looking after the GPUs (``devices``). What they decide is in pure functions: ``orders``, ``translate``, ``node_status``,
 ``profiling``.
 """
 
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tessera_core.api import Condition, RuntimeNodeStatus
 from tessera_core.api.runtimenode import ProfileResult
+from tessera_runtime.agent.devices import Devices
 from tessera_runtime.agent.following import Follower, Identity, beat
 from tessera_runtime.agent.keys import ServiceKeys
 from tessera_runtime.agent.kube import Document, Kube, KubeError
@@ -31,7 +32,7 @@ from tessera_runtime.agent.steering import Steering
 from tessera_runtime.agent.translate import Site
 from tessera_runtime.agent.waits import set_within
 from tessera_runtime.control import ControlClient
-from tessera_runtime.devices.inventory import Inventory, unhealthy
+from tessera_runtime.devices.inventory import Inventory
 from tessera_runtime.models.cache import ModelCache
 from tessera_runtime.models.errors import Denied, NotFound, Unreachable
 from tessera_runtime.supervisor import control_path
@@ -41,7 +42,6 @@ log = logging.getLogger(__name__)
 SETTLE_S = 5.0
 """Most that the first status waits until what was known before a restart is known again."""
 
-HEALTH_S = 30.0
 DRAIN_S = 60.0
 """Most that the agent outlives the signal to stop, while the server finishes."""
 
@@ -71,7 +71,6 @@ class ClusterAgent:
         self._socket = str(control_path(run_dir))
         self._control = ControlClient(self._socket)
         self._site = Site(cores, memory_mib, allow_code)
-        self._unhealthy: frozenset[str] = frozenset()
         self._stopping = False
         self._publisher = Publisher(
             kube, who.node, self._status, lambda: counters_s(self._serving.node)
@@ -86,6 +85,12 @@ class ClusterAgent:
             state_dir,
             self._publisher.look,
             Steering(kind_of(seen)) if seen is not None else None,
+        )
+        self._devices = Devices(
+            [gpu.uuid for gpu in seen.gpus] if seen is not None else [],
+            state_dir,
+            lambda: self._serving.node,
+            self._publisher.look,
         )
         self._follower = Follower(kube, who.node, self._hear)
 
@@ -106,7 +111,7 @@ class ClusterAgent:
                 self._site,
                 self._publisher.look,
             )
-            loops += [measuring.run(), self._look_after_gpus([g.uuid for g in self._seen.gpus])]
+            loops += [measuring.run(), self._devices.run()]
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(loop) for loop in loops]
@@ -147,7 +152,7 @@ class ClusterAgent:
             report=serving.report,
             problems=serving.problems,
             profiles=self._profiles(),
-            unhealthy=self._unhealthy,
+            verdicts=self._devices.verdicts,
             corrections=serving.corrections(),
         )
         return node_status(facts, before, now)
@@ -182,11 +187,6 @@ class ClusterAgent:
             if error.status == 404:
                 raise NotFound(f"{label}: there is none, create it") from error
             raise Unreachable(f"{label}: {error}") from error
-
-    async def _look_after_gpus(self, uuids: Sequence[str]) -> None:
-        while uuids:
-            self._unhealthy = await asyncio.to_thread(unhealthy, uuids)
-            await asyncio.sleep(HEALTH_S)
 
     async def _drain(self) -> None:
         """Say at once that the pod is being stopped; then stay until the server has ended."""

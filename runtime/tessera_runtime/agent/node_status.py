@@ -29,6 +29,7 @@ from tessera_core.gpu.tables import model_of
 from tessera_core.plan.state import CPU
 from tessera_runtime.agent.steering import Corrected
 from tessera_runtime.agent.translate import device_piece
+from tessera_runtime.devices.health import Verdict
 from tessera_runtime.devices.inventory import Gpu, Inventory
 from tessera_runtime.target import InstanceReport, ServerReport, ServiceReport
 
@@ -79,8 +80,8 @@ class Facts:
     problems: Mapping[str, str] = field(default_factory=dict)
     """By served name: why a service is not as wanted."""
     profiles: tuple[ProfileResult, ...] = ()
-    unhealthy: frozenset[str] = frozenset()
-    """GPUs by UUID."""
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    """Of GPUs, by UUID; one that is not there has just answered."""
     corrections: tuple[Corrected, ...] = ()
     """What batches take here over what the operator says."""
 
@@ -166,6 +167,7 @@ def _cpu(facts: Facts, seen: Inventory) -> DeviceStatus:
 
 def _gpu(facts: Facts, gpu: Gpu) -> DeviceStatus:
     model = model_of(gpu.product)
+    verdict = facts.verdicts.get(gpu.uuid, Verdict())
     return DeviceStatus(
         uuid=gpu.uuid,
         product=label(gpu.product),
@@ -173,7 +175,8 @@ def _gpu(facts: Facts, gpu: Gpu) -> DeviceStatus:
         mig_capable=gpu.mig_enabled or (model is not None and bool(model.profiles)),
         mig_mode=MigMode.ENABLED if gpu.mig_enabled else MigMode.DISABLED,
         instances=_instances(facts, gpu.uuid),
-        health=Health.UNHEALTHY if gpu.uuid in facts.unhealthy else Health.HEALTHY,
+        health=verdict.health,
+        problem=verdict.problem,
     )
 
 
