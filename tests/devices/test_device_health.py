@@ -52,9 +52,7 @@ class Gpu:
     ) -> Verdict:
         self.now_s += after_s
         xids = [Xid(code, instance) for code in codes]
-        self.record, verdict = look(
-            self.record, reading, xids, self.now_s, cut_ordered=cut_ordered
-        )
+        self.record, verdict = look(self.record, reading, xids, self.now_s, cut_ordered=cut_ordered)
         return verdict
 
     def seconds_until_healthy(self, reading: Reading, most_s: float = 2 * MOST_RETURN_S) -> float:
@@ -85,7 +83,8 @@ def test_every_xid_has_the_consequence_of_its_cure(code: int, reading: Reading) 
             assert f"Xid {code}" in verdict.problem
             assert gpu.seconds_until_healthy(reading) == RETURN_S
         case Cure.RESET | Cure.REBOOT as cure:
-            assert f"Xid {code}" in verdict.problem and str(cure) in verdict.problem
+            assert f"Xid {code}" in verdict.problem
+            assert str(cure) in verdict.problem
             later = gpu.see(reading, after_s=MOST_RETURN_S + FORGET_S)
             assert later.health is Health.UNHEALTHY
 
@@ -124,7 +123,10 @@ def test_a_gpu_whose_driver_asks_for_nothing_any_more_returns_after_it_was_watch
     assert gpu.see(asking, 95).health is Health.UNHEALTHY
     verdict = gpu.see(NEW)
     assert verdict.health is Health.UNHEALTHY
-    assert verdict.problem == f"watched until it was well for 300 s: the driver asks for {Action.RESET}"
+    assert (
+        verdict.problem
+        == f"watched until it was well for 300 s: the driver asks for {Action.RESET}"
+    )
     assert gpu.seconds_until_healthy(NEW) == RETURN_S - LOOK_S
     assert gpu.see(NEW) == Verdict()
 
@@ -219,7 +221,8 @@ def test_each_further_fall_within_a_day_takes_twice_as_long() -> None:
         taken.append(gpu.seconds_until_healthy(NEW))
         gpu.see(NEW, after_s=60)
     assert taken == [back_s(fall) for fall in range(1, 9)]
-    assert taken[:3] == [RETURN_S, 2 * RETURN_S, 4 * RETURN_S] and taken[-1] == MOST_RETURN_S
+    assert taken[:3] == [RETURN_S, 2 * RETURN_S, 4 * RETURN_S]
+    assert taken[-1] == MOST_RETURN_S
 
 
 def test_a_fall_is_forgotten_after_a_day() -> None:
@@ -246,10 +249,13 @@ def test_an_xid_of_a_mig_instance_is_one_of_the_gpu_and_names_the_instance() -> 
 
 def test_a_mig_instance_that_goes_without_an_order_is_missed_and_the_gpu_stays() -> None:
     gpu = Gpu()
-    both, one = (replace(NEW, slices=frozenset(names)) for names in (("MIG-a", "MIG-b"), ("MIG-a",)))
+    both, one = (
+        replace(NEW, slices=frozenset(names)) for names in (("MIG-a", "MIG-b"), ("MIG-a",))
+    )
     assert gpu.see(both) == Verdict()
     missing = gpu.see(one)
-    assert missing.health is Health.HEALTHY and missing.gone == {"MIG-b"}
+    assert missing.health is Health.HEALTHY
+    assert missing.gone == {"MIG-b"}
     assert missing.problem == "MIG instance MIG-b is gone, and nobody ordered that"
     assert gpu.see(both) == Verdict()
 

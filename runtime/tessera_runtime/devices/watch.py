@@ -7,7 +7,9 @@ that was away has forgotten who listens, so whenever one does not answer, everyt
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
@@ -22,6 +24,8 @@ READ_S = 10.0
 """Between two readings. An Xid is read at once."""
 WAIT_MS = 500
 """For an event, so how long the thread may outlive its order to end."""
+STOP_S = 5.0
+"""That its end is waited for: a driver that hangs must not keep an agent from ending."""
 MOST_XIDS = 64
 """That are told with one reading; a storm says nothing new."""
 
@@ -81,7 +85,7 @@ class Watch:
     def stop(self) -> None:
         """End the thread and wait for it; one that the driver never answers is left behind."""
         self._stop.set()
-        self._thread.join(timeout=self._read_s)
+        self._thread.join(timeout=STOP_S)
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -135,12 +139,11 @@ class Watch:
         return heard
 
     def _wait(self, events: Any) -> Any | None:
-        waited_s = 0.0
-        while waited_s < self._read_s and not self._stop.is_set():
-            event = _next(events, WAIT_MS)
+        until_s = time.monotonic() + self._read_s
+        while (left_s := until_s - time.monotonic()) > 0 and not self._stop.is_set():
+            event = _next(events, min(WAIT_MS, math.ceil(left_s * 1e3)))
             if event is not None:
                 return event
-            waited_s += WAIT_MS / 1e3
         return None
 
 
@@ -148,7 +151,8 @@ def read(uuid: str) -> Reading:
     """What NVML, which is initialised, says of a GPU now."""
     try:
         handle = _handle(uuid)
-        pynvml.nvmlDeviceGetMemoryInfo(handle)
+        with suppress(pynvml.NVMLError_NoPermission):  # of a GPU in MIG mode; it answered
+            pynvml.nvmlDeviceGetMemoryInfo(handle)
     except pynvml.NVMLError as error:
         return _silent(error)
     is_cut = _asked(pynvml.nvmlDeviceGetMigMode, handle, default=(0, 0))[0] == 1
