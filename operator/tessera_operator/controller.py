@@ -16,8 +16,7 @@ from typing import Any
 
 from tessera_core.api import Device, ModelService, RuntimeNode, SpecInvalid
 from tessera_core.api.placementplan import PlacementPlan
-from tessera_core.gpu.mig import label
-from tessera_operator import plans, pools, routes
+from tessera_operator import plans, pools, quarantine, routes
 from tessera_operator.cluster import Cluster
 from tessera_operator.config import Config
 from tessera_operator.decide import Decider, Decision, batch_lines, batch_times, capacity
@@ -63,6 +62,8 @@ class Controller:
         self._rollout: Rollout | None = None
         self._afresh = False
         self.heartbeats = Heartbeats(config.lost_after_s)
+        self.devices: Mapping[tuple[str, str], int] = {}
+        """By pool and health, as of the last round."""
         self.writer = Writer(cluster, self._documents)
         self._tls = where.tls is not None
         self._drifting = Drifting(self.writer, config.drift_after_s)
@@ -99,7 +100,7 @@ class Controller:
         self._measuring.see(nodes, decision, self.writer, now.s)
         tasks = self._measuring.assign(decision, self._world, present.steady, now.s)
         self._keep_pools(decision, present.by_pool)
-        if not self._keep_plan(decision, now):
+        if not self._keep_plan(decision, away):
             return None
         places = {node.metadata.name: node for node in nodes if not is_activator(node)}
         capacities = capacity(decision.plan)
@@ -160,6 +161,7 @@ class Controller:
                 now.text,
             ),
         )
+        self.devices = quarantine.counts(present.by_pool)
         waits = [
             left
             for service in self._world.services
@@ -182,10 +184,7 @@ class Controller:
             }
             for pool, nodes in by_pool.items()
         }
-        products = {
-            pool: {label(device.product) for node in nodes for device in node.status.devices}
-            for pool, nodes in by_pool.items()
-        }
+        products = {pool: quarantine.products(nodes) for pool, nodes in by_pool.items()}
         pool_of = {node.metadata.name: pool for pool, nodes in by_pool.items() for node in nodes}
         for each in decision.plan.assignments:
             if each.node in pool_of:
@@ -205,12 +204,18 @@ class Controller:
             self.writer.put(pools.disruption_budget(pool, self._where))
         self._pods.keep_nodes(self.writer, self._documents, self._world.nodes, self._epoch)
 
-    def _keep_plan(self, decision: Decision, now: Now) -> bool:
-        """Have the object of the plan under way; False where it could not be written."""
+    def _keep_plan(self, decision: Decision, away: frozenset[str]) -> bool:
+        """Have the object of the plan under way; False where it could not be written. ``away``: nodes that are told nothing."""
         if decision.is_new or (self._rollout is None and self._afresh):
             self._afresh = False
+            places = [node for node in self._world.nodes if not is_activator(node)]
             rollout = begin(
-                decision, self._epoch, self._world.pools, self._world.nodes, self._plans.values()
+                decision,
+                self._epoch,
+                self._world.pools,
+                places,
+                self._plans.values(),
+                away,
             )
             if rollout is None or self._rollout is None or rollout.name != self._rollout.name:
                 self._rollout = rollout
