@@ -61,6 +61,7 @@ class Controller:
         self._routers = Routers()
         self._rollout: Rollout | None = None
         self._afresh = False
+        self._geometries = quarantine.Geometries()
         self.heartbeats = Heartbeats(config.lost_after_s)
         self.devices: Mapping[tuple[str, str], int] = {}
         """By pool and health, as of the last round."""
@@ -96,7 +97,8 @@ class Controller:
         self._drifting.keep(self._world.profiles, steady, now.s, now.text)
         # What a node that is about to go runs gets another home while it still answers.
         away = present.unsure
-        decision = self._decider.decide(now.s, away, afresh=self._afresh)
+        recut = self._geometries.have_changed(nodes)
+        decision = self._decider.decide(now.s, away, afresh=self._afresh or recut)
         self._measuring.see(nodes, decision, self.writer, now.s)
         tasks = self._measuring.assign(decision, self._world, present.steady, now.s)
         self._keep_pools(decision, present.by_pool)

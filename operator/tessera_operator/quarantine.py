@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from tessera_core.api import Condition, RuntimeNode
 from tessera_core.api.meta import ConditionStatus
 from tessera_core.api.placementplan import Action, Step, Target
-from tessera_core.api.runtimenode import Health
+from tessera_core.api.runtimenode import Health, SliceStatus
 from tessera_core.gpu.mig import label
 from tessera_core.plan.decision import Plan
 from tessera_core.plan.state import CPU
@@ -135,6 +135,25 @@ class Healths:
     def forget(self, nodes: Collection[str]) -> None:
         """Only ``nodes`` are there."""
         self._known = {name: found for name, found in self._known.items() if name in nodes}
+
+
+class Geometries:
+    """How GPUs are cut that the operator does not have cut: a MIG instance may go, or come back, by other hands."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], frozenset[SliceStatus]] = {}
+
+    def have_changed(self, nodes: Iterable[RuntimeNode]) -> bool:
+        """Whether one is cut otherwise than it was, which calls for another plan. Devices that are new do so anyway."""
+        known = {
+            (node.metadata.name, device.uuid): frozenset(device.slices)
+            for node in nodes
+            for ordered in [{each.uuid for each in node.spec.devices if each.cut}]
+            for device in node.status.devices
+            if device.uuid not in ordered
+        }
+        before, self._known = self._known, known
+        return any(before.get(key, found) != found for key, found in known.items())
 
 
 def _news(uuid: str, problem: str | None, *, is_well: bool) -> Condition:

@@ -14,7 +14,13 @@ from tessera_core.api import (
     RuntimeNodeStatus,
 )
 from tessera_core.api.records import record
-from tessera_core.api.runtimenode import Correction, InstanceStatus, ProfileResult, ServedService
+from tessera_core.api.runtimenode import (
+    Correction,
+    Health,
+    InstanceStatus,
+    ProfileResult,
+    ServedService,
+)
 from tessera_runtime.agent.node_status import (
     COUNTERS_S,
     LEAST_COUNTERS_S,
@@ -25,6 +31,7 @@ from tessera_runtime.agent.node_status import (
     node_status,
 )
 from tessera_runtime.agent.steering import Corrected
+from tessera_runtime.devices.health import Verdict
 from tessera_runtime.devices.inventory import Gpu, Inventory
 from tessera_runtime.target import (
     InstanceReport,
@@ -95,7 +102,8 @@ def test_a_condition_keeps_the_time_of_its_last_change() -> None:
 
 
 def test_devices_are_as_they_were_seen_with_what_runs_on_them() -> None:
-    found = status(facts(instances=(instance(),), unhealthy=frozenset({"GPU-1"})))
+    lost = Verdict(Health.UNHEALTHY, "is lost: GPU is lost")
+    found = status(facts(instances=(instance(),), verdicts={"GPU-1": lost}))
     cpu, gpu = found.devices
     assert (cpu.uuid, cpu.product, cpu.memory_mib, cpu.health.value) == (
         "cpu",
@@ -106,13 +114,28 @@ def test_devices_are_as_they_were_seen_with_what_runs_on_them() -> None:
     assert cpu.instances == (
         InstanceStatus("vision.digits", "cnn", "cpu-1@1", 8, count=2, ready=1, memory_mib=10),
     )
-    assert (gpu.product, gpu.mig_capable, gpu.health.value) == (
+    assert (gpu.product, gpu.mig_capable, gpu.health.value, gpu.problem) == (
         "NVIDIA-H100-80GB-HBM3",
         True,
         "Unhealthy",
+        "is lost: GPU is lost",
     )
     assert found.cpu is not None
     assert found.cpu.cores == 2
+
+
+def test_what_is_found_of_a_gpu_is_written_at_once() -> None:
+    well = status(facts())
+    assert well.devices[1].health is Health.HEALTHY
+    for verdict in (
+        Verdict(Health.UNHEALTHY, "Xid 95"),
+        Verdict(Health.UNKNOWN),
+        Verdict(problem="told"),
+    ):
+        other = status(facts(verdicts={"GPU-1": verdict}))
+        assert due(well, other, since_s=0.0)
+        assert due(other, well, since_s=0.0)
+        assert not due(other, other, since_s=COUNTERS_S)
 
 
 def test_instances_that_leave_are_counted_until_they_are_gone() -> None:
@@ -172,7 +195,7 @@ BASE = facts(service(), instances=(instance(),))
         (replace(BASE, phase=Phase.DRAINING), True, True),
         (replace(BASE, generation=9), True, True),
         (replace(BASE, accepted=("EpochTooSmall", "…")), True, True),
-        (replace(BASE, unhealthy=frozenset({"GPU-1"})), True, True),
+        (replace(BASE, verdicts={"GPU-1": Verdict(Health.UNHEALTHY)}), True, True),
         (replace(BASE, profiles=(ProfileResult("vision.digits", "cnn"),)), True, True),
         (replace(BASE, problems={"vision.digits": "p"}), True, True),
     ],

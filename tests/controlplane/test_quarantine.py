@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+from support.clusters import cluster, gpu_place, measured
 from support.memory_operator import SERVICE, Operator, profile, started
 from support.objects import NOW, cpu, gpu, node, pool, service
-from tessera_core.api import RuntimeNode, RuntimePool
+from tessera_core.api import ModelProfile, RuntimeNode, RuntimePool
 from tessera_core.api.meta import ConditionStatus
 from tessera_core.api.runtimenode import Health
+from tessera_core.plan import state_to_dict
 from tessera_operator.profiling import spots
 from tessera_operator.quarantine import Healths, condition, counts, products, sick_of
 from tessera_operator.reporting import FINALIZER
@@ -252,6 +254,61 @@ def _sick(document: dict[str, Any]) -> dict[str, Any]:
     for device in found["status"]["devices"]:
         device["health"] = Health.UNHEALTHY.value
     return found
+
+
+def started_on_slices(rps: float) -> Operator:
+    """One node with an A100 in two halves."""
+    (measurement,) = state_to_dict(cluster([], [], [measured("a", gpu_place("3g.40gb"))]))[
+        "profiles"
+    ]
+    measurement["metadata"] = {"name": "profile-a", "namespace": "vision"}
+    operator = Operator(
+        pool("p", size={"min": 1, "max": 1}).to_dict(),
+        ModelProfile.from_dict(measurement).to_dict(),
+        service("s", "a", rps=rps, scaling={"minReplicas": 1}).to_dict(),
+        nodes=1,
+    )
+    cut(operator, 0, 4)
+    operator.rounds(8)
+    return operator
+
+
+def cut(operator: Operator, *starts: int) -> None:
+    """Somebody else cuts the GPU, or resets it."""
+    device = operator.cluster.objects["RuntimeNode", "", "n0"]["status"]["devices"][0]
+    device["migMode"] = "Enabled"
+    device["slices"] = [
+        {"uuid": f"MIG-{start}", "profile": "3g.40gb", "start": start} for start in starts
+    ]
+
+
+def slices(operator: Operator) -> list[str]:
+    """That are ordered to run something."""
+    (found,) = operator.nodes()
+    return [each.slice for device in found.spec.devices for each in device.instances]
+
+
+def test_what_ran_on_a_mig_instance_that_is_gone_gets_another_one() -> None:
+    operator = started_on_slices(100)
+    assert slices(operator) == ["3g.40gb@0"]
+    cut(operator, 4)
+    operator.rounds(8)
+    assert slices(operator) == ["3g.40gb@4"]
+    cut(operator, 0, 4)
+    operator.rounds(8)
+    assert slices(operator) == ["3g.40gb@4"]
+
+
+def test_a_mig_instance_that_comes_back_is_planned_on_again() -> None:
+    operator = started_on_slices(6_000)
+    assert slices(operator) == ["3g.40gb@0", "3g.40gb@4"]
+    cut(operator, 4)
+    operator.rounds(8)
+    assert slices(operator) == ["3g.40gb@4"]
+    assert conditions(operator)["CapacityShortfall"][0] == "True"
+    cut(operator, 0, 4)
+    operator.rounds(8)
+    assert slices(operator) == ["3g.40gb@0", "3g.40gb@4"]
 
 
 def test_a_service_that_sleeps_leaves_such_a_device() -> None:

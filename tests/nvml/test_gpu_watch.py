@@ -24,7 +24,7 @@ from tessera_runtime.agent import devices as agent_devices
 from tessera_runtime.agent.devices import Devices
 from tessera_runtime.devices import health
 from tessera_runtime.devices.health import Action, Answer, Reading, Slowdown, Verdict
-from tessera_runtime.devices.watch import Watch, read
+from tessera_runtime.devices.watch import Watch, gpu_slowdowns, read
 from tessera_runtime.partitioner.cut import cut
 from tessera_runtime.partitioner.gpu import MigGpu
 
@@ -271,6 +271,19 @@ def test_a_gpu_is_found_beside_one_that_is_lost(two: list[str]) -> None:
     ail(0, Ailment.LOST)
     assert read(two[0]) == Reading(Answer.LOST, "GPU is lost")
     assert read(two[1]).answer is Answer.YES
+
+
+def test_why_clocks_are_held_down_is_told_also_beside_a_gpu_that_is_lost(two: list[str]) -> None:
+    ail(1, Ailment.CLOCKS, pynvml.nvmlClocksEventReasonSwThermalSlowdown)
+    warm = frozenset({Slowdown.SOFTWARE_THERMAL})
+    assert gpu_slowdowns() == {two[0]: frozenset(), two[1]: warm}
+    ail(0, Ailment.LOST)
+    assert gpu_slowdowns() == {two[1]: warm}
+
+
+def test_without_a_driver_no_clocks_are_held_down(machine: Machine) -> None:
+    machine(A100_80, faults=f"nvmlInitWithFlags 1 9 fail {NO_DRIVER}")
+    assert gpu_slowdowns() == {}
 
 
 def test_an_old_driver_tells_less_and_that_is_no_fault(machine: Machine) -> None:

@@ -161,7 +161,6 @@ def read(uuid: str) -> Reading:
         pynvml.nvmlDeviceGetRemappedRows, handle, default=(0, 0, 0, 0) if is_cut else None
     )
     retires = _asked(pynvml.nvmlDeviceGetRetiredPagesPendingStatus, handle, default=0)
-    mask = _asked(pynvml.nvmlDeviceGetCurrentClocksEventReasons, handle, default=0)
     return Reading(
         action=_asked(_action, handle, default=None),
         uncorrected=_asked(
@@ -173,7 +172,7 @@ def read(uuid: str) -> Reading:
         ),
         remap_failed=None if rows is None else bool(rows[3]),
         remap_pending=bool(retires or (rows is not None and rows[2])),
-        slowdowns=slowdowns(mask),
+        slowdowns=_slowdowns(handle),
         slices=_asked(_slices, handle, default=None) if is_cut else None,
     )
 
@@ -191,8 +190,25 @@ def _handle(uuid: str) -> Any:
         raise
 
 
-def slowdowns(mask: int) -> frozenset[Slowdown]:
-    """Those of nvmlClocksEventReasons that are worth telling."""
+def gpu_slowdowns() -> dict[str, frozenset[Slowdown]]:
+    """Why clocks are held down now, by GPU; without those that do not answer, and none without a driver."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return {}
+    try:
+        found = {}
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            with suppress(pynvml.NVMLError):
+                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+                found[str(pynvml.nvmlDeviceGetUUID(handle))] = _slowdowns(handle)
+        return found
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _slowdowns(handle: Any) -> frozenset[Slowdown]:
+    mask = _asked(pynvml.nvmlDeviceGetCurrentClocksEventReasons, handle, default=0)
     return frozenset(name for bit, name in _SLOWDOWNS.items() if mask & bit)
 
 
