@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -33,6 +35,7 @@ OLD = Reading(uncorrected=0)
 """A GPU before Ampere, or an old driver: no recovery action, no row remapping."""
 NEW = Reading(action=Action.NONE, uncorrected=0, remap_failed=False)
 LOOK_S = 10.0
+NUMBER = re.compile(r"\d+")
 
 
 class Gpu:
@@ -295,3 +298,15 @@ def test_looking_twice_at_the_same_says_the_same() -> None:
         gpu = Gpu()
         assert gpu.see(reading) == gpu.see(reading)
     assert is_healthy([Gpu().see(NEW), Gpu().see(OLD)]) == [True, True]
+
+
+def test_the_page_about_health_names_the_xids_that_take_a_gpu_out_of_use() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "health.md").read_text()
+    rows = [line.split("|")[1:3] for line in page.splitlines() if line.startswith("| Xid ")]
+    named = {
+        int(code) for what, health in rows if "Unhealthy" in health for code in NUMBER.findall(what)
+    }
+    assert named == {code for code in CURES if cure_of(code) is not Cure.NOTHING}
+    (linked,) = re.findall(r"linked to \(([^)]*)\)", page)
+    first, last = map(int, re.findall(r"(\d+) to (\d+)", linked)[0])
+    assert {*map(int, NUMBER.findall(linked)), *range(first, last)} == LINKED

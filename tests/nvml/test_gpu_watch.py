@@ -147,6 +147,30 @@ async def test_an_xid_takes_a_gpu_out_of_use_until_its_counters_begin_anew(
         await agent.until(uuids[1], is_well)
 
 
+async def test_xids_are_heard_beside_a_gpu_that_is_lost(
+    two_of_an_old_driver: list[str], tmp_path: Path
+) -> None:
+    uuids = two_of_an_old_driver
+    async with looking_after(uuids, tmp_path) as agent:
+        ail(0, Ailment.LOST)
+        await agent.until(uuids[0], is_unwell)
+        xid(1, 119)
+        assert "Xid 119" in (await agent.until(uuids[1], is_unwell)).problem
+
+
+@pytest.mark.parametrize("function", ["nvmlEventSetWait_v2", "nvmlEventSetCreate"])
+async def test_gpus_are_read_also_where_nothing_can_be_heard(
+    machine: Machine, tmp_path: Path, function: str
+) -> None:
+    """Waiting fails for all GPUs when one of them is lost."""
+    for uuids in _started(machine, faults=f"{function} 1 1000000 fail 15"):
+        async with looking_after(uuids, tmp_path) as agent:
+            await agent.until(uuids[1], is_well)
+            ail(0, Ailment.LOST)
+            await agent.until(uuids[0], is_unwell)
+            assert is_well(agent.devices.verdicts[uuids[1]])
+
+
 async def test_a_double_bit_error_is_heard_as_its_xid(
     two_of_an_old_driver: list[str], tmp_path: Path
 ) -> None:

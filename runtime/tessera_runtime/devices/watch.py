@@ -26,6 +26,8 @@ WAIT_MS = 500
 """For an event, so how long the thread may outlive its order to end."""
 STOP_S = 5.0
 """That its end is waited for: a driver that hangs must not keep an agent from ending."""
+SETTLE_S = 0.1
+"""Between an Xid and its reading: the driver says what it asks for after it, and a storm is to keep no core busy."""
 MOST_XIDS = 64
 """That are told with one reading; a storm says nothing new."""
 
@@ -88,33 +90,45 @@ class Watch:
         self._thread.join(timeout=STOP_S)
 
     def _run(self) -> None:
+        xids: Xids = {}
         while not self._stop.is_set():
             try:
                 pynvml.nvmlInit()
             except pynvml.NVMLError as error:
-                self._tell(dict.fromkeys(self._uuids, _silent(error)), {})
-            else:
-                try:
-                    self._listen()
-                except pynvml.NVMLError as error:
-                    log.warning("listening to GPUs: %s", error)
-                    self._tell(dict.fromkeys(self._uuids, _silent(error)), {})
-                finally:
-                    with suppress(pynvml.NVMLError):
-                        pynvml.nvmlShutdown()
-            self._stop.wait(self._read_s)
+                self._tell(dict.fromkeys(self._uuids, _silent(error)), xids)
+                xids = {}
+                self._stop.wait(self._read_s)
+                continue
+            try:
+                xids = self._listen(xids)
+            finally:
+                with suppress(pynvml.NVMLError):
+                    pynvml.nvmlShutdown()
 
-    def _listen(self) -> None:
-        """Until a GPU does not answer. Raises NVMLError."""
-        with _event_set() as events:
-            self._register(events)
-            xids: Xids = {}
-            while not self._stop.is_set():
-                readings = {uuid: read(uuid) for uuid in self._uuids}
-                self._tell(readings, xids)
-                if any(each.answer is not Answer.YES for each in readings.values()):
-                    return
-                xids = self._hear(events)
+    def _listen(self, xids: Xids) -> Xids:
+        """Read and hear until a GPU does not answer, or nothing can be heard. ``xids``: not told yet; what is so then."""
+        try:
+            with _event_set() as events:
+                self._register(events)
+                while not self._stop.is_set():
+                    answers = self._read(xids)
+                    xids = {}  # a failing wait must not have them told twice
+                    xids = self._hear(events)
+                    if not answers:
+                        break
+                return xids
+        except pynvml.NVMLError as error:
+            # Of one GPU of many, or of the driver: the readings say which.
+            log.warning("no Xids are heard: %s", error)
+            self._read(xids)
+            self._stop.wait(self._read_s)
+            return {}
+
+    def _read(self, xids: Xids) -> bool:
+        """Tell how the GPUs are; whether all of them answer."""
+        readings = {uuid: read(uuid) for uuid in self._uuids}
+        self._tell(readings, xids)
+        return all(each.answer is Answer.YES for each in readings.values())
 
     def _register(self, events: Any) -> None:
         for uuid in self._uuids:
@@ -136,6 +150,8 @@ class Watch:
             uuid = _asked(pynvml.nvmlDeviceGetUUID, event.device, default=None)
             heard.setdefault(str(uuid), []).append(_xid(event))
             event = _next(events, 0)
+        if heard:
+            self._stop.wait(SETTLE_S)
         return heard
 
     def _wait(self, events: Any) -> Any | None:
