@@ -270,6 +270,16 @@ def test_mig_instances_come_and_go_while_a_cut_is_ordered() -> None:
     assert gpu.see(other, cut_ordered=True) == gpu.see(other) == Verdict()
 
 
+def test_mig_instances_are_no_longer_missed_when_others_are_there() -> None:
+    gpu = Gpu()
+    first, none, other = (
+        replace(NEW, slices=frozenset(names)) for names in (("MIG-a",), (), ("MIG-b",))
+    )
+    gpu.see(first)
+    assert gpu.see(none).gone == {"MIG-a"}
+    assert gpu.see(other) == gpu.see(other) == Verdict()
+
+
 def test_nothing_is_said_of_mig_instances_while_the_gpu_does_not_answer() -> None:
     gpu = Gpu()
     cut = replace(NEW, slices=frozenset({"MIG-a"}))

@@ -286,8 +286,8 @@ def _slices(
     if reading.answer is not Answer.YES:
         return before.slices, frozenset()  # nothing is known of them
     present = reading.slices or frozenset()
-    if cut_ordered:
-        return present, frozenset()
+    if cut_ordered or present - before.slices:
+        return present, frozenset()  # where others came, somebody has cut it anew
     return before.slices | present, before.slices - present
 
 
