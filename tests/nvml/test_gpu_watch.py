@@ -269,6 +269,40 @@ async def test_a_mig_instance_that_goes_is_missed_unless_a_cut_is_ordered(
             assert verdict.gone == (frozenset() if ordered else {names[4]})
 
 
+class Silent(Watch):
+    """Never tells anything, as in a call that hangs."""
+
+    def _run(self) -> None:
+        self._stop.wait()
+
+
+async def test_a_driver_that_hangs_is_one_that_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_devices, "Watch", Silent)
+    monkeypatch.setattr(agent_devices, "STUCK_S", 0.05)
+    monkeypatch.setattr(agent_devices, "LOOK_S", 0.01)
+    async with looking_after(["GPU-a", "GPU-b"], tmp_path) as agent:
+        for uuid in ("GPU-a", "GPU-b"):
+            problem = (await agent.until(uuid, is_unwell)).problem
+            assert problem == "does not answer: a call of NVML has not returned for 0.05 s"
+
+
+class Ending(Watch):
+    """Ends by itself."""
+
+    def _run(self) -> None:
+        pass
+
+
+async def test_an_agent_does_not_go_on_without_readings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_devices, "Watch", Ending)
+    with pytest.raises(RuntimeError, match="has ended"):
+        await Agent(["GPU-a"], tmp_path).devices.run()
+
+
 def test_everything_that_nvml_tells_is_read(two: list[str]) -> None:
     assert read(two[0]) == Reading(action=Action.NONE, uncorrected=0, remap_failed=False)
     hot = pynvml.nvmlClocksEventReasonHwThermalSlowdown | pynvml.nvmlClocksEventReasonGpuIdle

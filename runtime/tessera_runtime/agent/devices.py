@@ -17,12 +17,16 @@ import msgspec
 
 from tessera_core.api import RuntimeNode
 from tessera_core.api.runtimenode import Health
-from tessera_runtime.devices.health import Record, Verdict, look
+from tessera_runtime.devices.health import Answer, Reading, Record, Verdict, look
 from tessera_runtime.devices.watch import READ_S, Readings, Watch, Xids
 
 log = logging.getLogger(__name__)
 
 STATE_FILE = "gpus.json"
+LOOK_S = 1.0
+"""Between two looks at whether readings still come."""
+STUCK_S = 60.0
+"""Without a reading, and the driver hangs: GPUs that hold it up for some seconds go on afterwards."""
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -50,11 +54,13 @@ class Devices:
         self._node, self._changed, self._read_s = node, changed, read_s
         self._boot = BOOT_ID.read_text().strip()
         self._records = self._read()
+        self._taken_s = 0.0
+        """When the last readings came."""
         self.verdicts: Mapping[str, Verdict] = {}
         """By UUID; empty before the first reading."""
 
     async def run(self) -> None:
-        """Until it is cancelled; without GPUs it ends at once."""
+        """Until it is cancelled; without GPUs it ends at once. Raises RuntimeError when nothing is read any more."""
         if not self._uuids:
             return
         loop = asyncio.get_running_loop()
@@ -64,13 +70,25 @@ class Devices:
 
         watch = Watch(self._uuids, tell, self._read_s)
         watch.start()
+        self._taken_s = time.monotonic()
         try:
-            await asyncio.Event().wait()
+            while watch.is_alive:
+                await asyncio.sleep(LOOK_S)
+                self._look_after_driver()
+            raise RuntimeError("the thread that reads GPUs has ended")
         finally:
             await asyncio.shield(asyncio.to_thread(watch.stop))
 
+    def _look_after_driver(self) -> None:
+        """A call that never returns says nothing of which GPU it hangs on, and nothing of the others is heard meanwhile."""
+        now_s = time.monotonic()
+        if now_s - self._taken_s >= STUCK_S:
+            silent = Reading(Answer.ERROR, f"a call of NVML has not returned for {STUCK_S:g} s")
+            self.take(dict.fromkeys(self._uuids, silent), {}, now_s)
+
     def take(self, readings: Readings, xids: Xids, now_s: float) -> None:
         """Judge what was read and heard."""
+        self._taken_s = now_s
         node = self._node()
         cut = {each.uuid for each in node.spec.devices if each.cut} if node is not None else set()
         records, verdicts = {}, {}

@@ -84,6 +84,11 @@ class Watch:
     def start(self) -> None:
         self._thread.start()
 
+    @property
+    def is_alive(self) -> bool:
+        """False also where something that nobody thought of has ended it."""
+        return self._thread.is_alive()
+
     def stop(self) -> None:
         """End the thread and wait for it; one that the driver never answers is left behind."""
         self._stop.set()
