@@ -102,7 +102,7 @@ class Controller:
         self._measuring.see(nodes, decision, self.writer, now.s)
         tasks = self._measuring.assign(decision, self._world, present.steady, now.s)
         self._keep_pools(decision, present.by_pool)
-        if not self._keep_plan(decision, away):
+        if not self._keep_plan(decision, now):
             return None
         places = {node.metadata.name: node for node in nodes if not is_activator(node)}
         capacities = capacity(decision.plan)
@@ -206,18 +206,12 @@ class Controller:
             self.writer.put(pools.disruption_budget(pool, self._where))
         self._pods.keep_nodes(self.writer, self._documents, self._world.nodes, self._epoch)
 
-    def _keep_plan(self, decision: Decision, away: frozenset[str]) -> bool:
-        """Have the object of the plan under way; False where it could not be written. ``away``: nodes that are told nothing."""
+    def _keep_plan(self, decision: Decision, now: Now) -> bool:
+        """Have the object of the plan under way; False where it could not be written."""
         if decision.is_new or (self._rollout is None and self._afresh):
             self._afresh = False
-            places = [node for node in self._world.nodes if not is_activator(node)]
             rollout = begin(
-                decision,
-                self._epoch,
-                self._world.pools,
-                places,
-                self._plans.values(),
-                away,
+                decision, self._epoch, self._world.pools, self._world.nodes, self._plans.values()
             )
             if rollout is None or self._rollout is None or rollout.name != self._rollout.name:
                 self._rollout = rollout

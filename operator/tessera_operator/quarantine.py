@@ -17,7 +17,7 @@ from tessera_core.api.placementplan import Action, Step, Target
 from tessera_core.api.runtimenode import Health, SliceStatus
 from tessera_core.gpu.mig import label
 from tessera_core.plan.decision import Plan
-from tessera_core.plan.state import CPU
+from tessera_core.plan.state import CPU, ClusterState
 from tessera_core.plan.steps import Steps
 
 DEVICES_HEALTHY = "DevicesHealthy"
@@ -60,8 +60,14 @@ def products(nodes: Iterable[RuntimeNode]) -> frozenset[str]:
     return frozenset(product for product, is_well in found if is_well and gpus != {False})
 
 
-def leave(steps: Steps, plan: Plan, nodes: Iterable[RuntimeNode]) -> Steps:
-    """``steps`` and, after them, those that take away what ``nodes`` are told to run on unhealthy devices."""
+def leave(steps: Steps, plan: Plan, state: ClusterState, nodes: Iterable[RuntimeNode]) -> Steps:
+    """``steps`` and, after them, those that take away what ``nodes`` are told to run on unhealthy devices.
+
+    ``state``: the facts of ``plan``. A node without any healthy device there, not even a processor, is one that leaves or that
+    nobody hears of: it is told nothing new.
+    """
+    there = {node.name for node in state.nodes if any(device.healthy for device in node.devices)}
+    reached = (node for node in nodes if node.metadata.name in there)
     staying = {service for service, _, _ in plan.refused} | {
         each.service for each in plan.services if each.short is not None
     }
@@ -75,7 +81,7 @@ def leave(steps: Steps, plan: Plan, nodes: Iterable[RuntimeNode]) -> Steps:
             target,
             (route,) if (route := routes.get(target.service)) is not None else (),
         )
-        for number, target in enumerate(_present(nodes, staying), start=1)
+        for number, target in enumerate(_present(reached, staying), start=1)
     )
     return replace(steps, steps=(*steps.steps, *unloads))
 

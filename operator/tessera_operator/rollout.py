@@ -17,10 +17,10 @@ from tessera_core.plan.nodes import Located, slice_name
 from tessera_core.plan.state import ClusterState, DeviceState, Running
 from tessera_core.plan.state_in import POOL_LABEL, parse_slice
 from tessera_core.plan.steps import Steps, steps_to
-from tessera_operator import quarantine
 from tessera_operator.decide import Decision
 from tessera_operator.orders import Present, advance
 from tessera_operator.plans import is_open, to_spec
+from tessera_operator.quarantine import leave
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +44,14 @@ def begin(
     pools: Iterable[RuntimePool],
     nodes: Iterable[RuntimeNode],
     plans: Iterable[PlacementPlan],
-    away: Collection[str] = (),
 ) -> Rollout | None:
     """The rollout of a new decision; None where everything is as decided. Raises ValueError where the plan is
     not for the facts.
-
-    ``away``: nodes that leave or that nobody hears of, which are told nothing new.
     """
     nodes = tuple(nodes)
     state, rest = _as_served(decision, nodes)
     steps = _after(rest, steps_to(decision.plan, state))
-    there = (node for node in nodes if node.metadata.name not in away)
-    steps = quarantine.leave(steps, decision.plan, there)
+    steps = leave(steps, decision.plan, decision.state, nodes)
     if not steps.steps:
         return None
     spec = to_spec(decision.plan, steps, state, epoch)
