@@ -16,7 +16,7 @@ from typing import Any
 
 from tessera_core.api import Device, ModelService, RuntimeNode, SpecInvalid
 from tessera_core.api.placementplan import PlacementPlan
-from tessera_operator import plans, pools, quarantine, routes
+from tessera_operator import partitioners, plans, pools, quarantine, routes
 from tessera_operator.cluster import Cluster
 from tessera_operator.config import Config
 from tessera_operator.decide import Decider, Decision, batch_lines, batch_times, capacity
@@ -204,6 +204,10 @@ class Controller:
                 self._pods.give_up(self.writer, self._documents, present - set(used.get(name, ())))
             self.writer.put(pools.deployment(pool, replicas, self._where))
             self.writer.put(pools.disruption_budget(pool, self._where))
+            if partitioners.is_cut_here(pool):
+                self.writer.put(partitioners.daemon_set(pool, self._where))
+            else:
+                self.writer.remove(partitioners.key_of_set(pool, self._where))
         self._pods.keep_nodes(self.writer, self._documents, self._world.nodes, self._epoch)
 
     def _keep_plan(self, decision: Decision, now: Now) -> bool:

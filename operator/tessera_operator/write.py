@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from tessera_operator.cluster import FIELD_MANAGER, ApiError, Cluster, ClusterError
-from tessera_operator.kinds import DEPLOYMENT, KINDS, Document, Key, covers, key_of
+from tessera_operator.kinds import DAEMON_SET, DEPLOYMENT, KINDS, Document, Key, covers, key_of
 
 _LOG = logging.getLogger(__name__)
 _CONFLICT = 409
@@ -102,7 +102,7 @@ class Writer:
         applied = self._applied.get((key, subresource, manager))
         if applied is None:
             # Fields that the leader before had set, and that this one does not, look like the server's.
-            return key[0] != DEPLOYMENT.name and _is_same(present, document)
+            return key[0] not in (DAEMON_SET.name, DEPLOYMENT.name) and _is_same(present, document)
         digest, version = applied
         if digest != _digest(document):
             return False

@@ -18,9 +18,8 @@ from pathlib import Path
 from tessera_core.api import Condition, RuntimeNodeStatus
 from tessera_core.api.runtimenode import ProfileResult
 from tessera_runtime.agent.devices import Devices
-from tessera_runtime.agent.following import Follower, Identity, beat
+from tessera_runtime.agent.heartbeat import Identity, beat
 from tessera_runtime.agent.keys import ServiceKeys
-from tessera_runtime.agent.kube import Document, Kube, KubeError
 from tessera_runtime.agent.measuring import Measuring
 from tessera_runtime.agent.models import Models
 from tessera_runtime.agent.node_status import Facts, Phase, counters_s, node_status
@@ -30,12 +29,14 @@ from tessera_runtime.agent.publishing import Publisher
 from tessera_runtime.agent.serving import Serving
 from tessera_runtime.agent.steering import Steering
 from tessera_runtime.agent.translate import Site
-from tessera_runtime.agent.waits import set_within
 from tessera_runtime.control import ControlClient
 from tessera_runtime.devices.inventory import Inventory
+from tessera_runtime.following import Follower
+from tessera_runtime.kube import Document, Kube, KubeError
 from tessera_runtime.models.cache import ModelCache
 from tessera_runtime.models.errors import Denied, NotFound, Unreachable
 from tessera_runtime.supervisor import control_path
+from tessera_runtime.waits import set_within
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 
 from tessera_core.api import Condition, RuntimeNode, RuntimeNodeStatus, SpecInvalid
 from tessera_core.api.records import record
-from tessera_runtime.agent.kube import Document, Kube, KubeError
 from tessera_runtime.agent.node_status import due
-from tessera_runtime.agent.waits import pause_s, set_within
+from tessera_runtime.kube import Document, Kube, KubeError
+from tessera_runtime.waits import pause_s, set_within
 
 log = logging.getLogger(__name__)
 
