@@ -2,8 +2,8 @@
 
 Six loops share one state, and each of them can fail without the others: following the RuntimeNode
 (``following``), telling the server (``serving``), writing the status (``publishing``), renewing the Lease,
-measuring (``measuring``), and looking after the GPUs (``devices``). What they decide is in pure functions: ``orders``, ``translate``, ``node_status``,
-``profiling``.
+measuring (``measuring``), and looking after the GPUs (``devices``). What they decide is in pure functions: ``orders``,
+``translate``, ``node_status``, ``profiling``.
 """
 
 from __future__ import annotations

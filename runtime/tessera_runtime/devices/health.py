@@ -28,7 +28,7 @@ from tessera_core.api.runtimenode import Health
 from tessera_runtime.devices.xids import LINKED, Cure, cure_of
 
 RETURN_S = 300.0
-"""How long a GPU has to be well before it is used again: a few times what loading a model takes."""
+"""How long a GPU has to be well before it is used again: coming back too soon costs loading its copies twice."""
 MOST_RETURN_S = 4 * 3600.0
 FORGET_S = 24 * 3600.0
 """Well for so long, and an earlier fall no longer counts."""
