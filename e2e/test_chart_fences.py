@@ -566,6 +566,25 @@ def test_a_tenant_changes_services_and_reads_what_became_of_them(installed: Inst
     installed.tenant.delete(made)
 
 
+def test_the_operator_sets_replicas_only_where_none_are_stated(installed: Installed) -> None:
+    made = {
+        "apiVersion": "tessera.dev/v1alpha1",
+        "kind": "ModelService",
+        "metadata": {"name": "scaled", "namespace": "vision"},
+        "spec": {
+            "members": [{"name": "cnn", "model": {"uri": "https://m/cnn.onnx", "format": "ONNX"}}],
+            "slo": {"objectives": [{"target": "50ms", "percent": "99"}]},
+            "scaling": {"mode": "External"},
+        },
+    }
+    installed.tenant.create(made)
+    installed.operator.scale(made, 2)
+    assert installed.admin.read(made)["spec"]["replicas"] == 2
+    said = refusal(lambda: installed.operator.scale(made, 3))
+    assert "sets replicas of ModelServices that state none, nothing else" in said
+    installed.tenant.delete(made)
+
+
 def test_the_operator_writes_its_own_services_in_every_namespace(installed: Installed) -> None:
     labels = {**OURS, "endpointslice.kubernetes.io/managed-by": "tessera"}
     for document in (service("vision", "digits"), endpoints("digits-tessera", labels)):

@@ -89,6 +89,7 @@ def lead(
             if follower.absent.is_set() and follower.kind in _GATEWAY_KINDS:
                 raise NoGatewayApi
     controller = Controller(cluster, config, where, epoch)
+    health.show(controller.meter)
     threading.Thread(target=_wake_at, args=(stop, facts), daemon=True).start()
     poll_s = round_s = time.monotonic()
     pause_s, took_s, lost = 0.0, 0.0, frozenset[str]()

@@ -19,6 +19,7 @@ from tessera_core.api.placementplan import PlacementPlan
 from tessera_operator import partitioners, plans, pools, quarantine, routes
 from tessera_operator.cluster import Cluster
 from tessera_operator.config import Config
+from tessera_operator.costs import Meter
 from tessera_operator.decide import Decider, Decision, batch_lines, batch_times, capacity
 from tessera_operator.drifting import Drifting
 from tessera_operator.heartbeats import Heartbeats
@@ -62,6 +63,7 @@ class Controller:
         self._rollout: Rollout | None = None
         self._afresh = False
         self._geometries = quarantine.Geometries()
+        self.meter = Meter()
         self.heartbeats = Heartbeats(config.lost_after_s)
         self.devices: Mapping[tuple[str, str], int] = {}
         """By pool and health, as of the last round."""
@@ -99,6 +101,8 @@ class Controller:
         away = present.unsure
         recut = self._geometries.have_changed(nodes)
         decision = self._decider.decide(now.s, away, afresh=self._afresh or recut)
+        names = [service.served_name for service in self._world.services]
+        self.meter.note(decision.state, names, now.s)
         self._measuring.see(nodes, decision, self.writer, now.s)
         tasks = self._measuring.assign(decision, self._world, present.steady, now.s)
         self._keep_pools(decision, present.by_pool)
@@ -344,6 +348,7 @@ class Controller:
             for each in device.instances
         }
         self._reporter.keep_finalizers(self._world.services, running)
+        self._reporter.keep_replicas(self._world.services)
         rollout = self._rollout
         for name, plan in sorted(self._plans.items()):
             if rollout is not None and rollout.name == name:

@@ -69,6 +69,10 @@ class Writer:
         key = key_of(document)
         return self._do("patch", key, lambda: self._note(key, self._cluster.merge(document)))
 
+    def scale(self, key: Key, replicas: int) -> bool:
+        """Set the replicas of an object that has a scale subresource."""
+        return self._do("scale", key, lambda: self._cluster.scale(key, replicas))
+
     def remove(self, key: Key, *, known: bool = True) -> bool:
         """Delete an object if it is there. ``known``: whether the documents would have it then."""
         if known and key not in self._documents:
