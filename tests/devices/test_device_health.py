@@ -9,6 +9,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tessera_core.api.runtimenode import Health
 from tessera_runtime.devices.health import (
@@ -226,6 +228,58 @@ def test_each_further_fall_within_a_day_takes_twice_as_long() -> None:
     assert taken == [back_s(fall) for fall in range(1, 9)]
     assert taken[:3] == [RETURN_S, 2 * RETURN_S, 4 * RETURN_S]
     assert taken[-1] == MOST_RETURN_S
+
+
+def test_a_gpu_that_falls_whenever_it_is_used_moves_models_about_ten_times_a_day() -> None:
+    gpu = Gpu()
+    verdict, falls = gpu.see(NEW), 0
+    while gpu.now_s < 1000 + FORGET_S:
+        falls += verdict.health is Health.HEALTHY
+        verdict = gpu.see(NEW, *([167] if verdict.health is Health.HEALTHY else []))
+    assert 8 <= falls <= 12
+
+
+SEEN = st.builds(
+    Reading,
+    answer=st.sampled_from(Answer),
+    error=st.sampled_from(["", "Timeout", "x" * 300]),
+    action=st.none() | st.sampled_from(Action),
+    uncorrected=st.none() | st.integers(0, 3),
+    remap_failed=st.none() | st.booleans(),
+    remap_pending=st.booleans(),
+    slowdowns=st.frozensets(st.sampled_from(Slowdown)),
+    slices=st.none() | st.frozensets(st.sampled_from(["MIG-a", "MIG-b", "MIG-c"])),
+)
+LOOKS = st.lists(
+    st.tuples(
+        SEEN,
+        st.lists(st.sampled_from([13, 48, 79, 94, 95, 119, 154, 167, 999]), max_size=3),
+        st.sampled_from([LOOK_S, WARM_S, RETURN_S, MOST_RETURN_S]),
+        st.booleans(),
+    ),
+    max_size=20,
+)
+
+
+@given(LOOKS)
+def test_whatever_was_seen_what_is_told_fits_and_a_reset_mends_all_but_what_needs_more(
+    looks: list[tuple[Reading, list[int], float, bool]],
+) -> None:
+    gpu = Gpu()
+    for reading, codes, after_s, ordered in looks:
+        verdict = gpu.see(reading, *codes, after_s=after_s, cut_ordered=ordered)
+        assert len(verdict.problem) <= MOST_PROBLEM
+        assert len(gpu.record.faults) <= MOST_FAULTS
+        assert verdict.problem or verdict.health is not Health.UNHEALTHY
+        assert verdict.health is Health.UNHEALTHY or gpu.record.unwell_s is None
+        text = msgspec.json.encode(gpu.record)
+        assert msgspec.json.decode(text, type=Record) == gpu.record
+    gpu.see(Reading(Answer.LOST))
+    gpu.see(NEW, cut_ordered=True)
+    if any(fault.cure is Cure.REBOOT for fault in gpu.record.faults):
+        assert gpu.see(NEW, after_s=FORGET_S).health is Health.UNHEALTHY
+    else:
+        assert gpu.see(NEW, after_s=MOST_RETURN_S) == Verdict()
 
 
 def test_a_fall_is_forgotten_after_a_day() -> None:
