@@ -18,9 +18,12 @@ from tessera_core.api.runtimenode import (
     Correction,
     Health,
     InstanceStatus,
+    MigMode,
     ProfileResult,
     ServedService,
+    SliceStatus,
 )
+from tessera_core.gpu.geometry import Placement
 from tessera_runtime.agent.node_status import (
     COUNTERS_S,
     LEAST_COUNTERS_S,
@@ -33,6 +36,7 @@ from tessera_runtime.agent.node_status import (
 from tessera_runtime.agent.steering import Corrected
 from tessera_runtime.devices.health import Verdict
 from tessera_runtime.devices.inventory import Gpu, Inventory
+from tessera_runtime.devices.mig import MigSlice
 from tessera_runtime.target import (
     InstanceReport,
     MemberReport,
@@ -136,6 +140,36 @@ def test_what_is_found_of_a_gpu_is_written_at_once() -> None:
         assert due(well, other, since_s=0.0)
         assert due(other, well, since_s=0.0)
         assert not due(other, other, since_s=COUNTERS_S)
+
+
+def test_a_gpu_that_is_cut_is_told_with_its_slices_and_what_runs_on_each() -> None:
+    slices = (
+        MigSlice("MIG-a", Placement("1g.10gb", 0), 16, 9984),
+        MigSlice("MIG-b", Placement("3g.40gb", 4), 60, 40448),
+    )
+    seen = replace(SEEN, gpus=(replace(GPU, mig_enabled=True, slices=slices),))
+    on = InstanceReport("vision.digits", "cnn", "GPU-1/3g.40gb@4", 2, 2, 1, 8, 10.4)
+    found = status(replace(facts(instances=(on,)), seen=seen))
+    _, gpu = found.devices
+    assert (gpu.mig_capable, gpu.mig_mode) == (True, MigMode.ENABLED)
+    assert gpu.slices == (SliceStatus("MIG-a", "1g.10gb", 0), SliceStatus("MIG-b", "3g.40gb", 4))
+    assert gpu.instances == (
+        InstanceStatus("vision.digits", "cnn", "3g.40gb@4", 8, count=2, ready=1, memory_mib=10),
+    )
+    whole = RuntimeNode(ClusterMeta("n"), RuntimeNodeSpec(1), found)
+    assert RuntimeNode.from_dict(whole.to_dict()).status == found
+    fewer = replace(seen, gpus=(replace(seen.gpus[0], slices=slices[:1]),))
+    gone = status(replace(facts(instances=(on,)), seen=fewer))
+    assert [each.ready for each in gone.devices[1].instances] == [0], "its slice is not there"
+    assert due(found, gone, since_s=0.0)
+
+
+def test_a_node_whose_gpus_are_emulated_says_so() -> None:
+    emulated = [
+        each for each in status(facts(gpus_on_cores=True)).conditions if each.type == "Emulated"
+    ]
+    assert [(each.status.value, each.reason) for each in emulated] == [("True", "GpusOnCores")]
+    assert {each.type for each in status(facts()).conditions} == {"Ready", "SpecAccepted"}
 
 
 def test_instances_that_leave_are_counted_until_they_are_gone() -> None:

@@ -57,6 +57,11 @@ def parser() -> argparse.ArgumentParser:
         "--allow-code", action="store_true", help="run TorchScript and Python models: programs"
     )
     arguments.add_argument(
+        "--gpus-on-cores",
+        action="store_true",
+        help="run on processor cores what is placed on GPUs: for trials without any",
+    )
+    arguments.add_argument(
         "--allow-loopback-stores", action="store_true", help="fetch models from this machine"
     )
     arguments.add_argument(
@@ -137,6 +142,7 @@ async def run(arguments: argparse.Namespace, who: Identity, seen: Inventory | No
             arguments.state,
             allow_code=arguments.allow_code,
             keys_read_s=arguments.keys_interval,
+            gpus_on_cores=arguments.gpus_on_cores,
         )
         await agent.run(stop)
 

@@ -23,6 +23,7 @@ from tessera_core.api.runtimenode import (
     MigMode,
     ProfileResult,
     ServedStatus,
+    SliceStatus,
 )
 from tessera_core.gpu.mig import label
 from tessera_core.gpu.tables import model_of
@@ -60,6 +61,12 @@ _SAYS = {
 }
 
 
+_EMULATED = (
+    "what is placed on GPUs runs on processor cores (--gpus-on-cores): for trials, and nothing that is "
+    "measured here holds for a GPU"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """Everything that a status is made of."""
@@ -84,6 +91,7 @@ class Facts:
     """Of GPUs, by UUID; one that is not there has just answered."""
     corrections: tuple[Corrected, ...] = ()
     """What batches take here over what the operator says."""
+    gpus_on_cores: bool = False
 
 
 def node_status(facts: Facts, before: Sequence[Condition], now: str) -> RuntimeNodeStatus:
@@ -168,24 +176,36 @@ def _cpu(facts: Facts, seen: Inventory) -> DeviceStatus:
 def _gpu(facts: Facts, gpu: Gpu) -> DeviceStatus:
     model = model_of(gpu.product)
     verdict = facts.verdicts.get(gpu.uuid, Verdict())
+    slices = frozenset(each.name for each in gpu.slices) if gpu.mig_enabled else None
     return DeviceStatus(
         uuid=gpu.uuid,
         product=label(gpu.product),
         memory_mib=gpu.memory_mib,
         mig_capable=gpu.mig_enabled or (model is not None and bool(model.profiles)),
         mig_mode=MigMode.ENABLED if gpu.mig_enabled else MigMode.DISABLED,
-        instances=_instances(facts, gpu.uuid),
+        slices=tuple(
+            SliceStatus(each.uuid, each.placement.profile, each.placement.start)
+            for each in gpu.slices
+        ),
+        instances=_instances(facts, gpu.uuid, slices),
         health=verdict.health,
         problem=verdict.problem,
     )
 
 
-def _instances(facts: Facts, uuid: str) -> tuple[InstanceStatus, ...]:
+def _instances(
+    facts: Facts, uuid: str, slices: frozenset[str] | None = None
+) -> tuple[InstanceStatus, ...]:
+    """``slices``: those that are there; what is on another one answers nobody, whatever its process says yet."""
     if facts.report is None:
         return ()
     found = ((device_piece(each.device), each) for each in facts.report.instances)
     answers = facts.phase is not Phase.SERVER_UNREACHABLE
-    return tuple(_instance(each, piece, answers) for (at, piece), each in found if at == uuid)
+    return tuple(
+        _instance(each, piece, answers and (slices is None or piece in slices))
+        for (at, piece), each in found
+        if at == uuid
+    )
 
 
 def _instance(report: InstanceReport, piece: str, answers: bool) -> InstanceStatus:
@@ -241,6 +261,8 @@ def _conditions(facts: Facts, before: Sequence[Condition], now: str) -> tuple[Co
     if facts.accepted is not None:
         reason, message = facts.accepted
         found.append(_condition("SpecAccepted", reason == "Accepted", reason, message))
+    if facts.gpus_on_cores:
+        found.append(_condition("Emulated", True, "GpusOnCores", _EMULATED))
     times = {(each.type, each.status): each.last_transition_time for each in before}
     return tuple(
         replace(each, last_transition_time=times.get((each.type, each.status)) or now)

@@ -82,10 +82,10 @@ class Publisher:
 
 
 def _status(document: Document) -> RuntimeNodeStatus | None:
-    """The status that an agent has written; None where it cannot be read. Taints are the operator's, and the
-    spec is of no interest.
+    """The status that an agent has written; None where it cannot be read. Taints are the operator's, cuts the
+    partitioner's, and the spec is of no interest.
     """
-    status = {**(document.get("status") or {}), "taints": []}
+    status = {**(document.get("status") or {}), "taints": [], "cuts": []}
     try:
         whole = {**document, "spec": {"epoch": 0}, "status": status}
         return RuntimeNode.from_dict(whole, strict=False).status

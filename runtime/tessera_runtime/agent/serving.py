@@ -50,12 +50,14 @@ class Serving:
         control: ControlClient,
         models: Models,
         keys: ServiceKeys,
-        site: Site,
+        site: Callable[[], Site],
         state_dir: Path,
         changed: Callable[[], None],
         steering: Steering | None = None,
     ) -> None:
-        """``changed`` is called after every look at the server. ``steering``: None where nothing is placed."""
+        """``site``: as of now. ``changed`` is called after every look at the server. ``steering``: None where nothing is
+        placed.
+        """
         self.order: Order | None = None
         """The last word of the operator; None until it was heard."""
         self.node: RuntimeNode | None = None
@@ -180,7 +182,7 @@ class Serving:
         translated = server_target(
             node,
             self._found(node),
-            self._site,
+            self._site(),
             self.kept.target or ServerTarget(),
             unread=order.problems.keys(),
             without_keys=self._keys.unread(),
