@@ -85,7 +85,7 @@ async def looking_after(
     agent = Agent(uuids, state, node)
     task = asyncio.create_task(agent.devices.run())
     try:
-        await agent.until(uuids[0], lambda _: True)
+        await asyncio.wait_for(agent.devices.settled.wait(), PATIENCE_S)
         yield agent
     finally:
         task.cancel()
@@ -227,7 +227,9 @@ async def test_an_agent_that_is_restarted_remembers_what_only_an_event_told(
     async with looking_after(uuids, tmp_path) as agent:
         xid(0, 119)
         await agent.until(uuids[0], is_unwell)
+    told_before_it_is_read = Agent(uuids, tmp_path).devices.verdicts
     async with looking_after(uuids, tmp_path) as agent:
+        assert agent.devices.verdicts == told_before_it_is_read
         assert "Xid 119" in agent.devices.verdicts[uuids[0]].problem
 
 

@@ -42,7 +42,7 @@ from tessera_runtime.waits import set_within
 log = logging.getLogger(__name__)
 
 SETTLE_S = 5.0
-"""Most that the first status waits until what was known before a restart is known again."""
+"""Most that the first status waits for each: until GPUs were read, and what was known before a restart is known again."""
 
 DRAIN_S = 60.0
 """Most that the agent outlives the signal to stop, while the server finishes."""
@@ -152,6 +152,8 @@ class ClusterAgent:
         self._serving.wake()
 
     async def _publish(self) -> None:
+        # A GPU that was in use by the pod before may be one that must not be used.
+        await set_within(self._devices.settled, SETTLE_S)
         await set_within(self._serving.settled, SETTLE_S)
         await self._publisher.run()
 

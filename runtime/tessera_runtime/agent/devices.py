@@ -17,7 +17,7 @@ import msgspec
 
 from tessera_core.api import RuntimeNode
 from tessera_core.api.runtimenode import Health
-from tessera_runtime.devices.health import Answer, Reading, Record, Verdict, look
+from tessera_runtime.devices.health import Answer, Reading, Record, Verdict, look, remembered
 from tessera_runtime.devices.watch import READ_S, Readings, Watch, Xids
 
 log = logging.getLogger(__name__)
@@ -56,8 +56,14 @@ class Devices:
         self._records = self._read()
         self._taken_s = 0.0
         """When the last readings came."""
-        self.verdicts: Mapping[str, Verdict] = {}
-        """By UUID; empty before the first reading."""
+        self.verdicts: Mapping[str, Verdict] = {
+            uuid: remembered(self._records.get(uuid, Record())) for uuid in self._uuids
+        }
+        """By UUID."""
+        self.settled = asyncio.Event()
+        """Whether all GPUs were read, so that what nothing remembers is known too."""
+        if not self._uuids:
+            self.settled.set()
 
     async def run(self) -> None:
         """Until it is cancelled; without GPUs it ends at once. Raises RuntimeError when nothing is read any more."""
@@ -89,6 +95,7 @@ class Devices:
     def take(self, readings: Readings, xids: Xids, now_s: float) -> None:
         """Judge what was read and heard."""
         self._taken_s = now_s
+        self.settled.set()
         node = self._node()
         cut = {each.uuid for each in node.spec.devices if each.cut} if node is not None else set()
         records, verdicts = {}, {}
@@ -104,7 +111,7 @@ class Devices:
                 log.warning("Xid %d", xid.code, extra={"gpu": uuid, "instance": xid.gpu_instance})
         if verdicts != self.verdicts:
             for uuid, verdict in verdicts.items():
-                if verdict != self.verdicts.get(uuid, Verdict()):
+                if verdict != self.verdicts[uuid]:
                     level = logging.INFO if verdict.health is Health.HEALTHY else logging.WARNING
                     log.log(level, "GPU %s is %s: %s", uuid, verdict.health.value, verdict.problem)
             self.verdicts = verdicts

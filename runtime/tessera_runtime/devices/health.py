@@ -190,6 +190,13 @@ def look(
     return after, _verdict(health, [*unwell, *remarks], gone)
 
 
+def remembered(record: Record) -> Verdict:
+    """What is told of a GPU before it was read for the first time."""
+    if record.unwell_s is None:
+        return Verdict()
+    return Verdict(Health.UNHEALTHY, record.problem)
+
+
 def back_s(falls: int) -> float:
     """Seconds that a GPU has to be well before it returns from the ``falls``-th fall, counted from 1."""
     return min(RETURN_S * 2.0 ** min(falls - 1, 16), MOST_RETURN_S)
