@@ -23,6 +23,8 @@ from tessera_core.plan.steps import Steps
 DEVICES_HEALTHY = "DevicesHealthy"
 UNHEALTHY, HEALTHY = "DeviceUnhealthy", "DeviceHealthy"
 """Reasons of Events, and of the condition where it is False."""
+_LEAVE = "leave-"
+"""How the ids of steps begin that empty an unhealthy device."""
 _MOST_NAMED = 5
 """Devices in one condition's message."""
 
@@ -76,7 +78,7 @@ def leave(steps: Steps, plan: Plan, state: ClusterState, nodes: Iterable[Runtime
     }  # the last of each service: it requires those before it
     unloads = (
         Step(
-            f"leave-{number}",
+            f"{_LEAVE}{number}",
             Action.UNLOAD,
             target,
             (route,) if (route := routes.get(target.service)) is not None else (),
@@ -84,6 +86,15 @@ def leave(steps: Steps, plan: Plan, state: ClusterState, nodes: Iterable[Runtime
         for number, target in enumerate(_present(reached, staying), start=1)
     )
     return replace(steps, steps=(*steps.steps, *unloads))
+
+
+def leaving(steps: Steps) -> Iterator[str]:
+    """What leaves unhealthy devices, as lines of a plan's difference."""
+    for step in steps.steps:
+        if step.id.startswith(_LEAVE):
+            at = step.target
+            where = f"{at.node}/{at.device} {at.slice}, which must not be used"
+            yield f"- {at.service}/{at.member} {at.count} on {where}"
 
 
 def _present(nodes: Iterable[RuntimeNode], staying: Collection[str]) -> Iterator[Target]:

@@ -18,6 +18,7 @@ from tessera_operator.profiling import spots
 from tessera_operator.quarantine import Healths, condition, counts, products, sick_of
 from tessera_operator.reporting import FINALIZER
 
+KIND = "PlacementPlan"
 PROBLEM = "Xid 95: needs a reset of the GPU"
 
 
@@ -79,6 +80,18 @@ def test_copies_have_another_home_before_they_leave_a_device_that_must_not_be_us
     assert {"n0", "n1"} in history
     assert ordered(operator) == operator.running() == {"n0", "n1"} - {home}
     assert {each["Applied"] for each in operator.plans().values()} == {"True"}
+
+
+def test_the_plan_says_what_leaves_and_in_which_order() -> None:
+    operator = started(2)
+    (home,) = operator.running()
+    ail(operator, home)
+    operator.rounds(8)
+    specs = [each["spec"] for key, each in operator.cluster.objects.items() if key[0] == KIND]
+    (plan,) = (each for each in specs if each["steps"][-1]["action"] == "Unload")
+    assert [each["action"] for each in plan["steps"]] == ["Launch", "Route", "Unload"]
+    assert plan["steps"][-1]["requires"] == [plan["steps"][1]["id"]]
+    assert plan["diff"][0] == (f"- vision.s/a 1 on {home}/GPU-{home} full, which must not be used")
 
 
 def test_a_device_that_is_healthy_again_is_free_and_moves_nothing() -> None:
