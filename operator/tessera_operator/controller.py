@@ -16,7 +16,7 @@ from typing import Any
 
 from tessera_core.api import Device, ModelService, RuntimeNode, SpecInvalid
 from tessera_core.api.placementplan import PlacementPlan, Step
-from tessera_operator import partitioners, plans, pools, routes
+from tessera_operator import partitioners, plans, pools, quarantine, routes
 from tessera_operator.cluster import Cluster
 from tessera_operator.config import Config
 from tessera_operator.costs import Meter
@@ -64,8 +64,11 @@ class Controller:
         self._routers = Routers()
         self._rollout: Rollout | None = None
         self._afresh = False
+        self._geometries = quarantine.Geometries()
         self.meter = Meter()
         self.heartbeats = Heartbeats(config.lost_after_s)
+        self.devices: Mapping[tuple[str, str], int] = {}
+        """By pool and health, as of the last round."""
         self.writer = Writer(cluster, self._documents)
         self._tls = where.tls is not None
         self._drifting = Drifting(self.writer, config.drift_after_s)
@@ -98,7 +101,8 @@ class Controller:
         self._drifting.keep(self._world.profiles, steady, now.s, now.text)
         # What a node that is about to go runs gets another home while it still answers.
         away = present.away
-        decision = self._decider.decide(now.s, away, afresh=self._afresh)
+        recut = self._geometries.have_changed(nodes)
+        decision = self._decider.decide(now.s, away, afresh=self._afresh or recut)
         names = [service.served_name for service in self._world.services]
         self.meter.note(decision.state, names, now.s)
         self._measuring.see(nodes, decision, self.writer, now.s)
@@ -165,6 +169,7 @@ class Controller:
                 now.text,
             ),
         )
+        self.devices = quarantine.counts(present.by_pool)
         waits = [
             left
             for service in self._world.services

@@ -21,6 +21,7 @@ from tessera_core.plan.steps import Steps, steps_to
 from tessera_operator.decide import Decision
 from tessera_operator.orders import Present, advance
 from tessera_operator.plans import is_open, to_spec
+from tessera_operator.quarantine import leave
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ def begin(
     nodes = tuple(nodes)
     state, rest = _as_served(decision, nodes)
     steps = _after(rest, steps_to(decision.plan, state))
+    steps = leave(steps, decision.plan, decision.state, nodes)
     if not steps.steps:
         return None
     spec = to_spec(decision.plan, steps, state, epoch)

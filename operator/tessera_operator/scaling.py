@@ -14,9 +14,8 @@ from itertools import product
 
 from tessera_core.api import Condition, RuntimeNode, RuntimePool
 from tessera_core.api.meta import ConditionStatus
-from tessera_core.gpu.mig import label
 from tessera_core.plan.decision import Plan
-from tessera_operator import pools
+from tessera_operator import pools, quarantine
 from tessera_operator.decide import Decision
 from tessera_operator.growth import Stock, growth
 from tessera_operator.headroom import Headroom, Held
@@ -83,7 +82,8 @@ class Scaling:
         in_use = occupied | filled | unknown
         self._pods.protect(writer, documents, in_use, names - in_use)
         self._note_useless(decision.plan, present, idle, now_s)
-        stocks = self._stocks(found, present, filled)
+        sick = {node.metadata.name for node in everyone if _is_sick(node)}
+        stocks = self._stocks(found, present, filled | sick)
         known = {**decision.versions, **decision.newest}
         specs = {name: version.service.spec for name, version in known.items()}
         wish = growth(found, stocks, decision.plan, specs, _left(present))
@@ -96,15 +96,18 @@ class Scaling:
             bound = present.bound.get(name, frozenset())
             own = {node.metadata.name for node in present.by_pool.get(name, ())} & bound
             staying = own - leaving
+            more = missing.get(name, 0)
+            full = (
+                filled | sick if more else filled
+            )  # a sick node is none of those that are missing
             nodes = Nodes(
-                filled=frozenset(staying & filled),
-                kept=frozenset(staying & kept - filled),
-                idle={each: idle[each] for each in staying if each in idle},
+                filled=frozenset(staying & taken),
+                kept=frozenset(staying & kept - taken),
+                idle={each: idle[each] for each in staying - taken if each in idle},
                 leaving=frozenset(own & leaving & occupied),
                 left=frozenset(own & leaving - occupied),
                 other=len(bound - own),
             )
-            more = missing.get(name, 0)
             wanted = size(pool, nodes, more, now_s, full=name in wish.full)
             self._pods.release(writer, documents, wanted.released)
             writer.put(pools.deployment(pool, wanted.replicas, self._where))
@@ -127,11 +130,11 @@ class Scaling:
                 for node in present.by_pool.get(name, ())
                 if node.metadata.name not in present.departing
             ]
-            shown = {label(device.product) for node in nodes for device in node.status.devices}
+            shown = quarantine.products(nodes)
             if shown:
                 self._products[name] = frozenset(shown)
             stocks[name] = Stock(
-                nodes=len(nodes),
+                nodes=sum(not _is_sick(node) for node in nodes),
                 filled=sum(node.metadata.name in filled for node in nodes),
                 products=self._products.get(name, frozenset()),
                 useless_for={service for other, service in self._useless if other == name},
@@ -183,6 +186,11 @@ def _left(present: Present) -> dict[str, Counter[str]]:
                 for service in {each.service for each in told}:
                     found.setdefault(service, Counter())[pool] += 1
     return found
+
+
+def _is_sick(node: RuntimeNode) -> bool:
+    """Whether ``node`` has told its devices, and none of them may be used."""
+    return bool(node.status.devices) and not quarantine.products([node])
 
 
 def is_filled(node: RuntimeNode) -> bool:

@@ -173,3 +173,16 @@ def test_a_pool_that_is_no_good_for_a_service_is_tried_once_and_not_again_and_ag
     assert (operator.replicas(), pods(operator)) == (0, set())
     operator.rounds(60)
     assert operator.replicas() == 0
+
+
+def test_a_node_whose_gpus_must_not_be_used_is_none_of_those_that_are_missing() -> None:
+    operator = started(1, size=SIZE)
+    status = operator.cluster.objects["RuntimeNode", "", "n0"]["status"]
+    for device in status["devices"]:
+        device["health"] = "Unhealthy"
+    operator.rounds(5)
+    assert operator.replicas() == 2
+    operator.join("n1")
+    operator.rounds(10)
+    assert "n1" in operator.running()
+    assert operator.replicas() <= 2
