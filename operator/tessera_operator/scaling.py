@@ -97,9 +97,8 @@ class Scaling:
             own = {node.metadata.name for node in present.by_pool.get(name, ())} & bound
             staying = own - leaving
             more = missing.get(name, 0)
-            full = (
-                filled | sick if more else filled
-            )  # a sick node is none of those that are missing
+            # A sick node is none of those that are missing.
+            taken = filled | sick if more else filled
             nodes = Nodes(
                 filled=frozenset(staying & taken),
                 kept=frozenset(staying & kept - taken),
