@@ -43,7 +43,7 @@ SMALLER = 20
 class Size:
     """How much is planned."""
 
-    slots: int = 144
+    slots: int = 72
     """Of the small fleet, one after another."""
     whole: tuple[int, ...] = (0,)
     """Slots of the large fleet, each from nothing."""

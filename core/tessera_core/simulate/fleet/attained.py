@@ -162,6 +162,7 @@ def _cell(
         parts=tuple(
             Part(
                 int(tables.processes[service, kind]) * int(number),
+                float(tables.rate[service, kind]) * int(number),
                 float(tables.alpha_ms[service, kind]),
                 float(tables.tau0_ms[service, kind]),
                 int(tables.cap[service, kind]),

@@ -23,6 +23,8 @@ class Part:
     """Equal processes."""
 
     processes: int
+    rate: float
+    """Requests per second that all of them carry at the SLO."""
     alpha_ms: float
     tau0_ms: float
     cap: int
@@ -49,29 +51,25 @@ class Cell:
 def within_by_events(cell: Cell, requests: int, rng: np.random.Generator) -> float:
     """Share in time where each of about ``requests`` requests is simulated, late ones refused and dropped.
 
-    The cell's parts are spread over as few nodes as hold them, one queue each; one node is simulated, with its part of the
-    rate. Requests still come long enough to be some, however few come in a slot.
+    The cell's parts are spread over as few nodes as hold them; one node is simulated, with its part of the rate. There
+    parts of one kind take from one queue, and kinds get requests as they carry them. Requests still come long enough to be
+    some, however few come in a slot.
     """
     nodes = max(1, ceil(cell.gpus / GPUS_TOGETHER))
-    stations = [
-        Station(
-            ServiceModel(part.alpha_ms, part.tau0_ms, part.cap).batch_times_ms(),
-            max(1, round(part.processes / nodes)),
-        )
-        for part in cell.parts
-    ]
-    there = sum(
-        each.instances * part.cap / (part.alpha_ms * part.cap + part.tau0_ms)
-        for each, part in zip(stations, cell.parts, strict=True)
-    )
-    whole = sum(
-        part.processes * part.cap / (part.alpha_ms * part.cap + part.tau0_ms) for part in cell.parts
-    )
-    rate = max(cell.rate_per_s, 1e-6) * there / whole
+    shares = [max(1, round(part.processes / nodes)) / part.processes for part in cell.parts]
+    here = np.array([share * part.rate for share, part in zip(shares, cell.parts, strict=True)])
+    rate = max(cell.rate_per_s, 1e-6) * here.sum() / sum(part.rate for part in cell.parts)
     seconds = max(requests, _LEAST_REQUESTS) / rate
     arrivals = gamma(rate, cell.burstiness, seconds, rng)
-    served = simulate(stations, arrivals, cell.target_ms - OVERHEAD_MS, admission=True)
-    return served.within(cell.target_ms - OVERHEAD_MS)
+    kind = rng.choice(len(here), len(arrivals), p=here / here.sum())
+    budget = cell.target_ms - OVERHEAD_MS
+    in_time = 0.0
+    for place, (part, share) in enumerate(zip(cell.parts, shares, strict=True)):
+        model = ServiceModel(part.alpha_ms, part.tau0_ms, part.cap)
+        station = Station(model.batch_times_ms(), round(share * part.processes))
+        mine = arrivals[kind == place]
+        in_time += simulate(station, mine, budget, admission=True).within(budget) * len(mine)
+    return in_time / max(len(arrivals), 1)
 
 
 @dataclass(frozen=True, slots=True)
