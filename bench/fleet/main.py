@@ -41,7 +41,7 @@ TOGETHER = ((PolicyKind.TESSERA, PolicyKind.WHOLE, PolicyKind.STATIC), (PolicyKi
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    cells: int = 300
+    cells: int = 200
     """Slots of a service that are simulated request by request, and as many that have not yet grown."""
     requests: int = 40_000
     """Of each."""

@@ -45,7 +45,7 @@ class Size:
 
     slots: int = 72
     """Of the small fleet, one after another."""
-    whole: tuple[int, ...] = (0,)
+    whole: tuple[int, ...] = (150, 60_000)
     """Slots of the large fleet, each from nothing."""
 
 

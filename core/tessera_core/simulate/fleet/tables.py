@@ -31,6 +31,7 @@ LOADS = np.arange(0, 4 + 1e-9, 1 / 64)
 _LATER = (99.99, 99.9, 99.5)
 _EARLIER = (97.5, 95.0, 90.0)
 _REFUSING = 0.95
+_APART = 1e-9
 
 Grid = NDArray[np.float32]
 
@@ -175,16 +176,21 @@ def _within(services: Services, best: _Best) -> Grid:
         rate = best.processes * _rates(services, best.alpha_ms, best.tau0_ms, best.cap, percent)
         late = 1 - (services.percent[:, None] if percent is None else percent) / 100
         points.append((rate / some, late + 0 * own))
-    loads = np.maximum.accumulate(np.stack([load for load, _ in points]), axis=0)
+    # Where a server is full before anything is late, several percentiles allow the same rate: the best of them holds there.
+    apart = _APART * np.arange(len(points))[:, None, None]
+    loads = np.maximum.accumulate(np.stack([load for load, _ in points]), axis=0) + apart
     late = np.maximum.accumulate(np.stack([share for _, share in points]), axis=0)
     full = best.cap / (best.alpha_ms * best.cap + best.tau0_ms) * 1e3 * best.processes
     found = np.zeros((*own.shape, len(LOADS)), dtype=np.float32)
     for service, kind in np.argwhere(own > 0):
-        kept = 1 - np.interp(LOADS, loads[:, service, kind], late[:, service, kind])
+        at, lost = loads[:, service, kind], late[:, service, kind]
+        kept = np.where(LOADS <= at[-1], 1 - np.interp(LOADS, at, lost), 0.0)
         finished = _REFUSING * full[service, kind] / own[service, kind]
-        beyond = loads[-1, service, kind]
-        most = np.minimum(kept[-1], np.maximum(finished, kept[-1] * beyond) / np.maximum(LOADS, 1e-9))
-        found[service, kind] = np.where(LOADS <= beyond, kept, most)
+        beyond = np.where(LOADS <= at[-1], 0.0, np.minimum(finished, LOADS))
+        # Refusing what would be late, servers never answer less because more comes, nor a larger share of it.
+        answered = np.maximum.accumulate(np.maximum(LOADS * kept, beyond))
+        share = np.divide(answered, LOADS, out=np.ones_like(LOADS), where=LOADS > 0)
+        found[service, kind] = np.minimum.accumulate(share)
     return found
 
 
