@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -45,7 +45,7 @@ class Size:
     """Slots of a service that are simulated request by request, and as many that have not yet grown."""
     requests: int = 40_000
     """Of each."""
-    plans: Plans = Plans()
+    plans: Plans = field(default_factory=Plans)
 
 
 QUICK = Size(cells=10, requests=2_000, plans=QUICK_PLANS)
@@ -156,7 +156,9 @@ def _events(seed: int, requests: int, numbered: tuple[int, Cell]) -> float:
 
 def main(options: Sequence[str] | None = None) -> int:
     parser = arguments("A fleet over a year, one policy for capacity beside another.")
-    parser.add_argument("--workers", type=int, help="processes (default: one for each core, two at most)")
+    parser.add_argument(
+        "--workers", type=int, help="processes (default: one for each core, two at most)"
+    )
     chosen = parser.parse_args(options)
     fleet, size = read_fleet(str(FLEET)), Size()
     if chosen.quick:

@@ -8,14 +8,14 @@ few hours, each plan from the one before as it was carried out; the large one a 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from time import perf_counter
 
 import numpy as np
+from bench.fleet.lines import line
 from bench.harness import Figures
 from bench.lines import Line, Reach, Says
-from bench.fleet.lines import line
 from bench.planner.facts import digest, model_service
 from bench.planner.fleet_cases import applied
 from numpy.typing import NDArray
@@ -25,9 +25,8 @@ from tessera_core.gpu.classes import full_class, slice_class
 from tessera_core.perf import LatencyProfile, Neighbours, ProfileRow
 from tessera_core.plan.decision import Plan
 from tessera_core.plan.planner import Planner
-from tessera_core.plan.state import ClusterState, DeviceState, Measured, NodeState
+from tessera_core.plan.state import ClusterState, DeviceState, Measured, NodeState, PoolRules
 from tessera_core.plan.state import Policy as PlanPolicy
-from tessera_core.plan.state import PoolRules
 from tessera_core.simulate.fleet import Fleet, PolicyKind, simulate_years
 from tessera_core.simulate.fleet.covers import STEP, Covers
 from tessera_core.simulate.fleet.packing import packing_of
@@ -69,7 +68,10 @@ def smaller(fleet: Fleet, times: int, slots: int) -> Fleet:
 
 def planned_lines(fleet: Fleet, size: Size, says: Says) -> Iterator[Line]:
     small = smaller(fleet, SMALLER, size.slots)
-    quiet = replace(small, failures=replace(small.failures, gpu_per_thousand_days=0.0, node_per_thousand_days=0.0))
+    quiet = replace(
+        small,
+        failures=replace(small.failures, gpu_per_thousand_days=0.0, node_per_thousand_days=0.0),
+    )
     case = f"Real plans: {small.count} services, {size.slots} slots one after another"
     (model,) = simulate_years(quiet, (PolicyKind.TESSERA,))
     began = perf_counter()
@@ -183,7 +185,9 @@ def _empty(fleet: Fleet, services: Services) -> ClusterState:
             for node in range(pool.gpus // pool.gpus_per_node)
         ),
         measured=tuple(
-            each for index in range(len(services.names)) for each in _measured(fleet, services, index)
+            each
+            for index in range(len(services.names))
+            for each in _measured(fleet, services, index)
         ),
         pools=tuple(
             PoolRules(

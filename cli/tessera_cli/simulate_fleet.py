@@ -34,7 +34,9 @@ _REQUESTS = 20_000
 def add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
     fleet = parser.add_argument_group("a fleet over a year")
     fleet.add_argument(
-        "--cluster", metavar="FLEET", help="file with pools, groups of services, control and failures"
+        "--cluster",
+        metavar="FLEET",
+        help="file with pools, groups of services, control and failures",
     )
     fleet.add_argument(
         "--policy",
@@ -102,9 +104,7 @@ def _checked(year: Year, fleet: Fleet) -> dict[str, Agreement]:
     return found
 
 
-def _document(
-    fleet: Fleet, years: Sequence[Year], checked: dict[str, Agreement]
-) -> dict[str, Any]:
+def _document(fleet: Fleet, years: Sequence[Year], checked: dict[str, Agreement]) -> dict[str, Any]:
     return {
         "gpus": sum(pool.gpus for pool in fleet.pools),
         "services": fleet.count,
@@ -154,7 +154,17 @@ def _table(fleet: Fleet, years: Sequence[Year]) -> Table:
         f"{sum(pool.gpus for pool in fleet.pools):,} GPUs, {fleet.count:,} services, "
         f"{fleet.horizon_s / 86_400:g} days in slots of {fleet.slot_s:g} s"
     )
-    numbers = ("GPU hours", "cost", "in SLO", "below", "late", "lost", "launches", "GPUs cut", "most")
+    numbers = (
+        "GPU hours",
+        "cost",
+        "in SLO",
+        "below",
+        "late",
+        "lost",
+        "launches",
+        "GPUs cut",
+        "most",
+    )
     shown = table(title, ("policy",), numbers)
     for year in years:
         requests = max(float(year.requests.sum()), 1e-300)

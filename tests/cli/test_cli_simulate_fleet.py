@@ -52,7 +52,15 @@ def test_the_document_has_the_books(tessera, fleet) -> None:
 
 def test_policies_are_chosen_by_name(tessera, fleet) -> None:
     result = tessera(
-        "simulate", "--cluster", fleet(horizon="2h"), "--policy", "static-peak", "--check", "0", "-o", "json"
+        "simulate",
+        "--cluster",
+        fleet(horizon="2h"),
+        "--policy",
+        "static-peak",
+        "--check",
+        "0",
+        "-o",
+        "json",
     )
     found = json.loads(result.stdout)
     assert [each["policy"] for each in found["policies"]] == ["static peak"]

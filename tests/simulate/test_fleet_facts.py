@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support.fleets import fleet_document, small_fleet
 
+from support.fleets import fleet_document, small_fleet
 from tessera_core.api import SpecInvalid
 from tessera_core.simulate.fleet import fleet_from_dict
 from tessera_core.simulate.fleet.rates import STRETCH, Rates
@@ -82,7 +82,11 @@ def test_rates_have_days_weekends_and_growth() -> None:
 
 
 def test_bursts_come_as_often_as_they_are_said_to() -> None:
-    burst = {"perWeek": "7", "height": {"from": "3", "to": "3"}, "minutes": {"from": "60", "to": "60"}}
+    burst = {
+        "perWeek": "7",
+        "height": {"from": "3", "to": "3"},
+        "minutes": {"from": "60", "to": "60"},
+    }
     flat = {"swing": {"from": "0.01", "to": "0.01"}, "weekend": {"from": "1", "to": "1"}}
     fleet = small_fleet(horizon="1344h", group={"count": 40, "bursts": burst, **flat})
     services = draw_services(fleet)

@@ -20,7 +20,9 @@ COUNTS = st.lists(st.integers(0, 60), min_size=5, max_size=5)
 def test_the_fewest_gpus_are_those_of_the_linear_program(counts: list[int]) -> None:
     packing = packing_of(A100_80)
     names = [each.name for each in packing.profiles]
-    ways = [[multi.count(name) for name in names] for multi in maximal_multisets(A100_80, tuple(names))]
+    ways = [
+        [multi.count(name) for name in names] for multi in maximal_multisets(A100_80, tuple(names))
+    ]
     found = linprog(np.ones(len(ways)), A_ub=-np.array(ways).T, b_ub=-np.array(counts))
     assert packing.gpus(np.array(counts, dtype=float)) == pytest.approx(found.fun, abs=1e-6)
 

@@ -7,8 +7,8 @@ from itertools import product
 
 import numpy as np
 import pytest
-from support.fleets import small_fleet
 
+from support.fleets import small_fleet
 from tessera_core.perf import ServiceModel, max_rate
 from tessera_core.perf.batch_queue import BatchQueue
 from tessera_core.simulate.fleet.covers import STEP, STEPS, Covers
@@ -66,7 +66,9 @@ def test_more_load_is_never_more_in_time_and_never_fewer_answers(tables) -> None
 
 
 def test_more_of_a_gpu_carries_more(tables) -> None:
-    kinds = [tables.parts.names[0].index(name) for name in ("full", "4g.40gb", "2g.20gb", "1g.10gb")]
+    kinds = [
+        tables.parts.names[0].index(name) for name in ("full", "4g.40gb", "2g.20gb", "1g.10gb")
+    ]
     assert (np.diff(tables.rate[:, kinds], axis=1) <= 0).all()
 
 
@@ -97,7 +99,9 @@ def test_a_cover_costs_little_more_than_the_cheapest_of_all(services, tables) ->
 
 def test_rates_are_rounded_up_to_steps(services, tables) -> None:
     covers = Covers.of(tables, services.rate_per_s, 1.0)
-    rates = np.stack((0 * covers.base, covers.base * STEP**3, covers.base * STEP**3.2)).astype(np.float32)
+    rates = np.stack((0 * covers.base, covers.base * STEP**3, covers.base * STEP**3.2)).astype(
+        np.float32
+    )
     levels = covers.levels(rates)
     assert (levels[0] == 0).all()
     assert (levels[1] == 3).all()

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.fleets import small_fleet
 
+from support.fleets import small_fleet
 from tessera_core.simulate.fleet import Fleet, PolicyKind, Year, simulate_years
 from tessera_core.simulate.fleet.covers import STEP, Covers
 from tessera_core.simulate.fleet.policies import Autoscaler, Following
@@ -84,7 +84,9 @@ def test_services_without_traffic_have_one_part_each_and_miss_nothing() -> None:
 
 
 def test_more_headroom_costs_more_and_serves_no_less() -> None:
-    found = [_tessera(small_fleet(control={"headroom": headroom})) for headroom in ("1", "1.2", "2")]
+    found = [
+        _tessera(small_fleet(control={"headroom": headroom})) for headroom in ("1", "1.2", "2")
+    ]
     hours = [year.gpu_hours.sum() for year in found]
     assert hours == sorted(hours)
     shares = [year.attainment for year in found]
@@ -172,7 +174,9 @@ def test_an_hpa_has_its_tolerance_and_its_stabilisation() -> None:
 
 
 def test_the_tables_agree_with_every_request_of_a_small_fleet() -> None:
-    fleet = small_fleet(horizon="1h", group={"count": 4, "requestsPerSecond": {"from": "20", "to": "300"}})
+    fleet = small_fleet(
+        horizon="1h", group={"count": 4, "requestsPerSecond": {"from": "20", "to": "300"}}
+    )
     year = _tessera(fleet, cells=60)
     cells = [cell for cell in year.cells if cell.why == "as planned"]
     events = [

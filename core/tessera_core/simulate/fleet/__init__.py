@@ -8,10 +8,6 @@ request, which says how far the look-up can be trusted.
 """
 
 from tessera_core.simulate.fleet.facts import Fleet, fleet_from_dict
-
-
-
-
 from tessera_core.simulate.fleet.policies import POLICIES, PolicyKind
 from tessera_core.simulate.fleet.year import Year, simulate_years
 

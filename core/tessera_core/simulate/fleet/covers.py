@@ -47,7 +47,7 @@ class Covers:
         """``rate_per_s``: of the services in the mean, shape (services,)."""
         base = _LEAST * rate_per_s
         needs = headroom * base[:, None] * STEP ** np.arange(STEPS)
-        services, kinds = tables.rate.shape
+        kinds = tables.rate.shape[1]
         cheapest = np.full(needs.shape, np.inf)
         counts = np.zeros((*needs.shape, kinds), dtype=np.int64)
         for bulk in range(kinds):
@@ -90,8 +90,9 @@ def _one_and_rest(
     extra = (left > _ROUNDING * needs) | (own == 0)
     enough = usable & (~extra | (left <= more * (1 + _ROUNDING)))
     count = own + extra
-    prices = np.where(usable, tables.price[:, [bulk]], 0.0), np.where(
-        usable, tables.price[:, [rest]], 0.0
+    prices = (
+        np.where(usable, tables.price[:, [bulk]], 0.0),
+        np.where(usable, tables.price[:, [rest]], 0.0),
     )
     price = own * prices[0] + extra * prices[1] + _TIES * count
     return (

@@ -174,10 +174,6 @@ class Fleet:
         """Of services."""
         return sum(group.count for group in self.services)
 
-    def delay_slots(self, seconds: float) -> float:
-        """``seconds`` in slots."""
-        return seconds / self.slot_s
-
 
 def _known_pools(fleet: Fleet) -> Iterator[FieldError]:
     names = [pool.name for pool in fleet.pools]
@@ -249,4 +245,3 @@ def fleet_from_dict(document: object) -> Fleet:
         raise SpecInvalid(report.errors)
     assert isinstance(fleet, Fleet)
     return fleet
-

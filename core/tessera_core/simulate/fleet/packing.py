@@ -55,7 +55,8 @@ def packing_of(model: GpuModel) -> Packing:
     if not names:
         return Packing((), np.zeros((1, 0)))
     found = {
-        tuple(multiset.count(name) for name in names) for multiset in maximal_multisets(model, names)
+        tuple(multiset.count(name) for name in names)
+        for multiset in maximal_multisets(model, names)
     }
     # A way to cut that another one contains forbids nothing more.
     ways = [

@@ -126,8 +126,8 @@ class Following:
         self._each = np.arange(count)
         self._before = np.zeros((window, count), dtype=np.int16)
         self._peaks = self._before
-        self._needs = covers.headroom * covers.base[:, None] * STEP ** np.arange(
-            covers.capacity.shape[1]
+        self._needs = (
+            covers.headroom * covers.base[:, None] * STEP ** np.arange(covers.capacity.shape[1])
         )
 
     def begin(self, rates: Grid) -> None:
@@ -137,14 +137,15 @@ class Following:
         self._peaks = views.max(axis=-1)
 
     def first(self) -> State:
-        return self._peaks[0].astype(np.int64)
+        first: State = self._peaks[0].astype(np.int64)
+        return first
 
     def step(self, row: int, now: State) -> State:
         wanted = self._peaks[row]
         lower = np.flatnonzero(wanted < now)
         held = self._covers.capacity[lower, now[lower]] * (1 - self._slack)
         roomy = self._needs[lower, wanted[lower]] <= held
-        after = np.maximum(now, wanted)
+        after: State = np.maximum(now, wanted)
         after[lower[roomy]] = wanted[lower[roomy]]
         return after
 
@@ -184,7 +185,8 @@ class Autoscaler:
         return self._exactly(0)
 
     def _exactly(self, row: int) -> State:
-        return np.maximum(1, np.ceil(self._rates[row] / self._at)).astype(np.int64)
+        exactly: State = np.maximum(1, np.ceil(self._rates[row] / self._at)).astype(np.int64)
+        return exactly
 
     def step(self, row: int, now: State) -> State:
         each = self._rates[row] / now

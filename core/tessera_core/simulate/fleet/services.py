@@ -8,7 +8,7 @@ process on the same part adds the alpha of its rows, and of its tau0 what the ot
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +50,7 @@ class Services:
 
 
 def batch_line(alpha: Some, tau0: Some, power: Some, processes: int) -> tuple[Some, Some]:
-    """alpha and tau0 in ms of each of ``processes`` on a part of ``power``; a whole A100 has 1."""
+    """Slope and constant, ms, of each of ``processes`` on a part of ``power``; a whole A100 has 1."""
     slower = alpha * processes / power
     constant = tau0 * (_LAUNCH_SHARE + (1 - _LAUNCH_SHARE) / power)
     return slower, constant * (1 + _OVERLAP * (processes - 1))
@@ -59,7 +59,7 @@ def batch_line(alpha: Some, tau0: Some, power: Some, processes: int) -> tuple[So
 def draw_services(fleet: Fleet) -> Services:
     """Each group has a random stream of its own: a group more changes no other's services."""
     pools = [pool.name for pool in fleet.pools]
-    columns: dict[str, list[Vector]] = {}
+    columns: dict[str, list[Any]] = {}
     names: list[str] = []
     bursts: list[Bursts] = []
     for group in fleet.services:

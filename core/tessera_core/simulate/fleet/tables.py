@@ -184,9 +184,10 @@ def _within(services: Services, best: _Best) -> Grid:
     found = np.zeros((*own.shape, len(LOADS)), dtype=np.float32)
     for service, kind in np.argwhere(own > 0):
         at, lost = loads[:, service, kind], late[:, service, kind]
-        kept = np.where(LOADS <= at[-1], 1 - np.interp(LOADS, at, lost), 0.0)
+        known = at[-1] >= LOADS
+        kept = np.where(known, 1 - np.interp(LOADS, at, lost), 0.0)
         finished = _REFUSING * full[service, kind] / own[service, kind]
-        beyond = np.where(LOADS <= at[-1], 0.0, np.minimum(finished, LOADS))
+        beyond = np.where(known, 0.0, np.minimum(finished, LOADS))
         # Refusing what would be late, servers never answer less because more comes, nor a larger share of it.
         answered = np.maximum.accumulate(np.maximum(LOADS * kept, beyond))
         share = np.divide(answered, LOADS, out=np.ones_like(LOADS), where=LOADS > 0)

@@ -93,7 +93,9 @@ def simulate_years(
     """
     rates = Rates.of(fleet, draw_services(fleet))
     says("tables")
-    runs = [_Run.of(fleet, rates.services, each, cells) for each in policies(fleet, rates, tuple(kinds))]
+    runs = [
+        _Run.of(fleet, rates.services, each, cells) for each in policies(fleet, rates, tuple(kinds))
+    ]
     for first, stretch in rates.stretches():
         days = first * fleet.slot_s / 86_400
         says(f"day {days:.0f} of {fleet.horizon_s / 86_400:.0f}")
@@ -249,7 +251,9 @@ class _Run:
                 room -= float(prices[kind])
                 lost[int(mine[victim])] += float(self.policy.tables.rate[mine[victim], kind])
                 self.failed += 1
-        self.launches += float(self.policy.catalogue.counts(mine, self.now[mine]).sum() - counts.sum())
+        self.launches += float(
+            self.policy.catalogue.counts(mine, self.now[mine]).sum() - counts.sum()
+        )
         away_s = self.fleet.failures.detect_s + self.fleet.control.load_s
         part = min(1.0, away_s / self.fleet.slot_s)
         for service, rate in lost.items():
@@ -285,4 +289,5 @@ class _Run:
 def _by_hour(values: Vector, hours: float) -> Vector:
     """Sums over the slots, ``hours`` long each, that begin in each hour."""
     hour = (np.arange(len(values)) * hours + 1e-9).astype(np.int64)
-    return np.bincount(hour, weights=values)
+    sums: Vector = np.bincount(hour, weights=values).astype(np.float64)
+    return sums
