@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # `python bench/fleet/main.py` as well as -m
 
@@ -56,15 +56,15 @@ class Passed:
     """The years of one process."""
 
     years: list[Year]
-    seconds: float
+    cpu_seconds: float
     peak_mib: float
 
 
 def pass_years(fleet: Fleet, cells: int, kinds: tuple[PolicyKind, ...]) -> Passed:
     """In this process."""
-    began = perf_counter()
+    began = process_time()
     years = simulate_years(fleet, kinds, cells)
-    return Passed(years, perf_counter() - began, peak_mib())
+    return Passed(years, process_time() - began, peak_mib())
 
 
 def measure(fleet: Fleet, size: Size, workers: int, says: Says) -> tuple[list[Line], list[Year]]:
@@ -78,9 +78,13 @@ def measure(fleet: Fleet, size: Size, workers: int, says: Says) -> tuple[list[Li
         lines = year_lines(fleet, years)
         lines.append(
             line(
-                "The simulation itself",
+                "The years themselves",
                 f"{workers} processes",
-                {"seconds": took, "peak_mib": max(each.peak_mib for each in passed)},
+                {
+                    "seconds": took,
+                    "cpu_seconds": sum(each.cpu_seconds for each in passed),
+                    "peak_mib": max(each.peak_mib for each in passed),
+                },
                 Reach("seconds", at_most=900),
             )
         )

@@ -51,5 +51,5 @@ def test_a_quick_run_measures_every_policy(tmp_path: Path) -> None:
     ]
     assert all(row["medians"]["short_slots"] == 0 for row in year)
     cases = {row["case"].partition(":")[0] for row in written["rows"]}
-    assert {"Slots request by request", "Real plans", "The simulation itself"} <= cases
+    assert {"Slots request by request", "Real plans", "The years themselves"} <= cases
     assert path.with_suffix(".svg").read_text().startswith("<svg")

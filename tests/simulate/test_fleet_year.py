@@ -58,6 +58,7 @@ def test_every_request_is_in_time_late_or_lost(seed: int, gpus: int, breaks: boo
         assert year.shares.max() <= 1 + 1e-6
         hours = year.gpus.sum()
         assert hours == pytest.approx(year.gpu_hours.sum(), rel=1e-6)
+        assert hours <= 6 * gpus + 1e-6
 
 
 def test_the_same_fleet_has_the_same_year() -> None:

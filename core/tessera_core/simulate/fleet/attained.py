@@ -39,7 +39,7 @@ class Slots:
     first: int
     rates: Grid
     """Requests per second, shape (slots, services)."""
-    states: NDArray[np.int16]
+    states: NDArray[np.int32]
     share: Vector
     """Of what a state has, that there is; 1 but where a pool is too small."""
     short: tuple[Short, ...]
@@ -84,20 +84,23 @@ def _correct(policy: Policy, slots: Slots, by_service: Vector, by_slot: Vector) 
     rates, there = slots.rates[row, service], slots.share[row, service]
     meant = _share(policy, service, slots.states[row, service], rates, there, 0.0)
     had = _share(policy, service, state, rates, there, lost_rate)
-    # Of one that grows and fails in the same slot both are taken off: never more than there was.
     fewer = np.maximum(meant - had, 0) * part * rates
+    # Of a service that grows and fails in the same slot both are taken off, and never more than there was.
+    _, first, cell = np.unique(
+        row * slots.rates.shape[1] + service, return_index=True, return_inverse=True
+    )
+    most = (meant * rates)[first] / np.maximum(np.bincount(cell, weights=fewer), 1e-300)
+    fewer *= np.minimum(most, 1.0)[cell]
     gone = policy.catalogue.capacity(service, state.astype(np.int64)) <= lost_rate * (1 + 1e-9)
-    before = by_service[1].copy()
     np.subtract.at(by_service[1], service, fewer)
     np.subtract.at(by_slot[1], row, fewer)
     np.add.at(by_service[2], service, np.where(gone, fewer, 0.0))
-    assert (by_service[1] >= -1e-6 * np.maximum(before, 1)).all(), "less than nothing was served"
 
 
 def _share(
     policy: Policy,
     services: NDArray[np.int64],
-    states: NDArray[np.int16] | NDArray[np.int64],
+    states: NDArray[np.int32] | NDArray[np.int64],
     rates: Grid,
     there: Vector,
     lost_rate: Vector | float,

@@ -3,8 +3,8 @@
 Both come from the queue of one server (``perf.quick``), looked up. A part runs one to four processes, each with its own
 queue and batch cap, whichever carry most; parts of one service share its rate as they carry it. The share that is in time
 at ``load`` times the rate that the SLO allows is read off the rates that other percentiles allow. Beyond what nine in ten
-survive, late requests are refused (``batching.admission``): servers go on in full batches, so what they finish is what
-counts, less ``_REFUSING`` for those refused too late.
+survive, late requests are refused (``batching.admission``), and servers go on in batches of which two fit into the time
+that a request has: what those finish is in time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ LOADS = np.arange(0, 4 + 1e-9, 1 / 64)
 """Rates at which attainment is tabulated, in multiples of the rate that the SLO allows."""
 _LATER = (99.99, 99.9, 99.5)
 _EARLIER = (97.5, 95.0, 90.0)
-_REFUSING = 0.95
 _APART = 1e-9
 
 Grid = NDArray[np.float32]
@@ -180,13 +179,16 @@ def _within(services: Services, best: _Best) -> Grid:
     apart = _APART * np.arange(len(points))[:, None, None]
     loads = np.maximum.accumulate(np.stack([load for load, _ in points]), axis=0) + apart
     late = np.maximum.accumulate(np.stack([share for _, share in points]), axis=0)
-    full = best.cap / (best.alpha_ms * best.cap + best.tau0_ms) * 1e3 * best.processes
+    # A row waits for one batch and is answered by the next.
+    half = (services.target_ms - OVERHEAD_MS)[:, None] / 2
+    rows = np.clip((half - best.tau0_ms) / best.alpha_ms, 0, best.cap)
+    full = rows / (best.alpha_ms * rows + best.tau0_ms) * 1e3 * best.processes
     found = np.zeros((*own.shape, len(LOADS)), dtype=np.float32)
     for service, kind in np.argwhere(own > 0):
         at, lost = loads[:, service, kind], late[:, service, kind]
         known = at[-1] >= LOADS
         kept = np.where(known, 1 - np.interp(LOADS, at, lost), 0.0)
-        finished = _REFUSING * full[service, kind] / own[service, kind]
+        finished = full[service, kind] / own[service, kind]
         beyond = np.where(known, 0.0, np.minimum(finished, LOADS))
         # Refusing what would be late, servers never answer less because more comes, nor a larger share of it.
         answered = np.maximum.accumulate(np.maximum(LOADS * kept, beyond))

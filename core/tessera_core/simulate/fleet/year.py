@@ -52,13 +52,13 @@ class Year:
     failed: int
     """Instances that a failure ended."""
     most_gpus: Vector
-    """In any slot, by pool."""
+    """That were wanted in any slot, by pool."""
     short_slots: int
     """In which a pool had fewer GPUs than were wanted."""
     gpus: Vector
     """In use in the mean of each hour, shape (hours,)."""
     shares: Vector
-    """Of each hour's requests that were in time."""
+    """Of each hour's requests that were in time; 1 without any."""
     cells: tuple[Cell, ...]
     """The sample."""
 
@@ -121,8 +121,8 @@ class _Run:
     """Slot and service of the sample, shape (cells, 2), by slot."""
     rng: np.random.Generator
     now: State | None = None
-    used: Vector = field(default_factory=lambda: np.zeros(0))
-    """GPUs in use by slot and pool, those among them that wait to be left."""
+    wanted: Vector = field(default_factory=lambda: np.zeros(0))
+    """GPUs by slot and pool, those among them that wait to be left."""
     sums: Vector = field(default_factory=lambda: np.zeros(0))
     """Requests, in time, lost; by service."""
     hourly: Vector = field(default_factory=lambda: np.zeros(0))
@@ -166,7 +166,7 @@ class _Run:
             available(fleet, failures),
             wanted[np.lexsort((wanted[:, 1], wanted[:, 0]))],
             np.random.default_rng([fleet.seed, 5]),
-            used=np.zeros((fleet.slots, len(fleet.pools))),
+            wanted=np.zeros((fleet.slots, len(fleet.pools))),
             sums=np.zeros((3, count)),
             hourly=np.zeros((2, fleet.slots)),
         )
@@ -178,7 +178,7 @@ class _Run:
         if self.now is None:
             self.now = decider.first()
             self._count(self.now)
-        states = np.empty(rates.shape, dtype=np.int16)  # steps and replicas are thousands at most
+        states = np.empty(rates.shape, dtype=np.int32)
         short: list[Short] = []
         for row in range(len(rates)):
             slot = first + row
@@ -186,11 +186,11 @@ class _Run:
             paid = self._change(slot, self.now, after, short)
             self.now = after
             states[row] = after
-            self.used[slot] = [ledger.gpus(ledger.used) for ledger in self.ledgers] + paid
+            self.wanted[slot] = [ledger.gpus(ledger.used) for ledger in self.ledgers] + paid
             for failure in self.failures.get(slot, ()):
                 self._fail(failure, slot, short)
         some = slice(first, first + len(rates))
-        share = np.minimum(1.0, self.available[some] / np.maximum(self.used[some], 1e-9))
+        share = np.minimum(1.0, self.available[some] / np.maximum(self.wanted[some], 1e-9))
         self.short_slots += int(np.count_nonzero((share < 1).any(axis=1)))
         slots = Slots(first, rates, states, share[:, self.services.pool], tuple(short))
         served = attained(self.policy, slots, self.fleet.slot_s)
@@ -241,6 +241,7 @@ class _Run:
         for _ in range(failure.hits(ledger.gpus(ledger.used))):
             room = 1.0
             while room > 1e-9:
+                # As likely as it has room on all GPUs in use.
                 weights = counts.sum(axis=0) * np.where(prices <= room + 1e-9, prices, 0.0)
                 if not weights.any():
                     break
@@ -261,7 +262,8 @@ class _Run:
 
     def year(self) -> Year:
         hours = self.fleet.slot_s / HOUR_S
-        by_pool = self.used.sum(axis=0) * hours
+        used = np.minimum(self.wanted, self.available)
+        by_pool = used.sum(axis=0) * hours
         requests, in_time, lost = self.sums
         prices = np.array([pool.cost_per_gpu_hour for pool in self.fleet.pools])
         came, good = (_by_hour(each, hours) for each in self.hourly)
@@ -278,10 +280,10 @@ class _Run:
             launches=self.launches,
             recuts=sum(ledger.recuts for ledger in self.ledgers),
             failed=self.failed,
-            most_gpus=self.used.max(axis=0),
+            most_gpus=self.wanted.max(axis=0),
             short_slots=self.short_slots,
-            gpus=_by_hour(self.used.sum(axis=1), hours) / per_hour,
-            shares=good / np.maximum(came, 1e-300),
+            gpus=_by_hour(used.sum(axis=1), hours) / per_hour,
+            shares=np.divide(good, came, out=np.ones_like(came), where=came > 0),
             cells=tuple(self.cells),
         )
 
