@@ -25,7 +25,7 @@ def test_the_fleet_is_as_large_as_it_is_said_to_be(fleet) -> None:
 
 def test_a_smaller_fleet_has_whole_nodes(fleet) -> None:
     small = smaller(fleet, 50, 12)
-    assert [pool.gpus for pool in small.pools] == [136, 64]
+    assert [pool.gpus for pool in small.pools] == [144, 56]
     assert small.count == 40
     assert small.slots == 12
 

@@ -68,6 +68,8 @@ def test_rates_have_days_weekends_and_growth() -> None:
         "swing": {"from": "0.5", "to": "0.5"},
         "weekend": {"from": "0.5", "to": "0.5"},
         "growth": {"from": "2", "to": "2"},
+        "peakHour": "20",
+        "peakSpread": "3",
     }
     fleet = small_fleet(horizon="336h", group=calm)
     services = draw_services(fleet)
@@ -78,6 +80,7 @@ def test_rates_have_days_weekends_and_growth() -> None:
     assert daily == pytest.approx(np.outer(growth * weekend, np.ones(12)), rel=0.03)
     hours = (rates[:288] / services.rate_per_s).reshape(24, 12, 12).mean(axis=1)
     assert np.abs((hours.argmax(axis=0) + 0.5 - services.peak_hour + 12) % 24 - 12).max() < 3
+    assert (np.abs(services.peak_hour - 20) <= 3).all()
     assert hours.max(axis=0) / hours.min(axis=0) == pytest.approx(np.full(12, 3.0), rel=0.15)
 
 

@@ -102,6 +102,10 @@ class Group:
     """Squared variation of the gaps between requests within a slot; 1 is Poisson."""
     swing: Range = Range(0.3, 0.8)
     """Of a day: it is between (1 - swing) and (1 + swing) times its mean. At most 1."""
+    peak_hour: Annotated[float, decimal(least=0, most=24, example="14")] = 12.0
+    """Of the day, by one clock for the whole fleet, in the mean of the services."""
+    peak_spread: Annotated[float, decimal(least=0, most=12, example="3")] = 12.0
+    """Hours that a service's own may be earlier or later; 12: anywhere in the day, as of services all over the world."""
     weekend: Range = Range(0.4, 1.0)
     """Rate on Saturdays and Sundays, in multiples of other days'."""
     growth: Range = Range(1.0, 1.0)

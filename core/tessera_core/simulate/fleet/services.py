@@ -78,7 +78,7 @@ def draw_services(fleet: Fleet) -> Services:
             "alpha_ms": alpha,
             "tau0_ms": tau0,
             "swing": _drawn(group.swing, count, rng),
-            "peak_hour": rng.uniform(0, 24, count),
+            "peak_hour": group.peak_hour + rng.uniform(-1, 1, count) * group.peak_spread,
             "weekend": _drawn(group.weekend, count, rng),
             "growth": _drawn(group.growth, count, rng),
         }
