@@ -14,7 +14,7 @@ POLICIES = ["tessera", "one model per GPU", "static peak", "HPA at 70%"]
 
 @pytest.fixture
 def fleet_file(examples: Path) -> Path:
-    return examples / "fleet.yaml"
+    return examples / "fleet" / "fleet.yaml"
 
 
 @pytest.fixture
