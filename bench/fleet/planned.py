@@ -192,7 +192,6 @@ def _empty(fleet: Fleet, services: Services) -> ClusterState:
         pools=tuple(
             PoolRules(
                 pool.name,
-                labels=(("pool", pool.name),),
                 partition=True,
                 allowed_profiles=tuple(each.name for each in packing_of(pool.model).profiles),
                 shared_between_namespaces=True,

@@ -112,8 +112,9 @@ def _usage(arguments: argparse.Namespace) -> str:
             name for name in _ELSEWHERE if getattr(arguments, name) != arguments.default(name)
         ]
         return f"{_flag(changed[0])}: not with --cluster, whose file says it" if changed else ""
-    if arguments.policy:
-        return "--policy: only with --cluster"
+    for name in ("policy", "check"):
+        if getattr(arguments, name) != arguments.default(name):
+            return f"{_flag(name)}: only with --cluster"
     given = [name for name in _QUICK if getattr(arguments, name) is not None]
     if arguments.file:
         return f"{_flag(given[0])}: not with -f, where the state says it" if given else ""

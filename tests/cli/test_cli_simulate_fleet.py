@@ -125,10 +125,11 @@ def test_options_of_a_state_do_not_go_with_a_fleet(tessera, fleet_file, option) 
     assert "not with --cluster" in result.stderr
 
 
-def test_a_policy_needs_a_fleet(tessera, state_file) -> None:
-    result = tessera("simulate", "-f", state_file, "--policy", "hpa")
+@pytest.mark.parametrize("option", [("--policy", "hpa"), ("--check", "3")])
+def test_options_of_a_fleet_need_one(tessera, state_file, option) -> None:
+    result = tessera("simulate", "-f", state_file, *option)
     assert result.returncode == 2
-    assert "--policy: only with --cluster" in result.stderr
+    assert f"{option[0]}: only with --cluster" in result.stderr
 
 
 def test_a_file_that_is_not_there_is_named(tessera) -> None:
