@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from bench.fleet import main
 from bench.fleet.planned import Size, planned_lines, smaller
+from bench.harness import RESULTS
 
 from tessera_cli.simulate_fleet import read_fleet
 
@@ -33,6 +34,23 @@ def test_a_smaller_fleet_has_whole_nodes(fleet) -> None:
 def test_real_plans_take_about_as_many_gpus(fleet) -> None:
     (found,) = planned_lines(smaller(fleet, 4, 6), Size(slots=4, whole=()), lambda _: None)
     assert 0.8 < found.medians["gpu_hours_ratio"] < 1.15
+
+
+def test_the_document_has_the_figures_of_the_record() -> None:
+    recorded = json.loads((RESULTS / "fleet.json").read_text())
+    lines = (RESULTS.parents[1] / "docs" / "fleet.md").read_text().splitlines()
+    years = [row for row in recorded["rows"] if row["case"].startswith("365 days")]
+    assert len(years) == 6
+    for row in years:
+        (line,) = [line for line in lines if line.startswith(f"| {row['who']} | ")]
+        found = row["medians"]
+        for figure in (
+            f"{found['gpu_hours']:,.0f}",
+            f"{found['times_tessera']:.2f}",
+            f"{100 * found['attainment']:.3f} %",
+            f"{found['launches']:,.0f}",
+        ):
+            assert f" {figure} |" in line
 
 
 @pytest.mark.timeout(300)
