@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter, process_time
@@ -35,6 +35,7 @@ from tessera_core.simulate.fleet.sample import Cell, agreement, within_by_events
 FLEET = Path(__file__).with_name("fleet.yaml")
 QUICK_TIMES, QUICK_SLOTS = 50, 288
 TABLE_WIDTH = 170
+BUDGETS, BUDGET_DAYS = (64, 16, 8, 4, 2), 28
 TOGETHER = ((PolicyKind.TESSERA, PolicyKind.WHOLE, PolicyKind.STATIC), (PolicyKind.HPA,))
 """Policies that share a process, so that two processes take about as long."""
 
@@ -88,6 +89,8 @@ def measure(fleet: Fleet, size: Size, workers: int, says: Says) -> tuple[list[Li
                 Reach("seconds", at_most=900),
             )
         )
+        says("budgets")
+        lines += budget_lines(fleet, pool)
         says("slots request by request")
         lines += checked_lines(fleet, years, size, pool)
     lines += planned_lines(fleet, size.plans, says)
@@ -125,6 +128,29 @@ def year_lines(fleet: Fleet, years: Sequence[Year]) -> list[Line]:
         )
         found.append(line(case, year.policy, figures, *reach, Reach("short_slots", at_most=0)))
     return found
+
+
+def budget_lines(fleet: Fleet, pool: ProcessPoolExecutor) -> list[Line]:
+    """Tessera where fewer GPUs of a pool may be cut at a time."""
+    short = replace(fleet, horizon_s=min(fleet.horizon_s, BUDGET_DAYS * 86_400))
+    fleets = [
+        replace(short, pools=tuple(replace(each, recut_at_once=most) for each in fleet.pools))
+        for most in BUDGETS
+    ]
+    passed = pool.map(partial(pass_years, cells=0, kinds=(PolicyKind.TESSERA,)), fleets)
+    return [
+        line(
+            f"Tessera over {short.horizon_s / 86_400:g} days, GPUs of a pool that are cut at a time",
+            f"{most} at most",
+            {
+                "attainment": year.attainment,
+                "below": float(year.services_below),
+                "recuts": year.recuts,
+            },
+        )
+        for most, each in zip(BUDGETS, passed, strict=True)
+        for year in each.years
+    ]
 
 
 def checked_lines(

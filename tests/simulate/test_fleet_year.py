@@ -108,6 +108,14 @@ def test_slower_loading_serves_no_more() -> None:
     assert slow.attainment < quick.attainment
 
 
+def test_fewer_gpus_cut_at_a_time_serve_no_more() -> None:
+    slow = {"control": {"recut": "900s"}, "group": {"count": 60}}
+    found = [_tessera(small_fleet(pool={"recutAtOnce": most}, **slow)) for most in (1, 2, 8, 64)]
+    shares = [year.attainment for year in found]
+    assert shares == sorted(shares)
+    assert shares[0] < shares[-1]
+
+
 def test_failures_cost_requests_and_launches() -> None:
     days = {"horizon": "72h", "pool": {"gpus": 16}}
     still = _tessera(small_fleet(**days, failures=NOTHING_FAILS))

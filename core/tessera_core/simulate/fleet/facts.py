@@ -214,7 +214,7 @@ def _swings(fleet: Fleet) -> Iterator[FieldError]:
 
 
 def _quick_enough(fleet: Fleet) -> Iterator[FieldError]:
-    """A slot holds what follows a change in it, or it would have to be remembered over several."""
+    """A slot holds what follows a change in it but waiting for cuts: what goes is paid until its end at most."""
     control = fleet.control
     for path, seconds in (
         ("control", control.observe_s + control.load_s),

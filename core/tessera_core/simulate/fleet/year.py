@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,8 @@ from tessera_core.simulate.fleet.services import Services, Vector, draw_services
 
 Says = Callable[[str], None]
 HOUR_S = 3600.0
+LONGEST_WAIT = 288
+"""Slots for which a service waits for cuts at most: then it has what it asked for, or the books would never close."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,6 +130,8 @@ class _Run:
     """Requests, in time, lost; by service."""
     hourly: Vector = field(default_factory=lambda: np.zeros(0))
     """Requests and those in time, by slot."""
+    short: list[Short] = field(default_factory=list)
+    """Who has less than its state, in the slots that have not been counted."""
     launches: float = 0.0
     failed: int = 0
     short_slots: int = 0
@@ -179,25 +184,27 @@ class _Run:
             self.now = decider.first()
             self._count(self.now)
         states = np.empty(rates.shape, dtype=np.int32)
-        short: list[Short] = []
         for row in range(len(rates)):
             slot = first + row
             after = decider.step(row, self.now)
-            paid = self._change(slot, self.now, after, short)
+            paid = self._change(slot, self.now, after)
             self.now = after
             states[row] = after
             self.wanted[slot] = [ledger.gpus(ledger.used) for ledger in self.ledgers] + paid
             for failure in self.failures.get(slot, ()):
-                self._fail(failure, slot, short)
-        some = slice(first, first + len(rates))
+                self._fail(failure, slot)
+        end = first + len(rates)
+        some = slice(first, end)
         share = np.minimum(1.0, self.available[some] / np.maximum(self.wanted[some], 1e-9))
         self.short_slots += int(np.count_nonzero((share < 1).any(axis=1)))
-        slots = Slots(first, rates, states, share[:, self.services.pool], tuple(short))
+        short = tuple(each for each in self.short if each.slot < end)
+        self.short = [each for each in self.short if each.slot >= end]
+        slots = Slots(first, rates, states, share[:, self.services.pool], short)
         served = attained(self.policy, slots, self.fleet.slot_s)
         self.sums += served.by_service
         self.hourly[:, some] = served.by_slot
-        begin, end = np.searchsorted(self.wanted_cells[:, 0], (first, first + len(rates)))
-        self.cells += sampled(self.policy, slots, self.wanted_cells[begin:end], self.services)
+        rows = slice(*np.searchsorted(self.wanted_cells[:, 0], (first, end)))
+        self.cells += sampled(self.policy, slots, self.wanted_cells[rows], self.services)
 
     def _count(self, state: State) -> None:
         """What there is in the beginning has been there before."""
@@ -206,7 +213,7 @@ class _Run:
             ledger.used = counts[mine].sum(axis=0).astype(np.float64)
             ledger.cut = ledger.used.copy()
 
-    def _change(self, slot: int, before: State, after: State, short: list[Short]) -> Vector:
+    def _change(self, slot: int, before: State, after: State) -> Vector:
         """Do it; notes who has less until it is done. GPUs, by pool, of what is left only then, in the slot's mean."""
         changed = np.flatnonzero(before != after)
         paid = np.zeros(len(self.ledgers))
@@ -223,13 +230,18 @@ class _Run:
                 continue
             leaving = removed[mine].sum(axis=0).astype(np.float64)
             wait_s = ledger.change(added[mine].sum(axis=0).astype(np.float64), leaving)
-            part = min(1.0, (self.policy.reaction_s + wait_s) / self.fleet.slot_s)
-            paid[place] = part * ledger.gpus(leaving)
+            waits = (self.policy.reaction_s + wait_s) / self.fleet.slot_s
+            paid[place] = min(1.0, waits) * ledger.gpus(leaving)
             for service in changed[mine & grown]:
-                short.append(Short(slot, int(service), part, int(before[service]), 0.0))
+                self._wait(slot, int(service), waits, int(before[service]))
         return paid
 
-    def _fail(self, failure: Failure, slot: int, short: list[Short]) -> None:
+    def _wait(self, slot: int, service: int, slots: float, state: int) -> None:
+        """A service has ``state`` for so many slots from ``slot`` on, the last one in part."""
+        for later in range(min(ceil(slots), LONGEST_WAIT)):
+            self.short.append(Short(slot + later, service, min(1.0, slots - later), state, 0.0))
+
+    def _fail(self, failure: Failure, slot: int) -> None:
         """Instances on the GPUs that fail are away until they run elsewhere."""
         ledger, mine = self.ledgers[failure.pool], self.members[failure.pool]
         assert self.now is not None, "there is something before it fails"
@@ -258,7 +270,7 @@ class _Run:
         away_s = self.fleet.failures.detect_s + self.fleet.control.load_s
         part = min(1.0, away_s / self.fleet.slot_s)
         for service, rate in lost.items():
-            short.append(Short(slot, service, part, int(self.now[service]), rate))
+            self.short.append(Short(slot, service, part, int(self.now[service]), rate))
 
     def year(self) -> Year:
         hours = self.fleet.slot_s / HOUR_S
