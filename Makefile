@@ -66,6 +66,10 @@ bench-planner: env-bench  ## the planner beside other rules, bounds and brute fo
 bench-simulate: compiled  ## the simulator beside the real server, and its speed; QUICK=1 for a smoke run
 	PYTHONPATH=$(CURDIR)/build/compiled $(RUN)/python bench/simulate/main.py $(if $(QUICK),--quick) $(BENCH_ARGS)
 
+.PHONY: bench-fleet
+bench-fleet: env-bench  ## a year of 10,000 GPUs, simulated: policies for capacity beside each other; QUICK=1 for a smoke run
+	$(RUN)/python bench/fleet/main.py $(if $(QUICK),--quick) $(BENCH_ARGS)
+
 # BENCH_ARGS are further options, such as `--only steps` or `--rounds 1`.
 .PHONY: bench-control
 bench-control: env-bench  ## policies for batches and instances beside each other, simulated; QUICK=1 for a smoke run

@@ -1,7 +1,8 @@
 """``tessera simulate``: plan a state, put its services under simulated load, compare with the prediction.
 
 Without a state, one member on one queue: ``--alpha-ms --tau0-ms --cap --instances --rate --slo-ms``. Requests come as
-a trace says: drawn by ``--trace``, or recorded in a file of ``--replay``.
+a trace says: drawn by ``--trace``, or recorded in a file of ``--replay``. With ``--cluster`` a fleet over a year
+(``simulate_fleet``).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tessera_cli.files import FileInvalid, add_state_argument, read_state
 from tessera_cli.output import add_output_argument, emit, fail, stderr
+from tessera_cli.simulate_fleet import add_cluster_arguments, run_cluster
 from tessera_cli.simulate_load import Load, LoadInvalid, add_load_arguments, load_of, number, whole
 from tessera_cli.simulate_svg import svg
 from tessera_cli.simulate_tables import as_document, device_table, service_table
@@ -28,11 +30,17 @@ from tessera_core.simulate.scenarios import Queue, Scenario, Servers, scenarios
 
 _QUICK = ("alpha_ms", "tau0_ms", "cap", "rate", "slo_ms")
 
+_ELSEWHERE = (
+    *("file", "service", *_QUICK, "instances", "percentile", "rate_factor", "burstiness"),
+    *("trace", "replay", "duration", "requests", "seed", "keep_late"),
+)
+"""Options that say nothing of a fleet."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
-        "Exit code: 0 when every service is placed and keeps its SLO in the simulation, 1 when one does "
-        "not, or the file is not a state."
+        "Exit code: 0 when every service is placed and keeps its SLO in the simulation, of a fleet under the first "
+        "policy, 1 when one does not, or the file is not a state or a fleet."
     )
     add_state_argument(parser, required=False)
     parser.add_argument("--service", metavar="NAME", help="of the state, and no other")
@@ -55,17 +63,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     quick.add_argument(
         "--percentile", type=number(1, 99.999), default=99.0, metavar="P", help="of the target"
     )
+    add_cluster_arguments(parser)
     parser.add_argument(
         "--plot", metavar="FILE.svg", help="draw the latencies; .png and others need matplotlib"
     )
     add_output_argument(parser)
-    parser.set_defaults(refuse=parser.error)
+    parser.set_defaults(refuse=parser.error, default=parser.get_default)
 
 
 def run(arguments: argparse.Namespace) -> int:
     wrong = _usage(arguments)
     if wrong:
         arguments.refuse(wrong)
+    if arguments.cluster:
+        return run_cluster(arguments)
     other = arguments.plot and not arguments.plot.endswith(".svg")
     if other and find_spec("matplotlib") is None:
         missing = "matplotlib is not installed; pip install matplotlib, or draw a .svg"
@@ -96,6 +107,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _usage(arguments: argparse.Namespace) -> str:
     """What is wrong with the options together; empty when nothing is."""
+    if arguments.cluster:
+        changed = [
+            name for name in _ELSEWHERE if getattr(arguments, name) != arguments.default(name)
+        ]
+        return f"{_flag(changed[0])}: not with --cluster, whose file says it" if changed else ""
+    for name in ("policy", "check"):
+        if getattr(arguments, name) != arguments.default(name):
+            return f"{_flag(name)}: only with --cluster"
     given = [name for name in _QUICK if getattr(arguments, name) is not None]
     if arguments.file:
         return f"{_flag(given[0])}: not with -f, where the state says it" if given else ""
