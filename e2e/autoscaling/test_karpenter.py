@@ -183,7 +183,7 @@ def test_a_machine_that_is_taken_away_serves_until_its_copies_answer_elsewhere(
 ) -> None:
     begin = scene.timeline.events()[-1].revision
     claims = scene.site.api.call("GET", "/apis/karpenter.sh/v1/nodeclaims")["items"]
-    claim = claims[0]
+    (claim,) = (each for each in claims if each["metadata"]["labels"][LABEL] == "one")
     name = claim["status"]["nodeName"]
     scene.site.api.delete({"apiVersion": "karpenter.sh/v1", "kind": "NodeClaim", **claim})
     gone = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}
@@ -219,13 +219,23 @@ def test_spare_nodes_are_a_buffer_where_somebody_acts_on_it(scene: Scene) -> Non
         scene.pods("tessera.dev/pool", "eight") == scene.pods("tessera.dev/headroom", "eight") == []
     )
     spare(scene, EIGHT, 0)
-    wait_until(lambda: scene.nodes()["eight"] == 0, _GIVEN_BACK_S, "it is given back")
+    buffer = {
+        "apiVersion": kinds.CAPACITY_BUFFER.api_version,
+        "kind": kinds.CAPACITY_BUFFER.name,
+        "metadata": {"name": "tessera-headroom-eight", "namespace": NAMESPACE},
+    }
+    wait_until(
+        lambda: scene.site.api.read(buffer).get("status", {}).get("replicas") == 0,
+        _BROUGHT_S,
+        "Karpenter counts none any more",
+    )
 
 
 def test_spare_nodes_are_held_by_pods_that_give_way_where_nobody_acts_on_a_buffer(
     scene: Scene,
 ) -> None:
     scene.start_karpenter(buffers=False)
+    wait_until(lambda: scene.nodes()["eight"] == 0, _GIVEN_BACK_S, "it is given back")
     spare(scene, EIGHT, 1)
     held = partial(scene.condition, pool(EIGHT, 0, 2), "Headroom")
     wait_until(lambda: bool(held()), _BROUGHT_S, "a buffer is tried")

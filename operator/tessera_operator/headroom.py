@@ -48,9 +48,10 @@ class Headroom:
 
     def __init__(self, where: Installation) -> None:
         self._where = where
-        self._waiting: dict[str, float] = {}
-        """By pool, since when, s."""
+        self._since: dict[str, tuple[int, float]] = {}
+        """By pool, the generation of its buffer, and since when that is, s."""
         self._worked: set[str] = set()
+        """Pools whose buffer has held all of its room."""
 
     def keep(
         self,
@@ -65,20 +66,26 @@ class Headroom:
         pods = "Deployment", namespace, f"{HEADROOM}-{name}"
         buffer = CAPACITY_BUFFER.name, namespace, f"{HEADROOM}-{name}"
         if not pool.spec.size.headroom.spare_nodes:
-            self._waiting.pop(name, None)
+            self._since.pop(name, None)
+            self._worked.discard(name)
             self._empty(writer, documents, buffer, pool)
             writer.remove(pods)
             return None
         if self._where.has_buffers and pods not in documents:
             writer.put(buffer_document(pool, nodes, self._where))
-            found = Conditions.of(documents.get(buffer))
+            document = documents.get(buffer, {})
+            found = Conditions.of(document)
             if found.provisioning:
                 self._worked.add(name)
-            since_s = self._waiting.setdefault(name, now_s)
-            if name in self._worked and found.is_ready is not False:
-                return Held.BUFFER
-            if not nodes or now_s - since_s < (PROVISIONED_S if found.is_ready else RESOLVED_S):
-                return Held.WAITING
+            held = Held.BUFFER if name in self._worked else Held.WAITING
+            if found.is_ready and held is Held.BUFFER:
+                return held
+            generation = document.get("metadata", {}).get("generation", 0)
+            if self._since.get(name, (None,))[0] != generation:
+                self._since[name] = generation, now_s
+            waited_s = now_s - self._since[name][1]
+            if not nodes or waited_s < (PROVISIONED_S if found.is_ready else RESOLVED_S):
+                return held
         if not self._where.headroom_class:
             return Held.NOBODY
         writer.put(placeholders(pool, nodes, self._where))
@@ -105,10 +112,10 @@ class Conditions:
     """Whether all of the room is there."""
 
     @classmethod
-    def of(cls, document: Document | None) -> Conditions:
+    def of(cls, document: Document) -> Conditions:
         """Of the present generation; older ones are about another buffer."""
-        status = (document or {}).get("status") or {}
-        generation = (document or {}).get("metadata", {}).get("generation", 0)
+        status = document.get("status") or {}
+        generation = document.get("metadata", {}).get("generation", 0)
         found = {
             each["type"]: each["status"] == "True"
             for each in status.get("conditions") or ()

@@ -94,6 +94,23 @@ def test_pods_take_the_place_of_a_buffer_that_nobody_acts_on(
     assert kept.held == {"Deployment": 1, "CapacityBuffer": 0}
 
 
+@pytest.mark.parametrize("between", [0, 1])
+def test_a_buffer_that_nobody_acts_on_any_more_is_given_up(between: int) -> None:
+    """It is seen when the buffer changes: what was said of it before stays."""
+    kept = Kept()
+    kept.at(0)
+    kept.says(ReadyForProvisioning="True", Provisioning="True")
+    assert kept.at(1) is Held.BUFFER
+    kept.at(2, nodes=between, wanted=between)
+    changed = 2 if between else 1
+    for now_s, held in (
+        (3, Held.BUFFER if between else Held.WAITING),
+        (2 + RESOLVED_S, Held.BUFFER if between else Held.WAITING),
+        (3 + RESOLVED_S, Held.PODS),
+    ):
+        assert kept.at(now_s, nodes=changed, wanted=changed) is held
+
+
 def test_what_was_said_of_another_size_does_not_count() -> None:
     kept = Kept()
     kept.at(0)
