@@ -163,7 +163,9 @@ def node(
         spec=RuntimeNodeSpec(
             epoch=epoch,
             plan_ref=NameRef(plan) if plan else None,
-            devices=tuple(Device(uuid, (), tuple(found)) for uuid, found in sorted(told.items())),
+            devices=tuple(
+                Device(uuid, instances=tuple(found)) for uuid, found in sorted(told.items())
+            ),
             services=tuple(services),
             candidates=tuple(candidates),
             profiling=tuple(profiling),

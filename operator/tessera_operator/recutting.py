@@ -1,0 +1,418 @@
+"""Which GPUs may be cut anew, when, whether it pays, and what a plan must leave alone meanwhile. Pure.
+
+A cut disturbs, so it has rules: who may do it (a partitioner that has reported the GPU), who has to agree, in which
+windows, how many nodes at once, how often, and for what saving. One that has begun is a promise: until it is done, plans
+take the geometry that it leads to for given, and after one that failed, the geometry that the GPU had before.
+
+All of it follows from the objects: PlacementPlans say which cuts have begun or failed and when the next may be tried,
+RuntimeNodes when they were cut last. So an operator that was restarted goes on where the one before ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+
+from tessera_core.api import Device, RuntimeNode, RuntimePool
+from tessera_core.api.placementplan import Action, PlacementPlan, Recut, Step
+from tessera_core.api.runtimenode import DeviceStatus, MigMode
+from tessera_core.api.runtimepool import Approval, Partition, PartitionBackend
+from tessera_core.gpu.geometry import Geometry, canonical
+from tessera_core.plan.decision import Plan
+from tessera_core.plan.state import ClusterState, DeviceState
+from tessera_core.plan.state_in import POOL_LABEL
+from tessera_operator.instants import to_text, to_time
+from tessera_operator.orders import geometry_of
+from tessera_operator.plans import is_open
+from tessera_operator.schedules import ScheduleError, schedule
+
+RECUT_AT = "tessera.dev/recut-at"
+"""Annotation of a RuntimeNode: when it was last told to cut a GPU. It comes with the order and goes with the node."""
+FIRST_PAUSE_S, MOST_PAUSE_S = 600.0, 86_400.0
+"""For which a GPU whose cut failed is left alone; twice as long each time within these bounds."""
+
+Key = tuple[str, str]
+"""(node, device)."""
+
+
+class Waits(StrEnum):
+    """What a cut waits for; also the reason of the condition."""
+
+    APPROVAL = "Approval"
+    WINDOW = "Window"
+    INTERVAL = "Interval"
+    BUDGET = "Budget"
+    """Others are cut first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Why a cut is not begun."""
+
+    why: Waits
+    node: str
+    until: datetime | None = None
+    """None: somebody has to do something first."""
+    detail: str = ""
+
+    def __str__(self) -> str:
+        until = f" until {to_text(self.until)}" if self.until is not None else ""
+        return f"{self.node}: {self.detail}{until}"
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """What plans take for given of a GPU."""
+
+    geometry: Geometry | None
+    """That it is to have; None: what it has."""
+    before: Geometry
+    """What it had before anything was cut."""
+    started_at: str | None = None
+    """When the cut that leads there began; None: it has yet to begin, or there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What holds for cuts at one moment."""
+
+    now: datetime
+    partitions: Mapping[str, Partition] = field(default_factory=dict)
+    """By node."""
+    pools: Mapping[str, str] = field(default_factory=dict)
+    """By node."""
+    recut_at: Mapping[str, datetime] = field(default_factory=dict)
+    """By node that was ever cut."""
+    cuttable: frozenset[Key] = frozenset()
+    """GPUs that plans may cut anew."""
+    pins: Mapping[Key, Pin] = field(default_factory=dict)
+    approved: Collection[tuple[Key, Geometry]] = ()
+    """What a person has agreed to."""
+    begun: Collection[str] = ()
+    """Nodes that the plan under way cuts already: one re-cut may take several GPUs."""
+
+    def needs_approval(self, key: Key, geometry: Geometry) -> bool:
+        """Whether a person has yet to agree."""
+        partition = self.partitions.get(key[0])
+        automatic = partition is not None and partition.approval is Approval.AUTO
+        return not automatic and key not in self.pins and (key, geometry) not in self.approved
+
+    def waiting(self, key: Key, geometry: Geometry) -> Waiting | None:
+        """What a cut waits for, other cuts apart; None: it may begin. What has begun, and what is undone, waits for nothing."""
+        node = key[0]
+        if key in self.pins:
+            return None
+        if self.needs_approval(key, geometry):
+            return Waiting(Waits.APPROVAL, node, None, "nobody has approved the cut")
+        partition = self.partitions.get(node, Partition())
+        if (closed := _closed(node, partition, self.now)) is not None:
+            return closed
+        last = self.recut_at.get(node)
+        if last is None or node in self.begun:
+            return None
+        then = last + timedelta(seconds=partition.disruption.min_interval_s)
+        if then <= self.now:
+            return None
+        return Waiting(Waits.INTERVAL, node, then, "it was cut not long ago")
+
+
+NO_CUTS = Rules(datetime.max.replace(tzinfo=UTC))
+"""Where nobody may cut."""
+
+
+def _closed(node: str, partition: Partition, now: datetime) -> Waiting | None:
+    """Why no window is open."""
+    windows, opens = partition.disruption.windows, list[datetime]()
+    for window in windows:
+        try:
+            found = schedule(window.schedule)
+        except ScheduleError as error:
+            return Waiting(Waits.WINDOW, node, None, f"spec.partition.disruption.windows: {error}")
+        last = found.last(now)
+        if last is not None and now < last + timedelta(seconds=window.duration_s):
+            return None
+        if (opening := found.next(now)) is not None:
+            opens.append(opening)
+    if not windows:
+        return None
+    return Waiting(Waits.WINDOW, node, min(opens, default=None), "no window is open")
+
+
+def rules_of(
+    pools: Iterable[RuntimePool],
+    nodes: Iterable[RuntimeNode],
+    plans: Sequence[PlacementPlan],
+    cutters: Collection[Key],
+    begun: Collection[str],
+    now: datetime,
+) -> Rules:
+    """``cutters``: GPUs that some partitioner has reported. ``begun``: nodes that the plan under way cuts already."""
+    nodes = tuple(nodes)
+    named = {pool.metadata.name: pool for pool in pools}
+    pool_of = {
+        node.metadata.name: pool
+        for node in nodes
+        if (pool := dict(node.metadata.labels).get(POOL_LABEL, "")) in named
+    }
+    partitions = {
+        node: partition
+        for node, pool in pool_of.items()
+        if (partition := named[pool].spec.partition) is not None
+        and partition.backend is PartitionBackend.NVML
+    }
+    pins = pins_of(plans, nodes, now)
+    frozen = {key for key, _ in _frozen(plans, now)}
+    return Rules(
+        now=now,
+        partitions=partitions,
+        pools=pool_of,
+        recut_at={node.metadata.name: at for node in nodes if (at := last_recut(node)) is not None},
+        cuttable=frozenset(key for key in cutters if key[0] in partitions) - frozen,
+        pins=pins,
+        approved={
+            cut
+            for plan in plans
+            if plan.spec.approved and is_open(plan)
+            for cut in cuts_of(plan.spec.steps).items()
+        },
+        begun=begun,
+    )
+
+
+def reported(nodes: Iterable[RuntimeNode]) -> frozenset[Key]:
+    """GPUs that the partitioners of ``nodes`` say something of."""
+    return frozenset((node.metadata.name, cut.uuid) for node in nodes for cut in node.status.cuts)
+
+
+def cuts_of(steps: Iterable[Step]) -> dict[Key, Geometry]:
+    """By GPU, what it is cut into in the end."""
+    return {
+        (step.target.node or "", step.target.device or ""): canonical(step.target.geometry)
+        for step in steps
+        if step.action is Action.PARTITION
+    }
+
+
+def last_recut(node: RuntimeNode) -> datetime | None:
+    """When ``node`` was last told to cut; None: never, or nobody can read when."""
+    text = dict(node.metadata.annotations).get(RECUT_AT)
+    try:
+        return None if text is None else to_time(text)
+    except ValueError:
+        return None
+
+
+def notes_of(node: RuntimeNode, told: Iterable[Device], now: str) -> dict[str, str]:
+    """What is noted of ``node`` when it is ``told`` what to have."""
+    present = {device.uuid: geometry_of(device) for device in node.status.devices}
+    before = {device.uuid: device for device in node.spec.devices}
+    for device in told:
+        known = before.get(device.uuid)
+        is_old = known is not None and known.cut and known.geometry == device.geometry
+        if device.cut and not is_old and present.get(device.uuid) != device.geometry:
+            return {RECUT_AT: now}
+    return {name: at for name, at in node.metadata.annotations if name == RECUT_AT}
+
+
+def pins_of(
+    plans: Iterable[PlacementPlan], nodes: Iterable[RuntimeNode], now: datetime
+) -> dict[Key, Pin]:
+    """What plans must take for given: cuts that have begun, and GPUs whose cut failed a short while ago."""
+    plans = tuple(plans)
+    devices = {
+        (node.metadata.name, device.uuid): device
+        for node in nodes
+        for device in node.status.devices
+    }
+    found: dict[Key, Pin] = {}
+    for plan in plans:
+        goals, before = cuts_of(plan.spec.steps), _before(plan.spec.steps)
+        for cut in plan.status.cuts:
+            key = cut.node, cut.device
+            if cut.ended_at is not None or key not in goals or key not in devices:
+                continue
+            if geometry_of(devices[key]) != goals[key]:
+                known = found.get(key)
+                if known is None or (known.started_at or "") <= cut.started_at:
+                    found[key] = Pin(goals[key], before[key], cut.started_at)
+    for key, plan in _frozen(plans, now):
+        if key in devices:
+            goal, before_it = (
+                cuts_of(plan.spec.steps).get(key),
+                _before(plan.spec.steps).get(key, ()),
+            )
+            started = found[key].started_at if key in found else None
+            found[key] = Pin(_back(devices[key], goal, before_it), before_it, started)
+    return found
+
+
+def _before(steps: Iterable[Step]) -> dict[Key, Geometry]:
+    return {
+        (step.target.node or "", step.target.device or ""): canonical(step.target.before)
+        for step in steps
+        if step.action is Action.PARTITION
+    }
+
+
+def _back(device: DeviceStatus, goal: Geometry | None, before: Geometry) -> Geometry | None:
+    """What a GPU gets after a failure; None: it stays as it is, since there is no way back, or that failed too."""
+    switched_on = not before and device.mig_mode is MigMode.ENABLED
+    return None if goal == before or switched_on else before
+
+
+def _frozen(plans: Iterable[PlacementPlan], now: datetime) -> Iterable[tuple[Key, PlacementPlan]]:
+    """GPUs that are left alone after a failure, the latest one last, and the plan of it."""
+    found = [
+        (cut.started_at, (cut.node, cut.device), plan)
+        for plan in plans
+        for cut in plan.status.cuts
+        if cut.retry_at is not None and to_time(cut.retry_at) > now
+    ]
+    return [(key, plan) for _, key, plan in sorted(found, key=lambda each: each[:2])]
+
+
+def failed(cut: Recut, problem: str, plans: Iterable[PlacementPlan], now: datetime) -> Recut:
+    """``cut`` given up. It is left alone for the longer, the more often it failed in a row, as ``plans`` say."""
+    before = max(
+        (
+            each
+            for plan in plans
+            for each in plan.status.cuts
+            if (each.node, each.device) == (cut.node, cut.device) and each.ended_at is not None
+        ),
+        key=lambda each: each.started_at,
+        default=cut,
+    )
+    failures = min(before.failures + 1, 1000)
+    pause_s = min(MOST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(failures - 1, 30))
+    return replace(
+        cut,
+        ended_at=to_text(now),
+        problem=problem[:1024],
+        failures=failures,
+        retry_at=to_text(now + timedelta(seconds=pause_s)),
+    )
+
+
+def allowed(state: ClusterState, cuttable: Collection[Key]) -> ClusterState:
+    """``state`` where only the GPUs ``cuttable`` may be cut anew; the same parts where nothing changes."""
+    nodes = {node for node, _ in cuttable}
+    pools = {node.pool for node in state.nodes if node.name in nodes}
+    found = replace(
+        state,
+        pools=tuple(replace(each, partition=each.name in pools) for each in state.pools),
+    )
+
+    def marked(node: str, device: DeviceState) -> DeviceState:
+        may = (node, device.uuid) in cuttable
+        return device if device.cuttable is may else replace(device, cuttable=may)
+
+    return _with_devices(found, marked, pools)
+
+
+def as_promised(state: ClusterState, pins: Mapping[Key, Pin]) -> ClusterState:
+    """``state`` as if all cuts that have begun were done, and those that failed undone."""
+    if not pins:
+        return state
+
+    def settled(node: str, device: DeviceState) -> DeviceState:
+        pin = pins.get((node, device.uuid))
+        if pin is None or device.model is None:
+            return device
+        geometry = device.geometry
+        if pin.geometry is not None and (pin.geometry or geometry is not None):
+            geometry = pin.geometry
+        return replace(device, cuttable=False, geometry=geometry)
+
+    return _with_devices(state, settled, None)
+
+
+def from_present(plan: Plan, state: ClusterState, pins: Mapping[Key, Pin]) -> Plan:
+    """``plan``, made for ``as_promised(state)``, as one for ``state``: it cuts what is not as pinned."""
+    if not pins:
+        return plan
+    present = {
+        (node.name, device.uuid): canonical(device.geometry or ())
+        for node in state.nodes
+        for device in node.devices
+    }
+    return replace(
+        plan,
+        devices=tuple(
+            replace(each, recut=canonical(each.geometry) != present[each.node, each.uuid])
+            if (each.node, each.uuid) in pins
+            else each
+            for each in plan.devices
+        ),
+    )
+
+
+def made_whole(plan: Plan, state: ClusterState) -> frozenset[Key]:
+    """GPUs of ``state`` that ``plan`` would have MIG switched off on. That takes a reset, which is the administrator's."""
+    divided = {
+        (node.name, device.uuid)
+        for node in state.nodes
+        for device in node.devices
+        if device.geometry is not None
+    }
+    whole = {(each.node, each.uuid) for each in plan.devices if each.recut and not each.geometry}
+    return frozenset(divided & whole)
+
+
+def uncut(state: ClusterState) -> ClusterState:
+    """``state`` where nothing may be cut."""
+    return replace(state, pools=tuple(replace(each, partition=False) for each in state.pools))
+
+
+def new_cuts(plan: Plan, pins: Collection[Key]) -> dict[Key, Geometry]:
+    """What ``plan`` cuts beyond what has begun."""
+    return {
+        (each.node, each.uuid): canonical(each.geometry)
+        for each in plan.devices
+        if each.recut and (each.node, each.uuid) not in pins
+    }
+
+
+def pays(cut: Plan, kept: Plan, rules: Rules, nodes: Iterable[str]) -> bool:
+    """Whether ``cut``, which cuts GPUs of ``nodes``, is so much better than ``kept``, which cuts none: it serves what
+    the other refuses or leaves short, or saves what the pools want saved at least.
+    """
+    lacking, without = _lacking(cut), _lacking(kept)
+    if lacking - without:
+        return False
+    if without - lacking:
+        return True
+    percent = max(
+        (
+            rules.partitions[node].disruption.min_gain_percent
+            for node in nodes
+            if node in rules.partitions
+        ),
+        default=0.0,
+    )
+    return cut.cost < kept.cost and cut.cost <= kept.cost * (1 - percent / 100)
+
+
+def _lacking(plan: Plan) -> set[str]:
+    refused = {service for service, _, _ in plan.refused}
+    return refused | {each.service for each in plan.services if each.short is not None}
+
+
+def _with_devices(
+    state: ClusterState,
+    change: Callable[[str, DeviceState], DeviceState],
+    pools: Collection[str] | None,
+) -> ClusterState:
+    """``state`` with changed devices on the nodes of ``pools`` (None: all); what did not change is the same value."""
+    nodes = []
+    for node in state.nodes:
+        if pools is not None and node.pool not in pools:
+            nodes.append(node)
+            continue
+        devices = tuple(change(node.name, device) for device in node.devices)
+        same = all(new is old for new, old in zip(devices, node.devices, strict=True))
+        nodes.append(node if same else replace(node, devices=devices))
+    same = all(new is old for new, old in zip(nodes, state.nodes, strict=True))
+    return state if same else replace(state, nodes=tuple(nodes))
