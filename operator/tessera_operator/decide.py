@@ -174,18 +174,23 @@ class Decider:
         must not wait for a person, or for a night, where it could be served in the meantime.
         """
         rules = self._rules
-        facts, cuttable = as_promised(state, rules.pins), rules.cuttable
+        facts, cuttable = as_promised(state, rules), rules.cuttable
         plan = self._planner.plan(facts, self._budget)
         for _ in range(_MOST_WHOLE):
             if not (whole := made_whole(plan, facts)):
                 break
             cuttable -= whole
-            plan = self._planner.plan(allowed(facts, cuttable - rules.pins.keys()), self._budget)
-        cuts = new_cuts(plan, rules.pins)
+            plan = self._planner.plan(
+                allowed(facts, cuttable - rules.promised.keys()), self._budget
+            )
+        cuts = new_cuts(plan, rules.promised)
         if not cuts:
-            return from_present(plan, state, rules.pins), None
+            return from_present(plan, state, rules.promised), None
         kept = self._uncut.plan(uncut(facts), self._budget)
-        plan, kept = from_present(plan, state, rules.pins), from_present(kept, state, rules.pins)
+        plan, kept = (
+            from_present(plan, state, rules.promised),
+            from_present(kept, state, rules.promised),
+        )
         if made_whole(plan, state) or not pays(plan, kept, rules, {node for node, _ in cuts}):
             return kept, None
         return (plan, None) if self._may_begin(plan) else (kept, plan)
@@ -194,7 +199,7 @@ class Decider:
         """Whether the cuts of ``plan`` need not wait; None: there are none to begin."""
         rules = self._rules
         return plan is not None and not any(
-            rules.waiting(key, geometry) for key, geometry in new_cuts(plan, rules.pins).items()
+            rules.waiting(key, geometry) for key, geometry in new_cuts(plan, rules.promised).items()
         )
 
     def _errors(self, service: ModelService) -> tuple[FieldError, ...]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import cached_property
 
 from tessera_core.api import Device, RuntimeNode, RuntimePool
 from tessera_core.api.placementplan import Action, PlacementPlan, Recut, Step
@@ -21,8 +22,8 @@ from tessera_core.api.runtimenode import DeviceStatus, MigMode
 from tessera_core.api.runtimepool import Approval, Partition, PartitionBackend
 from tessera_core.gpu.geometry import Geometry, canonical
 from tessera_core.plan.decision import Plan
-from tessera_core.plan.state import ClusterState, DeviceState
-from tessera_core.plan.state_in import POOL_LABEL
+from tessera_core.plan.state import ClusterState, DeviceState, Running
+from tessera_core.plan.state_in import POOL_LABEL, parse_slice
 from tessera_operator.instants import to_text, to_time
 from tessera_operator.orders import geometry_of
 from tessera_operator.plans import is_open
@@ -74,7 +75,7 @@ class Pin:
     """When the cut that leads there began; None: it has yet to begin, or there is none."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Rules:
     """What holds for cuts at one moment."""
 
@@ -90,8 +91,17 @@ class Rules:
     pins: Mapping[Key, Pin] = field(default_factory=dict)
     approved: Collection[tuple[Key, Geometry]] = ()
     """What a person has agreed to."""
-    begun: Collection[str] = ()
-    """Nodes that the plan under way cuts already: one re-cut may take several GPUs."""
+    steps: tuple[Step, ...] = ()
+    """Of the transaction under way: a plan of which a cut has begun. It goes on to its end, whoever leads."""
+    cuts: tuple[Recut, ...] = ()
+    """That it has begun. One re-cut of a node may take several GPUs."""
+
+    @cached_property
+    def promised(self) -> Mapping[Key, Geometry | None]:
+        """What plans take for given: GPUs whose cut has begun, or that are left alone, and those that come next."""
+        goals = cuts_of(self.steps)
+        coming = {key: goal for key, goal in goals.items() if self.waiting(key, goal) is None}
+        return {**coming, **{key: pin.geometry for key, pin in self.pins.items()}}
 
     def needs_approval(self, key: Key, geometry: Geometry) -> bool:
         """Whether a person has yet to agree."""
@@ -110,7 +120,7 @@ class Rules:
         if (closed := _closed(node, partition, self.now)) is not None:
             return closed
         last = self.recut_at.get(node)
-        if last is None or node in self.begun:
+        if last is None or node in {each.node for each in self.cuts}:
             return None
         then = last + timedelta(seconds=partition.disruption.min_interval_s)
         if then <= self.now:
@@ -145,10 +155,9 @@ def rules_of(
     nodes: Iterable[RuntimeNode],
     plans: Sequence[PlacementPlan],
     cutters: Collection[Key],
-    begun: Collection[str],
     now: datetime,
 ) -> Rules:
-    """``cutters``: GPUs that some partitioner has reported. ``begun``: nodes that the plan under way cuts already."""
+    """``cutters``: GPUs that some partitioner has reported."""
     nodes = tuple(nodes)
     named = {pool.metadata.name: pool for pool in pools}
     pool_of = {
@@ -162,7 +171,14 @@ def rules_of(
         if (partition := named[pool].spec.partition) is not None
         and partition.backend is PartitionBackend.NVML
     }
-    pins = pins_of(plans, nodes, now)
+    transaction = max(
+        (plan for plan in plans if is_open(plan) and plan.status.cuts),
+        key=lambda plan: (
+            max(cut.started_at for cut in plan.status.cuts),
+            plan.metadata.creation_timestamp or "",
+        ),
+        default=None,
+    )
     frozen = {key for key, _ in _frozen(plans, now)}
     return Rules(
         now=now,
@@ -170,14 +186,15 @@ def rules_of(
         pools=pool_of,
         recut_at={node.metadata.name: at for node in nodes if (at := last_recut(node)) is not None},
         cuttable=frozenset(key for key in cutters if key[0] in partitions) - frozen,
-        pins=pins,
+        pins=pins_of(plans, nodes, now),
         approved={
             cut
             for plan in plans
             if plan.spec.approved and is_open(plan)
             for cut in cuts_of(plan.spec.steps).items()
         },
-        begun=begun,
+        steps=transaction.spec.steps if transaction is not None else (),
+        cuts=transaction.status.cuts if transaction is not None else (),
     )
 
 
@@ -312,26 +329,48 @@ def allowed(state: ClusterState, cuttable: Collection[Key]) -> ClusterState:
     return _with_devices(found, marked, pools)
 
 
-def as_promised(state: ClusterState, pins: Mapping[Key, Pin]) -> ClusterState:
-    """``state`` as if all cuts that have begun were done, and those that failed undone."""
-    if not pins:
+def as_promised(state: ClusterState, rules: Rules) -> ClusterState:
+    """``state`` as if the transaction under way were done, and cuts that failed undone: plans start from where it leads,
+    since in its middle another end may look nearer.
+    """
+    promised = rules.promised
+    if not promised and not rules.steps:
         return state
+    moves: dict[Key, list[Step]] = {}
+    for step in rules.steps:
+        if step.action in (Action.LAUNCH, Action.UNLOAD):
+            moves.setdefault((step.target.node or "", step.target.device or ""), []).append(step)
 
-    def settled(node: str, device: DeviceState) -> DeviceState:
-        pin = pins.get((node, device.uuid))
-        if pin is None or device.model is None:
-            return device
-        geometry = device.geometry
-        if pin.geometry is not None and (pin.geometry or geometry is not None):
-            geometry = pin.geometry
-        return replace(device, cuttable=False, geometry=geometry)
+    def done(node: str, device: DeviceState) -> DeviceState:
+        key = node, device.uuid
+        if key in moves:
+            device = replace(device, running=_moved(device.running, moves[key]))
+        if key in promised and device.model is not None:
+            goal, geometry = promised[key], device.geometry
+            if goal is not None and (goal or geometry is not None):
+                geometry = goal
+            device = replace(device, cuttable=False, geometry=geometry)
+        return device
 
-    return _with_devices(state, settled, None)
+    return _with_devices(state, done, None)
 
 
-def from_present(plan: Plan, state: ClusterState, pins: Mapping[Key, Pin]) -> Plan:
-    """``plan``, made for ``as_promised(state)``, as one for ``state``: it cuts what is not as pinned."""
-    if not pins:
+def _moved(running: tuple[Running, ...], steps: Iterable[Step]) -> tuple[Running, ...]:
+    """What runs on a device after its ``steps``."""
+    found = {(each.slice, each.service, each.member): each for each in running}
+    for step in steps:
+        target = step.target
+        spot = parse_slice(target.slice or ""), target.service or "", target.member or ""
+        found.pop(spot, None)
+        if step.action is Action.LAUNCH:
+            piece, service, member = spot
+            found[spot] = Running(service, member, piece, target.batch or 1, target.count or 1)
+    return tuple(sorted(found.values()))
+
+
+def from_present(plan: Plan, state: ClusterState, promised: Collection[Key]) -> Plan:
+    """``plan``, made for ``as_promised(state)``, as one for ``state``: it cuts what is not as promised yet."""
+    if not promised:
         return plan
     present = {
         (node.name, device.uuid): canonical(device.geometry or ())
@@ -342,7 +381,7 @@ def from_present(plan: Plan, state: ClusterState, pins: Mapping[Key, Pin]) -> Pl
         plan,
         devices=tuple(
             replace(each, recut=canonical(each.geometry) != present[each.node, each.uuid])
-            if (each.node, each.uuid) in pins
+            if (each.node, each.uuid) in promised
             else each
             for each in plan.devices
         ),
@@ -366,12 +405,12 @@ def uncut(state: ClusterState) -> ClusterState:
     return replace(state, pools=tuple(replace(each, partition=False) for each in state.pools))
 
 
-def new_cuts(plan: Plan, pins: Collection[Key]) -> dict[Key, Geometry]:
-    """What ``plan`` cuts beyond what has begun."""
+def new_cuts(plan: Plan, promised: Collection[Key]) -> dict[Key, Geometry]:
+    """What ``plan`` cuts beyond what is ``promised``."""
     return {
         (each.node, each.uuid): canonical(each.geometry)
         for each in plan.devices
-        if each.recut and (each.node, each.uuid) not in pins
+        if each.recut and (each.node, each.uuid) not in promised
     }
 
 

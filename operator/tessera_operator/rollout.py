@@ -58,6 +58,7 @@ def begin(
     """The rollout of a new decision, or of another ``plan`` for the same facts; None where everything is as decided.
     Raises ValueError where the plan is not for the facts.
     """
+    proposed = plan is not None
     plan = plan or decision.plan
     state, rest = _as_served(plan, decision.state, nodes)
     steps = _after(rest, steps_to(plan, state))
@@ -67,7 +68,8 @@ def begin(
     spec = to_spec(plan, steps, state, epoch)
     asked = any(rules.needs_approval(*cut) for cut in cuts_of(spec.steps).items())
     spec = replace(spec, approved=not asked)
-    return Rollout(spec, spec.name)
+    # It goes on with the transaction that there is.
+    return Rollout(spec, spec.name, cuts=() if proposed else rules.cuts)
 
 
 def proceed(

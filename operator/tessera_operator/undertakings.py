@@ -71,9 +71,7 @@ class Undertakings:
         self._reported = {
             key: at for key, at in self._reported.items() if now_s - at < REMEMBERED_S
         }
-        cuts = self.rollout.cuts if self.rollout is not None else ()
-        begun = {each.node for each in cuts}
-        return rules_of(pools, nodes, [*self._plans.values()], self._reported.keys(), begun, now)
+        return rules_of(pools, nodes, [*self._plans.values()], self._reported.keys(), now)
 
     def keep(self, decision: Decision, nodes: Sequence[RuntimeNode], rules: Rules) -> bool:
         """Have the objects of the plan under way and of the proposal; False where one could not be written."""

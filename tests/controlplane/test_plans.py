@@ -65,7 +65,7 @@ def begun(
 ) -> Rollout:
     state, plan = made
     nodes = [node(each.name) for each in state.nodes]
-    rules = rules_of(pools, nodes, plans, (), (), to_time(NOW))
+    rules = rules_of(pools, nodes, plans, (), to_time(NOW))
     found = begin(decision(state, plan), epoch, nodes, rules)
     assert found is not None
     return found
@@ -235,7 +235,7 @@ def test_without_approval_no_cut_is_begun(approved: bool) -> None:
     rollout = begun(recut(), [cutting("Manual")])
     nodes = {"g": node("g")}
     granted = [to_object(replace(rollout.spec, approved=approved))]
-    rules = rules_of([cutting("Manual")], nodes.values(), granted, (), (), to_time(NOW))
+    rules = rules_of([cutting("Manual")], nodes.values(), granted, (), to_time(NOW))
     found = proceed(rollout, nodes, (), lambda service: True, rules, 0.0)
     assert any(step.action is Action.PARTITION for step in found.begun) is approved
     assert not found.is_done

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from support.clusters import A100
 from support.memory_operator import Operator
 from support.objects import gpu, kubernetes_node, node, pod
 from tessera_core.api import Device, PlacementPlan, RuntimeNode
@@ -31,8 +32,6 @@ from tessera_core.gpu.tables import model_of
 from tessera_operator.heartbeats import PREFIX, renewals
 from tessera_operator.kinds import Document
 from tessera_operator.routes import MANAGED_BY
-from tessera_operator.transactions import key_of
-from support.clusters import A100
 
 EPOCH = datetime(2026, 1, 31, 12, tzinfo=UTC)
 Member = tuple[str, str]
