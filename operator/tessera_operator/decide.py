@@ -30,6 +30,7 @@ from tessera_operator.recutting import (
     made_whole,
     new_cuts,
     pays,
+    silences,
     uncut,
 )
 from tessera_operator.traffic import Traffic
@@ -168,32 +169,42 @@ class Decider:
         return plan, unfit, proposal
 
     def _planned(self, state: ClusterState) -> tuple[Plan, Plan | None]:
-        """What to carry out now, and what is better but has to wait.
-
-        GPUs are only cut anew where that pays. Until such a cut may begin, the best plan without it is carried out: a service
-        must not wait for a person, or for a night, where it could be served in the meantime.
-        """
+        """What to carry out now, and what is better but has to wait."""
         rules = self._rules
+        # What is still to come of a transaction is given up where it would silence somebody by now.
+        for each in (rules, rules.of_begun):
+            plan, proposal = self._best(state, each)
+            if not silences(plan, state, each):
+                return plan, proposal
+        return self._kept(state, rules.of_begun), None
+
+    def _best(self, state: ClusterState, rules: Rules) -> tuple[Plan, Plan | None]:
+        """GPUs are only cut anew where that pays. Until such a cut may begin, the best plan without it is carried out: a
+        service must not wait for a person, or for a night, where it could be served in the meantime.
+        """
+        promised = rules.promised
         facts, cuttable = as_promised(state, rules), rules.cuttable
         plan = self._planner.plan(facts, self._budget)
         for _ in range(_MOST_WHOLE):
             if not (whole := made_whole(plan, facts)):
                 break
             cuttable -= whole
-            plan = self._planner.plan(
-                allowed(facts, cuttable - rules.promised.keys()), self._budget
-            )
-        cuts = new_cuts(plan, rules.promised)
+            some = allowed(facts, cuttable - promised.keys())
+            plan = self._planner.plan(some, self._budget)
+        found = from_present(plan, state, promised)
+        cuts = new_cuts(plan, promised)
         if not cuts:
-            return from_present(plan, state, rules.promised), None
-        kept = self._uncut.plan(uncut(facts), self._budget)
-        plan, kept = (
-            from_present(plan, state, rules.promised),
-            from_present(kept, state, rules.promised),
-        )
-        if made_whole(plan, state) or not pays(plan, kept, rules, {node for node, _ in cuts}):
+            return found, None
+        kept = self._kept(state, rules)
+        nodes = {node for node, _ in cuts}
+        if made_whole(plan, facts) or not pays(found, kept, rules, nodes):
             return kept, None
-        return (plan, None) if self._may_begin(plan) else (kept, plan)
+        return (found, None) if self._may_begin(found) else (kept, found)
+
+    def _kept(self, state: ClusterState, rules: Rules) -> Plan:
+        """The best plan that cuts nothing but what is promised."""
+        plan = self._uncut.plan(uncut(as_promised(state, rules)), self._budget)
+        return from_present(plan, state, rules.promised)
 
     def _may_begin(self, plan: Plan | None) -> bool:
         """Whether the cuts of ``plan`` need not wait; None: there are none to begin."""

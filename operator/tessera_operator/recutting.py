@@ -22,8 +22,10 @@ from tessera_core.api.runtimenode import DeviceStatus, MigMode
 from tessera_core.api.runtimepool import Approval, Partition, PartitionBackend
 from tessera_core.gpu.geometry import Geometry, canonical
 from tessera_core.plan.decision import Plan
+from tessera_core.plan.ordering import Loss
 from tessera_core.plan.state import ClusterState, DeviceState, Running
 from tessera_core.plan.state_in import POOL_LABEL, parse_slice
+from tessera_core.plan.steps import steps_to
 from tessera_operator.instants import to_text, to_time
 from tessera_operator.orders import geometry_of
 from tessera_operator.plans import is_open
@@ -96,6 +98,11 @@ class Rules:
     cuts: tuple[Recut, ...] = ()
     """That it has begun. One re-cut of a node may take several GPUs."""
 
+    @property
+    def of_begun(self) -> Rules:
+        """The same where nothing is promised but cuts that have begun."""
+        return replace(self, steps=())
+
     @cached_property
     def promised(self) -> Mapping[Key, Geometry | None]:
         """What plans take for given: GPUs whose cut has begun, or that are left alone, and those that come next."""
@@ -103,11 +110,15 @@ class Rules:
         coming = {key: goal for key, goal in goals.items() if self.waiting(key, goal) is None}
         return {**coming, **{key: pin.geometry for key, pin in self.pins.items()}}
 
+    def needs_nobody(self, node: str) -> bool:
+        """Whether cuts of ``node`` need no person's consent."""
+        partition = self.partitions.get(node)
+        return partition is not None and partition.approval is Approval.AUTO
+
     def needs_approval(self, key: Key, geometry: Geometry) -> bool:
         """Whether a person has yet to agree."""
-        partition = self.partitions.get(key[0])
-        automatic = partition is not None and partition.approval is Approval.AUTO
-        return not automatic and key not in self.pins and (key, geometry) not in self.approved
+        agreed = key in self.pins or (key, geometry) in self.approved
+        return not agreed and not self.needs_nobody(key[0])
 
     def waiting(self, key: Key, geometry: Geometry) -> Waiting | None:
         """What a cut waits for, other cuts apart; None: it may begin. What has begun, and what is undone, waits for nothing."""
@@ -432,6 +443,12 @@ def pays(cut: Plan, kept: Plan, rules: Rules, nodes: Iterable[str]) -> bool:
         default=0.0,
     )
     return cut.cost < kept.cost and cut.cost <= kept.cost * (1 - percent / 100)
+
+
+def silences(plan: Plan, state: ClusterState, rules: Rules) -> bool:
+    """Whether ``plan`` takes the last copy of a member away for cuts that nobody was asked about. A person may want that."""
+    unasked = any(rules.needs_nobody(node) for node, _ in new_cuts(plan, rules.pins))
+    return unasked and any(each.loss is Loss.OUTAGE for each in steps_to(plan, state).interruptions)
 
 
 def _lacking(plan: Plan) -> set[str]:

@@ -68,8 +68,10 @@ def begin(
     spec = to_spec(plan, steps, state, epoch)
     asked = any(rules.needs_approval(*cut) for cut in cuts_of(spec.steps).items())
     spec = replace(spec, approved=not asked)
-    # It goes on with the transaction that there is.
-    return Rollout(spec, spec.name, cuts=() if proposed else rules.cuts)
+    goals = cuts_of(spec.steps)
+    # It goes on with the transaction that there is; cuts that it can do nothing for stay where they are recorded.
+    taken = (each for each in rules.cuts if each.ended_at or (each.node, each.device) in goals)
+    return Rollout(spec, spec.name, cuts=() if proposed else tuple(taken))
 
 
 def proceed(

@@ -42,17 +42,18 @@ def release(
 ) -> tuple[frozenset[str], tuple[Waiting, ...]]:
     """Ids of the cuts that may begin or have begun, and what the others wait for.
 
-    One that comes after another cut is looked at when that one is done: it would only keep the place of one that could go
-    ahead.
+    One is looked at when nothing is left to do before it but to unload what is in its way: until then it would only keep
+    the place of one that could go ahead, and be held to what may turn out otherwise.
     """
     goals = cuts_of(steps)
     later, ready = set[str](), list[Step]()
     for step in steps:
         if not later.isdisjoint(step.requires):
             later.add(step.id)
-        elif step.action is Action.PARTITION and step.id not in done:
+        elif step.id not in done and step.action is not Action.UNLOAD:
             later.add(step.id)
-            ready.append(step)
+            if step.action is Action.PARTITION:
+                ready.append(step)
     busy: dict[str, set[str]] = {}
     for step in ready:
         if step.id in released:

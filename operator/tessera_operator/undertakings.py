@@ -136,13 +136,13 @@ class Undertakings:
         if proposal is not None and (rollout is None or proposal.name != rollout.name):
             self._record(proposal, self._proposed(proposal, rules))
         current = {each.name for each in (rollout, proposal) if each is not None}
-        mine = {each.device for each in rollout.cuts} if rollout is not None else set()
+        mine = {device for _, device in cuts_of(rollout.spec.steps)} if rollout is not None else ()
         pinned = {device for _, device in pins_of(self._plans.values(), nodes, rules.now)}
         for name, plan in sorted(self._plans.items()):
             if name in current or not written:
                 continue
             status = plan.status
-            over = {each.device for each in status.cuts if each.device not in pinned} | mine
+            over = {each.device for each in status.cuts if each.device not in pinned}.union(mine)
             if over:
                 status = plans.carried_on(status, over, to_text(rules.now))
             if plans.is_open(plan):

@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 
 from support.cutting_nodes import CuttingNodes
-from support.recut_cases import CUT, HALVES, two_of_each
+from support.recut_cases import CUT, HALVES, WHOLE, two_of_each
 from tessera_core.api.placementplan import Action
 
 TICKS = 20
@@ -16,14 +16,13 @@ SHORT_S, LONG_S = 4.0, 60.0
 """For how long a process is away: less and more than it takes a node to count as lost."""
 
 
-def assert_is_as_planned(cluster: CuttingNodes) -> None:
-    """Both services run twice, on the GPUs that were cut; nothing else was ever told to be cut, and nobody lost all copies."""
-    geometries = {uuid: found.geometry for (_, uuid), found in cluster.gpus.items()}
-    assert geometries == {"GPU-n0-0": HALVES, "GPU-n1-0": HALVES, "GPU-n0-1": ()}
-    assert cluster.gpus["n0", "GPU-n0-1"].slices is None
-    assert cluster.ready() == {("vision.a", "a"): 2, ("vision.b", "b"): 2, ("vision.c", "c"): 1}
-    assert cluster.ever_told == CUT
+def assert_kept_its_promises(cluster: CuttingNodes) -> None:
+    """Nobody lost all copies, no other GPU was ever told to be cut, none is left half cut, and all plans are over."""
+    assert cluster.ever_told <= CUT
     assert min(cluster.fewest.values()) >= 1, cluster.fewest
+    assert cluster.gpus["n0", "GPU-n0-1"].slices is None
+    geometries = {cluster.gpus[name, f"GPU-{name}-0"].geometry for name in ("n0", "n1")}
+    assert geometries <= {(WHOLE,), HALVES}, geometries
     conditions = [
         {each.type: each.status.value for each in plan.status.conditions}
         for plan in cluster.plan_objects()
@@ -31,6 +30,14 @@ def assert_is_as_planned(cluster: CuttingNodes) -> None:
     assert all("True" in (each["Applied"], each["Superseded"]) for each in conditions)
     assert not any("RolledBack" in each for each in conditions)
     assert all(each.ended_at for plan in cluster.plan_objects() for each in plan.status.cuts)
+
+
+def assert_is_as_planned(cluster: CuttingNodes) -> None:
+    """Both services run twice, on the halves of GPUs."""
+    assert_kept_its_promises(cluster)
+    assert cluster.ever_told == CUT
+    assert {cluster.gpus[name, f"GPU-{name}-0"].geometry for name in ("n0", "n1")} == {HALVES}
+    assert cluster.ready() == {("vision.a", "a"): 2, ("vision.b", "b"): 2, ("vision.c", "c"): 1}
 
 
 @cache
@@ -72,5 +79,18 @@ def test_whoever_is_killed_when_the_cut_ends_as_planned(who: str, tick: int) -> 
         cluster.kill(process, name, SHORT_S)
     else:
         cluster.restart()
-    cluster.tick(2 * TICKS)
+    cluster.settle()
     assert_is_as_planned(cluster)
+
+
+@pytest.mark.parametrize("tick", range(0, TICKS, 2))
+@pytest.mark.parametrize("name", ["n0", "n1"])
+def test_a_node_that_nobody_hears_of_for_long_is_not_left_half_cut(name: str, tick: int) -> None:
+    """The plan that is made meanwhile may be another one."""
+    cluster = two_of_each()
+    cluster.tick(tick)
+    cluster.kill("agent", name, LONG_S)
+    cluster.kill("partitioner", name, LONG_S)
+    cluster.settle()
+    assert_kept_its_promises(cluster)
+    assert cluster.ready().keys() == cluster.fewest.keys() | {("vision.b", "b")}

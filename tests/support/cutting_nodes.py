@@ -7,6 +7,7 @@ was promised to users, is an AssertionError.
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -33,6 +34,8 @@ from tessera_operator.heartbeats import PREFIX, renewals
 from tessera_operator.kinds import Document
 from tessera_operator.routes import MANAGED_BY
 
+_QUIET = 3
+"""Ticks: what one process does is answered by others within fewer."""
 EPOCH = datetime(2026, 1, 31, 12, tzinfo=UTC)
 Member = tuple[str, str]
 _MODEL = model_of(A100)
@@ -96,6 +99,18 @@ class CuttingNodes(Operator):
                     self._report(name)
             self._count()
 
+    def settle(self, most: int = 200) -> None:
+        """Go on until everybody is there and nothing has changed for a while; AssertionError after ``most`` ticks."""
+        quiet = 0
+        for _ in range(most):
+            before = len(self.cluster.calls), copy.deepcopy(self.gpus)
+            self.tick()
+            still = before == (len(self.cluster.calls), self.gpus)
+            quiet = quiet + 1 if still and all(map(self._is_back, self.down)) else 0
+            if quiet == _QUIET:
+                return
+        raise AssertionError(f"something still changes after {most} ticks")
+
     def kill(self, who: str, name: str, seconds: float) -> None:
         """``who``: agent or partitioner."""
         self.down[who, name] = self.now_s + seconds
@@ -113,8 +128,8 @@ class CuttingNodes(Operator):
         return Counter(
             (service, member)
             for found in self.gpus.values()
-            for (_, service, member), copy in found.copies.items()
-            if copy.ready
+            for (_, service, member), one in found.copies.items()
+            if one.ready
         )
 
     def plan_objects(self) -> list[PlacementPlan]:
@@ -135,7 +150,10 @@ class CuttingNodes(Operator):
         return RuntimeNode.from_dict(self.cluster.objects["RuntimeNode", "", name])
 
     def _is_up(self, who: str, name: str) -> bool:
-        return self.down.get((who, name), 0.0) <= self.now_s
+        return self._is_back((who, name))
+
+    def _is_back(self, killed: tuple[str, str]) -> bool:
+        return self.down.get(killed, 0.0) <= self.now_s
 
     def _put(self, found: RuntimeNode) -> None:
         self.cluster.objects["RuntimeNode", "", found.metadata.name] = found.to_dict()
@@ -155,15 +173,15 @@ class CuttingNodes(Operator):
     def _serve(self, name: str, told: dict[str, Device]) -> None:
         """The server goes on with what it was told last; without its agent that does not change."""
         for uuid, found in self._of(name):
-            for key, copy in found.copies.items():
-                found.copies[key] = replace(copy, ready=copy.count)
+            for key, one in found.copies.items():
+                found.copies[key] = replace(one, ready=one.count)
             if not self._is_up("agent", name):
                 continue
             wanted = {
                 (each.slice, each.service, each.member): each
                 for each in (told[uuid].instances if uuid in told else ())
             }
-            found.copies = {key: copy for key, copy in found.copies.items() if key in wanted}
+            found.copies = {key: one for key, one in found.copies.items() if key in wanted}
             for key, each in wanted.items():
                 old = found.copies.get(key)
                 if old is None and not self._exists(found, each.slice):
