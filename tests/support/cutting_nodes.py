@@ -24,6 +24,7 @@ from tessera_core.api.runtimenode import (
     Health,
     InstanceStatus,
     MigMode,
+    RuntimeNodeStatus,
     ServedStatus,
     SliceStatus,
 )
@@ -83,20 +84,33 @@ class CuttingNodes(Operator):
             for each in (made, kubernetes_node(name), pod(f"pod-{name}", name)):
                 self.cluster.create(each)
 
-    def tick(self, count: int = 1) -> None:
+    def twin(self) -> CuttingNodes:
+        """The same nodes and objects once more, under a leader of its own."""
+        found = CuttingNodes(gpus={})
+        found.cluster, found.gpus = self.cluster.copy(), copy.deepcopy(self.gpus)
+        found.now_s, found.epoch = self.now_s, self.epoch
+        found.restart()
+        return found
+
+    def tick(self, count: int = 1, seconds: float = 1.0) -> None:
         """One round of the operator, then every process of every node does what it finds to do."""
         for _ in range(count):
-            self.now_s += 1.0
+            self.now_s += seconds
             self._beat()
             self.lead(self.text())
             for name in sorted({name for name, _ in self.gpus}):
-                told = {each.uuid: each for each in self._node(name).spec.devices}
+                now = RuntimeNode.from_dict(self.cluster.objects["RuntimeNode", "", name])
+                told = {each.uuid: each for each in now.spec.devices}
                 self.ever_told |= {uuid for uuid, each in told.items() if each.cut}
                 self._serve(name, told)
+                status = now.status
                 if self._is_up("partitioner", name):
-                    self._partition(name, told)
+                    status = replace(status, cuts=self._partitioned(now, told))
                 if self._is_up("agent", name):
-                    self._report(name)
+                    status = self._reported(now, status)
+                if status != now.status:
+                    found = replace(now, status=status).to_dict()
+                    self.cluster.objects["RuntimeNode", "", name] = found
             self._count()
 
     def settle(self, most: int = 200) -> None:
@@ -146,17 +160,11 @@ class CuttingNodes(Operator):
     def _of(self, name: str) -> list[tuple[str, Gpu]]:
         return [(uuid, found) for (at, uuid), found in self.gpus.items() if at == name]
 
-    def _node(self, name: str) -> RuntimeNode:
-        return RuntimeNode.from_dict(self.cluster.objects["RuntimeNode", "", name])
-
     def _is_up(self, who: str, name: str) -> bool:
         return self._is_back((who, name))
 
     def _is_back(self, killed: tuple[str, str]) -> bool:
         return self.down.get(killed, 0.0) <= self.now_s
-
-    def _put(self, found: RuntimeNode) -> None:
-        self.cluster.objects["RuntimeNode", "", found.metadata.name] = found.to_dict()
 
     def _beat(self) -> None:
         """Agents renew their Leases, and the operator looks at them."""
@@ -196,16 +204,16 @@ class CuttingNodes(Operator):
             return piece == "full"
         return piece in {str(each) for each in found.slices}
 
-    def _partition(self, name: str, told: dict[str, Device]) -> None:
-        """One call of the driver at most, for each GPU that is to be cut."""
-        now, cuts = self._node(name), []
-        for uuid, found in self._of(name):
+    def _partitioned(self, now: RuntimeNode, told: dict[str, Device]) -> tuple[CutStatus, ...]:
+        """What the partitioner says after one call of the driver at most, for each GPU that is to be cut."""
+        cuts = []
+        for uuid, found in self._of(now.metadata.name):
             problem, generation, device = None, 0, told.get(uuid)
             if device is not None and device.cut:
                 generation = now.metadata.generation or 0
                 problem = self._cut(found, device.geometry)
             cuts.append(CutStatus(uuid, self._slices(uuid, found), generation, problem))
-        self._put(replace(now, status=replace(now.status, cuts=tuple(cuts))))
+        return tuple(cuts)
 
     def _cut(self, found: Gpu, wanted: Geometry) -> CutProblem | None:
         if found.slices is None and wanted:
@@ -227,17 +235,17 @@ class CuttingNodes(Operator):
                 slices.add(step.placement)
         return None if canonical(slices) == wanted else CutProblem.OUT_OF_TIME
 
-    def _report(self, name: str) -> None:
-        now = self._node(name)
-        status = replace(
-            now.status,
-            devices=tuple(self._device(uuid, found) for uuid, found in self._of(name)),
+    def _reported(self, now: RuntimeNode, status: RuntimeNodeStatus) -> RuntimeNodeStatus:
+        """``status`` with what the agent says."""
+        found = self._of(now.metadata.name)
+        return replace(
+            status,
+            devices=tuple(self._device(uuid, each) for uuid, each in found),
             services=tuple(
                 ServedStatus(each.name, each.generation, ready=True) for each in now.spec.services
             ),
             observed_generation=now.metadata.generation,
         )
-        self._put(replace(now, status=status))
 
     @staticmethod
     def _slices(uuid: str, found: Gpu) -> tuple[SliceStatus, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from support.cutting_nodes import CuttingNodes, Gpu
@@ -32,6 +33,14 @@ def two_of_each(**partition: Any) -> CuttingNodes:
     """Two nodes with one slice each, where service ``a`` runs twice, and ``b``, which is to run twice too, has no room;
     ``c`` has a GPU to itself. From now on the GPUs may be cut.
     """
+    found = _uncut().twin()
+    found.change("RuntimePool", "p", partition={"approval": "Auto", **partition})
+    found.watch()
+    return found
+
+
+@cache
+def _uncut() -> CuttingNodes:
     found = CuttingNodes(
         pool(partition={"backend": "Static"}, size={"min": 2, "max": 2}).to_dict(),
         *measured("a", "b"),
@@ -41,9 +50,7 @@ def two_of_each(**partition: Any) -> CuttingNodes:
         wanted("c", 1),
         gpus={"n0": [Gpu({WHOLE}), Gpu(None)], "n1": [Gpu({WHOLE})]},
     )
-    found.tick(10)
+    found.settle()
     assert found.ready() == {("vision.a", "a"): 2, ("vision.c", "c"): 1}
     assert found.ever_told == set()
-    found.change("RuntimePool", "p", partition={"approval": "Auto", **partition})
-    found.watch()
     return found
