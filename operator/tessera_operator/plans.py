@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from tessera_core.api import Condition
 from tessera_core.api.meta import ClusterMeta, ConditionStatus
@@ -33,6 +33,8 @@ MOST_LINES = 2000
 MOST_MESSAGE = 2048
 KEPT = 10
 """Plans that are no longer under way and are kept to be looked at."""
+LATELY = timedelta(days=1)
+"""After the next try was due, for which a failure counts."""
 MOST_KEPT = 50
 """Of those that say more: GPUs that are left alone for a while, cuts that are not ended."""
 APPROVED, APPLIED, SUPERSEDED = "Approved", "Applied", "Superseded"
@@ -164,11 +166,10 @@ def obsolete(
 
 
 def _counts(cut: Recut, now: datetime | None) -> bool:
-    """Whether it is under way, or failed so lately that the next failure is one more in a row."""
+    """Whether it is under way, or failed so lately that the next failure is one more."""
     if cut.ended_at is None or cut.retry_at is None or now is None:
         return cut.ended_at is None
-    again = to_time(cut.retry_at)
-    return now < again + (again - to_time(cut.ended_at))
+    return now < to_time(cut.retry_at) + LATELY
 
 
 def is_open(plan: PlacementPlan) -> bool:

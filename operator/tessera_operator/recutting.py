@@ -93,6 +93,8 @@ class Rules:
     pins: Mapping[Key, Pin] = field(default_factory=dict)
     approved: Collection[tuple[Key, Geometry]] = ()
     """What a person has agreed to."""
+    failures: Mapping[Key, int] = field(default_factory=dict)
+    """By GPU: how often cuts of it failed lately."""
     steps: tuple[Step, ...] = ()
     """Of the transaction under way: a plan of which a cut has begun. It goes on to its end, whoever leads."""
     cuts: tuple[Recut, ...] = ()
@@ -204,6 +206,7 @@ def rules_of(
             if plan.spec.approved and is_open(plan)
             for cut in cuts_of(plan.spec.steps).items()
         },
+        failures=_failures(plans),
         steps=transaction.spec.steps if transaction is not None else (),
         cuts=transaction.status.cuts if transaction is not None else (),
     )
@@ -301,19 +304,20 @@ def _frozen(plans: Iterable[PlacementPlan], now: datetime) -> Iterable[tuple[Key
     return [(key, plan) for _, key, plan in sorted(found, key=lambda each: each[:2])]
 
 
-def failed(cut: Recut, problem: str, plans: Iterable[PlacementPlan], now: datetime) -> Recut:
-    """``cut`` given up. It is left alone for the longer, the more often it failed in a row, as ``plans`` say."""
-    before = max(
-        (
-            each
-            for plan in plans
-            for each in plan.status.cuts
-            if (each.node, each.device) == (cut.node, cut.device) and each.ended_at is not None
-        ),
-        key=lambda each: each.started_at,
-        default=cut,
-    )
-    failures = min(before.failures + 1, 1000)
+def _failures(plans: Iterable[PlacementPlan]) -> dict[Key, int]:
+    """As ``plans`` say; those that say nothing of late are deleted."""
+    found: dict[Key, int] = {}
+    for plan in plans:
+        for cut in plan.status.cuts:
+            if cut.problem or cut.ended_at is None:
+                key = cut.node, cut.device
+                found[key] = max(found.get(key, 0), cut.failures)
+    return found
+
+
+def failed(cut: Recut, problem: str, now: datetime) -> Recut:
+    """``cut`` given up, and left alone for the longer, the more often it failed lately."""
+    failures = min(cut.failures + 1, 1000)
     pause_s = min(MOST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(failures - 1, 30))
     return replace(
         cut,

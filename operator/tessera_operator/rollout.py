@@ -22,7 +22,7 @@ from tessera_operator.decide import Decision
 from tessera_operator.orders import Present, advance, held_back
 from tessera_operator.plans import to_spec
 from tessera_operator.recutting import Rules, Waiting, cuts_of
-from tessera_operator.transactions import release, under_way
+from tessera_operator.transactions import Deed, deed_of, release, under_way
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,8 @@ class Rollout:
     done: frozenset[str] = frozenset()
     begun: tuple[Step, ...] = ()
     """Done or under way, in order."""
-    since: Mapping[str, float] = field(default_factory=dict)
-    """By id of a step under way: since when it is, monotonic."""
+    since: Mapping[Deed, float] = field(default_factory=dict)
+    """By what is under way: since when it is, monotonic, also as a step of the plan before."""
     released: frozenset[str] = frozenset()
     """Ids of cuts that have begun: what is in their way may go."""
     cuts: tuple[Recut, ...] = ()
@@ -96,7 +96,12 @@ def proceed(
         rollout,
         done=done,
         begun=begun,
-        since={step.id: rollout.since.get(step.id, now_s) for step in begun if step.id not in done},
+        since={
+            deed: rollout.since.get(deed, now_s)
+            for step in begun
+            if step.id not in done
+            for deed in [deed_of(step)]
+        },
         released=released,
         cuts=under_way(steps, done, released, rollout.cuts, nodes.keys() - set(lost), rules),
         waiting=waiting,

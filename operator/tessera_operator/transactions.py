@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tessera_core.api import RuntimeNode
-from tessera_core.api.placementplan import Action, Recut, Step
+from tessera_core.api.placementplan import Action, Recut, Step, Target
 from tessera_core.api.runtimenode import CutProblem, CutStatus
 from tessera_core.api.runtimepool import Partition
 from tessera_operator.instants import to_text
@@ -22,6 +22,9 @@ _LASTING = {CutProblem.NOT_PARTITIONABLE, CutProblem.RESET_REQUIRED, CutProblem.
 """Trying again does not help."""
 
 
+Deed = tuple[Action, Target]
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """A cut that is to be given up."""
@@ -30,6 +33,11 @@ class Failure:
     reason: str
     """CamelCase."""
     message: str
+
+
+def deed_of(step: Step) -> Deed:
+    """What ``step`` does, whatever it is called."""
+    return step.action, step.target
 
 
 def key_of(step: Step) -> Key:
@@ -107,7 +115,8 @@ def under_way(
         if step.id in released and key not in known:
             pin = rules.pins.get(key)
             started = pin.started_at if pin is not None else None
-            known[key] = Recut(key[1], key[0], started or now)
+            failures = rules.failures.get(key, 0)
+            known[key] = Recut(key[1], key[0], started or now, failures=failures)
     return tuple(
         replace(each, ended_at=now) if each.ended_at is None and key not in left else each
         for key, each in known.items()
@@ -118,21 +127,23 @@ def failures(
     steps: Sequence[Step],
     done: Collection[str],
     released: Collection[str],
-    since: Mapping[str, float],
+    since: Mapping[Deed, float],
     nodes: Mapping[str, RuntimeNode],
     rules: Rules,
     now_s: float,
 ) -> tuple[Failure, ...]:
-    """Cuts to give up. ``since``: by id of a step under way, since when it is."""
+    """Cuts to give up. ``since``: when what is under way began."""
     by_id = {step.id: step for step in steps}
     found: dict[Key, Failure] = {}
     for step in steps:
         if step.action is Action.PARTITION and step.id in released and step.id not in done:
             for each in _needed(step, by_id, done):
-                if each.id in since and key_of(step) not in found:
-                    failure = _failure(step, each, now_s - since[each.id], nodes, rules)
-                    if failure is not None:
-                        found[key_of(step)] = failure
+                began_s = since.get(deed_of(each))
+                if began_s is None or key_of(step) in found:
+                    continue
+                failure = _failure(step, each, now_s - began_s, nodes, rules)
+                if failure is not None:
+                    found[key_of(step)] = failure
     return tuple(found.values())
 
 

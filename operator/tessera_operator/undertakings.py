@@ -78,8 +78,11 @@ class Undertakings:
         if decision.is_new or (self.rollout is None and self.afresh):
             self.afresh = False
             rollout = begin(decision, self._epoch, nodes, rules)
-            if rollout is None or self.rollout is None or rollout.name != self.rollout.name:
+            before = self.rollout
+            if rollout is None or before is None:
                 self.rollout = rollout
+            elif rollout.name != before.name:
+                self.rollout = replace(rollout, since=before.since)
             self._proposal = (
                 begin(decision, self._epoch, nodes, rules, decision.proposal)
                 if decision.proposal is not None
@@ -158,9 +161,8 @@ class Undertakings:
         """Give up the plan: the next one starts from the present, with the GPUs that failed as they were before."""
         plan = self._plans[rollout.name]
         problems = {each.key: f"{each.reason}: {each.message}" for each in found}
-        others = [each for name, each in self._plans.items() if name != rollout.name]
         cuts = tuple(
-            failed(cut, problems[cut.node, cut.device], others, rules.now)
+            failed(cut, problems[cut.node, cut.device], rules.now)
             if (cut.node, cut.device) in problems
             else cut
             for cut in rollout.cuts

@@ -7,10 +7,23 @@ from typing import Any
 import pytest
 
 from support.cutting_nodes import CuttingNodes, Gpu
+from support.memory_operator import profile
 from support.objects import pool
-from support.recut_cases import CUT, HALVES, WHOLE, measured, two_of_each, wanted
+from support.recut_cases import (
+    CUT,
+    HALVES,
+    WHOLE,
+    measured,
+    two_of_each,
+    wanted,
+    without_partitioner,
+)
 from tessera_core.api import PlacementPlan
+from tessera_core.api.placementplan import Recut
 from tessera_core.api.runtimenode import CutProblem
+from tessera_operator.instants import to_time
+from tessera_operator.kinds import Document
+from tessera_operator.recutting import FIRST_PAUSE_S, cuts_of
 from tessera_operator.transactions import CUT_S
 
 
@@ -123,32 +136,35 @@ def test_a_node_is_not_cut_again_before_the_interval_is_over_also_by_another_lea
     assert (WHOLE,) in geometries(cluster)
 
 
-@pytest.mark.parametrize("percent", ["15", "60"])
-def test_gpus_are_cut_for_the_saving_that_the_pool_wants(percent: str) -> None:
-    """Each of two services has a GPU to itself, and a third GPU is free; halves of one would do, which saves half."""
+def one_each(percent: str) -> list[Document]:
+    """Two services that are to run once each, on GPUs that are cut where that saves so much."""
     partition = {"approval": "Auto", "disruption": {"minGainPercent": percent}}
+    size = {"min": 3, "max": 3}
+    services = [wanted(name, 1) for name in "ab"]
+    return [pool(partition=partition, size=size).to_dict(), *measured("a", "b"), *services]
+
+
+@pytest.mark.parametrize(("percent", "cut"), [("15", [HALVES]), ("60", [])])
+def test_gpus_are_cut_for_the_saving_that_the_pool_wants(percent: str, cut: list[Any]) -> None:
+    """Each of the services could have a GPU to itself; halves of one would do, which saves half."""
     cluster = CuttingNodes(
-        pool(partition=partition, size={"min": 3, "max": 3}).to_dict(),
-        *measured("a", "b"),
-        wanted("a", 1),
-        wanted("b", 1),
-        gpus={name: [Gpu({WHOLE})] for name in ("n0", "n1", "n2")},
+        *one_each(percent), gpus={name: [Gpu({WHOLE})] for name in ("n0", "n1", "n2")}
     )
     cluster.settle()
     assert cluster.ready() == {("vision.a", "a"): 1, ("vision.b", "b"): 1}
-    cut = [found for found in cluster.gpus.values() if found.geometry == HALVES]
-    assert len(cut) == (1 if percent == "15" else 0)
+    assert [each.geometry for each in cluster.gpus.values() if each.geometry != (WHOLE,)] == cut
 
 
 def test_gpus_that_no_partitioner_has_reported_are_used_as_they_are() -> None:
     cluster = two_of_each()
-    for name in ("n0", "n1"):
-        cluster.kill("partitioner", name, 1e9)
-        cluster.cluster.objects["RuntimeNode", "", name]["status"].pop("cuts", None)
-    cluster.restart()
+    without_partitioner(cluster, "n0", "n1")
     cluster.tick(20)
     assert cluster.ever_told == set()
     assert cutting(cluster) == []
+
+
+def failures(cluster: CuttingNodes) -> list[int]:
+    return [each.failures for p in cutting(cluster) for each in p.status.cuts if each.problem]
 
 
 def test_a_cut_that_cannot_be_is_undone_and_left_alone_for_longer_each_time() -> None:
@@ -159,27 +175,78 @@ def test_a_cut_that_cannot_be_is_undone_and_left_alone_for_longer_each_time() ->
     assert gpu.geometry not in ((WHOLE,), HALVES), "it is half cut"
     cluster.tick(1, seconds=CUT_S)
     cluster.settle()
-    assert geometries(cluster) == [(WHOLE,), (WHOLE,)]
-    assert cluster.ready() == {("vision.a", "a"): 2, ("vision.c", "c"): 1}
-    (failed, back) = cutting(cluster)
+    assert gpu.geometry == (WHOLE,)
+    assert cluster.ready()["vision.a", "a"] == 2
+    assert cluster.fewest["vision.a", "a"] == 1
+    (failed,) = [plan for plan in cutting(cluster) if "RolledBack" in conditions(plan)]
     assert conditions(failed)["RolledBack"] == ("True", "NoRoom")
-    assert conditions(back)["Applied"] == ("True", "Applied")
+    assert message(failed, "RolledBack").startswith("n0/GPU-n0-0: NoRoom")
     (cut,) = [each for each in failed.status.cuts if each.problem]
     assert (cut.device, cut.failures) == ("GPU-n0-0", 1)
+
+
+def test_gpus_whose_cuts_fail_are_left_alone_for_longer_each_time_whoever_leads() -> None:
+    cluster = two_of_each()
+    both = [cluster.gpus[name, f"GPU-{name}-0"] for name in ("n0", "n1")]
+    for each in both:
+        each.broken = CutProblem.NO_ROOM
+    ends: dict[str, dict[int, Recut]] = {uuid: {} for uuid in CUT}
+    begins: dict[str, set[str]] = {uuid: set() for uuid in CUT}
+    for index in range(240):
+        cluster.tick(1, seconds=60.0)
+        if index % 50 == 49:
+            cluster.restart()
+        for plan in cutting(cluster):
+            goals = cuts_of(plan.spec.steps)
+            for cut in plan.status.cuts:
+                if cut.problem:
+                    ends[cut.device][cut.failures] = cut
+                if goals.get((cut.node, cut.device)) == HALVES:
+                    begins[cut.device].add(cut.started_at)
+    assert max(map(len, ends.values())) >= 3
+    for uuid in CUT:
+        found = [ends[uuid][failures] for failures in sorted(ends[uuid])]
+        assert [each.failures for each in found] == list(range(1, len(found) + 1))
+        pauses = [to_time(e.retry_at or "") - to_time(e.ended_at or "") for e in found]
+        assert [each.total_seconds() for each in pauses] == [
+            FIRST_PAUSE_S * 2**failures for failures in range(len(found))
+        ]
+        for each in found:
+            later = {begun for begun in begins[uuid] if begun > (each.ended_at or "")}
+            assert all(begun >= (each.retry_at or "") for begun in later)
     assert cluster.fewest["vision.a", "a"] == 1
-    # Another leader leaves it alone as well, until it may be tried again.
-    cluster.restart()
-    cluster.tick(20)
-    assert len(cutting(cluster)) == 2
-    cluster.tick(1, seconds=600)
-    cluster.tick(10)
-    cluster.tick(1, seconds=CUT_S)
-    cluster.settle()
-    assert geometries(cluster) == [(WHOLE,), (WHOLE,)]
-    failures = [each.failures for plan in cutting(cluster) for each in plan.status.cuts]
-    assert max(failures) == 2
-    gpu.broken = None
-    cluster.tick(1, seconds=1200)
-    cluster.settle()
+    for each in both:
+        each.broken = None
+    cluster.tick(200, seconds=120.0)
     assert geometries(cluster) == [HALVES, HALVES]
     assert cluster.ready() == {("vision.a", "a"): 2, ("vision.b", "b"): 2, ("vision.c", "c"): 1}
+
+
+def test_a_cut_that_would_need_a_reset_is_given_up_at_once() -> None:
+    """MIG is off: there is nothing to be undone, and the model that made way comes back."""
+    cluster = CuttingNodes(
+        pool(partition={"approval": "Auto"}, size={"min": 2, "max": 2}).to_dict(),
+        *(profile(name, piece) for name in "ab" for piece in ("full", "3g.40gb")),
+        *(wanted(name, 2) for name in "ab"),
+        gpus={name: [Gpu(None, broken=CutProblem.RESET_REQUIRED)] for name in ("n0", "n1")},
+    )
+    cluster.settle()
+    assert all(found.slices is None for found in cluster.gpus.values())
+    assert sum(cluster.ready().values()) == 2
+    rolled_back = [p for p in cutting(cluster) if "RolledBack" in conditions(p)]
+    assert {conditions(p)["RolledBack"][1] for p in rolled_back} == {"ResetRequired"}
+    assert failures(cluster) == [1] * len(rolled_back)
+
+
+def test_a_node_that_is_not_drained_in_time_keeps_its_gpu_as_it_is() -> None:
+    cluster = two_of_each(disruption={"drainTimeout": "20s"})
+    cluster.kill("agent", "n0", 30.0)
+    cluster.tick(25)
+    (plan,) = [plan for plan in cutting(cluster) if "RolledBack" in conditions(plan)]
+    assert conditions(plan)["RolledBack"] == ("True", "DrainTimedOut")
+    assert "unload-1 was not done within 20 s" in message(plan, "RolledBack")
+    cluster.settle()
+    assert cluster.gpus["n0", "GPU-n0-0"].geometry == (WHOLE,)
+    assert "GPU-n0-0" not in cluster.ever_told
+    assert cluster.fewest["vision.a", "a"] >= 1
+    assert cluster.ready()["vision.a", "a"] == 2

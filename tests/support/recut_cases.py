@@ -29,6 +29,14 @@ def measured(*names: str) -> list[Document]:
     return [profile(name, piece) for name in names for piece in ("7g.80gb", "3g.40gb")]
 
 
+def without_partitioner(cluster: CuttingNodes, *names: str) -> None:
+    """Nobody may cut on those nodes, nor ever could."""
+    for name in names:
+        cluster.kill("partitioner", name, 1e9)
+        cluster.cluster.objects["RuntimeNode", "", name]["status"].pop("cuts")
+    cluster.restart()
+
+
 def two_of_each(**partition: Any) -> CuttingNodes:
     """Two nodes with one slice each, where service ``a`` runs twice, and ``b``, which is to run twice too, has no room;
     ``c`` has a GPU to itself. From now on the GPUs may be cut.
@@ -45,9 +53,7 @@ def _uncut() -> CuttingNodes:
         pool(partition={"backend": "Static"}, size={"min": 2, "max": 2}).to_dict(),
         *measured("a", "b"),
         profile("c"),
-        wanted("a", 2),
-        wanted("b", 2),
-        wanted("c", 1),
+        *(wanted(name, nodes) for name, nodes in (("a", 2), ("b", 2), ("c", 1))),
         gpus={"n0": [Gpu({WHOLE}), Gpu(None)], "n1": [Gpu({WHOLE})]},
     )
     found.settle()

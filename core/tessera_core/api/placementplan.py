@@ -161,7 +161,7 @@ class Recut:
     problem: Annotated[str, text(1024)] = ""
     """Why it was given up; empty: it was not."""
     failures: Annotated[int, integer(0, 1000)] = 0
-    """Of this device in a row, this one counted."""
+    """Of this device lately; this one counts once it has failed."""
     retry_at: Annotated[str | None, TIMESTAMP] = None
     """Not cut otherwise before; only after a failure."""
 
