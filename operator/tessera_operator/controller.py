@@ -150,6 +150,7 @@ class Controller:
                 rollout,
                 present.answering,
                 present.by_pool,
+                rules,
                 now.s,
                 now.text,
             ),

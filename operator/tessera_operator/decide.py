@@ -19,11 +19,7 @@ from tessera_core.perf.profile import LinearFit
 from tessera_core.plan.decision import Plan
 from tessera_core.plan.planner import Planner
 from tessera_core.plan.state import Budget, ClusterState, Measured
-from tessera_operator.config import Config, refused_sources
-from tessera_operator.plans import idle_facts
-from tessera_operator.recutting import (
-    NO_CUTS,
-    Rules,
+from tessera_operator.choosing import (
     allowed,
     as_promised,
     from_present,
@@ -33,6 +29,9 @@ from tessera_operator.recutting import (
     silences,
     uncut,
 )
+from tessera_operator.config import Config, refused_sources
+from tessera_operator.plans import idle_facts
+from tessera_operator.recutting import NO_CUTS, Rules
 from tessera_operator.traffic import Traffic
 from tessera_operator.versions import (
     Version,

@@ -10,22 +10,19 @@ RuntimeNodes when they were cut last. So an operator that was restarted goes on 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import cached_property
 
-from tessera_core.api import Device, RuntimeNode, RuntimePool
+from tessera_core.api import Condition, Device, RuntimeNode, RuntimePool
+from tessera_core.api.meta import ConditionStatus
 from tessera_core.api.placementplan import Action, PlacementPlan, Recut, Step
 from tessera_core.api.runtimenode import DeviceStatus, MigMode
-from tessera_core.api.runtimepool import Approval, Partition, PartitionBackend
+from tessera_core.api.runtimepool import Approval, MaintenanceWindow, Partition, PartitionBackend
 from tessera_core.gpu.geometry import Geometry, canonical
-from tessera_core.plan.decision import Plan
-from tessera_core.plan.ordering import Loss
-from tessera_core.plan.state import ClusterState, DeviceState, Running
-from tessera_core.plan.state_in import POOL_LABEL, parse_slice
-from tessera_core.plan.steps import steps_to
+from tessera_core.plan.state_in import POOL_LABEL
 from tessera_operator.instants import to_text, to_time
 from tessera_operator.orders import geometry_of
 from tessera_operator.plans import is_open
@@ -90,6 +87,8 @@ class Rules:
     """By node that was ever cut."""
     cuttable: frozenset[Key] = frozenset()
     """GPUs that plans may cut anew."""
+    alone: frozenset[Key] = frozenset()
+    """GPUs whose cut failed a short while ago."""
     pins: Mapping[Key, Pin] = field(default_factory=dict)
     approved: Collection[tuple[Key, Geometry]] = ()
     """What a person has agreed to."""
@@ -192,13 +191,14 @@ def rules_of(
         ),
         default=None,
     )
-    frozen = {key for key, _ in _frozen(plans, now)}
+    alone = frozenset(key for key, _ in _left_alone(plans, now))
     return Rules(
         now=now,
         partitions=partitions,
         pools=pool_of,
         recut_at={node.metadata.name: at for node in nodes if (at := last_recut(node)) is not None},
-        cuttable=frozenset(key for key in cutters if key[0] in partitions) - frozen,
+        cuttable=frozenset(key for key in cutters if key[0] in partitions) - alone,
+        alone=alone,
         pins=pins_of(plans, nodes, now),
         approved={
             cut
@@ -210,6 +210,48 @@ def rules_of(
         steps=transaction.spec.steps if transaction is not None else (),
         cuts=transaction.status.cuts if transaction is not None else (),
     )
+
+
+def partitioning(partition: Partition, nodes: Iterable[RuntimeNode], rules: Rules) -> Condition:
+    """Whether GPUs of a pool's ``nodes`` can be cut; where not, why they are used as they are."""
+    known = {
+        (node.metadata.name, device.uuid)
+        for node in nodes
+        for device in node.status.devices
+        if device.mig_capable
+    }
+    able, alone = known & rules.cuttable, known & rules.alone
+    problem = next(filter(None, (_unreadable(each) for each in partition.disruption.windows)), "")
+    if partition.backend is not PartitionBackend.NVML:
+        reason, message = (
+            "NotSupported",
+            f"nothing carries out backend {partition.backend.value} yet",
+        )
+    elif problem:
+        reason, message = "InvalidWindow", f"spec.partition.disruption.windows: {problem}"
+    elif not known:
+        reason, message = "NoDevice", "no GPU here says that it can be cut"
+    elif able:
+        reason, message = "Ready", f"{len(able)} of {len(known)} GPUs may be cut"
+    elif alone:
+        reason, message = "Failed", "cuts failed"
+    else:
+        reason, message = "NoPartitioner", "no partitioner has reported a GPU"
+    if alone:
+        message += f"; left alone for a while: {', '.join(uuid for _, uuid in sorted(alone)[:10])}"
+    if reason != "Ready":
+        message += "; GPUs are used as they are"
+    status = ConditionStatus.TRUE if reason == "Ready" else ConditionStatus.FALSE
+    return Condition("Partitioning", status, reason, message)
+
+
+def _unreadable(window: MaintenanceWindow) -> str:
+    """Why nobody can say when ``window`` is; empty: somebody can."""
+    try:
+        schedule(window.schedule)
+    except ScheduleError as error:
+        return str(error)
+    return ""
 
 
 def reported(nodes: Iterable[RuntimeNode]) -> frozenset[Key]:
@@ -268,7 +310,7 @@ def pins_of(
                 known = found.get(key)
                 if known is None or (known.started_at or "") <= cut.started_at:
                     found[key] = Pin(goals[key], before[key], cut.started_at)
-    for key, plan in _frozen(plans, now):
+    for key, plan in _left_alone(plans, now):
         if key in devices:
             goal, before_it = (
                 cuts_of(plan.spec.steps).get(key),
@@ -293,7 +335,9 @@ def _back(device: DeviceStatus, goal: Geometry | None, before: Geometry) -> Geom
     return None if goal == before or switched_on else before
 
 
-def _frozen(plans: Iterable[PlacementPlan], now: datetime) -> Iterable[tuple[Key, PlacementPlan]]:
+def _left_alone(
+    plans: Iterable[PlacementPlan], now: datetime
+) -> Iterable[tuple[Key, PlacementPlan]]:
     """GPUs that are left alone after a failure, the latest one last, and the plan of it."""
     found = [
         (cut.started_at, (cut.node, cut.device), plan)
@@ -326,153 +370,3 @@ def failed(cut: Recut, problem: str, now: datetime) -> Recut:
         failures=failures,
         retry_at=to_text(now + timedelta(seconds=pause_s)),
     )
-
-
-def allowed(state: ClusterState, cuttable: Collection[Key]) -> ClusterState:
-    """``state`` where only the GPUs ``cuttable`` may be cut anew; the same parts where nothing changes."""
-    nodes = {node for node, _ in cuttable}
-    pools = {node.pool for node in state.nodes if node.name in nodes}
-    found = replace(
-        state,
-        pools=tuple(replace(each, partition=each.name in pools) for each in state.pools),
-    )
-
-    def marked(node: str, device: DeviceState) -> DeviceState:
-        may = (node, device.uuid) in cuttable
-        return device if device.cuttable is may else replace(device, cuttable=may)
-
-    return _with_devices(found, marked, pools)
-
-
-def as_promised(state: ClusterState, rules: Rules) -> ClusterState:
-    """``state`` as if the transaction under way were done, and cuts that failed undone: plans start from where it leads,
-    since in its middle another end may look nearer.
-    """
-    promised = rules.promised
-    if not promised and not rules.steps:
-        return state
-    moves: dict[Key, list[Step]] = {}
-    for step in rules.steps:
-        if step.action in (Action.LAUNCH, Action.UNLOAD):
-            moves.setdefault((step.target.node or "", step.target.device or ""), []).append(step)
-
-    def done(node: str, device: DeviceState) -> DeviceState:
-        key = node, device.uuid
-        if key in moves:
-            device = replace(device, running=_moved(device.running, moves[key]))
-        if key in promised and device.model is not None:
-            goal, geometry = promised[key], device.geometry
-            if goal is not None and (goal or geometry is not None):
-                geometry = goal
-            device = replace(device, cuttable=False, geometry=geometry)
-        return device
-
-    return _with_devices(state, done, None)
-
-
-def _moved(running: tuple[Running, ...], steps: Iterable[Step]) -> tuple[Running, ...]:
-    """What runs on a device after its ``steps``."""
-    found = {(each.slice, each.service, each.member): each for each in running}
-    for step in steps:
-        target = step.target
-        spot = parse_slice(target.slice or ""), target.service or "", target.member or ""
-        found.pop(spot, None)
-        if step.action is Action.LAUNCH:
-            piece, service, member = spot
-            found[spot] = Running(service, member, piece, target.batch or 1, target.count or 1)
-    return tuple(sorted(found.values()))
-
-
-def from_present(plan: Plan, state: ClusterState, promised: Collection[Key]) -> Plan:
-    """``plan``, made for ``as_promised(state)``, as one for ``state``: it cuts what is not as promised yet."""
-    if not promised:
-        return plan
-    present = {
-        (node.name, device.uuid): canonical(device.geometry or ())
-        for node in state.nodes
-        for device in node.devices
-    }
-    return replace(
-        plan,
-        devices=tuple(
-            replace(each, recut=canonical(each.geometry) != present[each.node, each.uuid])
-            if (each.node, each.uuid) in promised
-            else each
-            for each in plan.devices
-        ),
-    )
-
-
-def made_whole(plan: Plan, state: ClusterState) -> frozenset[Key]:
-    """GPUs of ``state`` that ``plan`` would have MIG switched off on. That takes a reset, which is the administrator's."""
-    divided = {
-        (node.name, device.uuid)
-        for node in state.nodes
-        for device in node.devices
-        if device.geometry is not None
-    }
-    whole = {(each.node, each.uuid) for each in plan.devices if each.recut and not each.geometry}
-    return frozenset(divided & whole)
-
-
-def uncut(state: ClusterState) -> ClusterState:
-    """``state`` where nothing may be cut."""
-    return replace(state, pools=tuple(replace(each, partition=False) for each in state.pools))
-
-
-def new_cuts(plan: Plan, promised: Collection[Key]) -> dict[Key, Geometry]:
-    """What ``plan`` cuts beyond what is ``promised``."""
-    return {
-        (each.node, each.uuid): canonical(each.geometry)
-        for each in plan.devices
-        if each.recut and (each.node, each.uuid) not in promised
-    }
-
-
-def pays(cut: Plan, kept: Plan, rules: Rules, nodes: Iterable[str]) -> bool:
-    """Whether ``cut``, which cuts GPUs of ``nodes``, is so much better than ``kept``, which cuts none: it serves what
-    the other refuses or leaves short, or saves what the pools want saved at least.
-    """
-    lacking, without = _lacking(cut), _lacking(kept)
-    if lacking - without:
-        return False
-    if without - lacking:
-        return True
-    percent = max(
-        (
-            rules.partitions[node].disruption.min_gain_percent
-            for node in nodes
-            if node in rules.partitions
-        ),
-        default=0.0,
-    )
-    return cut.cost < kept.cost and cut.cost <= kept.cost * (1 - percent / 100)
-
-
-def silences(plan: Plan, state: ClusterState, rules: Rules) -> bool:
-    """Whether ``plan`` takes the last copy of a member away for cuts that nobody was asked about. A person may want that."""
-    unasked = any(rules.needs_nobody(node) for node, _ in new_cuts(plan, rules.pins))
-    return unasked and any(each.loss is Loss.OUTAGE for each in steps_to(plan, state).interruptions)
-
-
-def _lacking(plan: Plan) -> set[str]:
-    refused = {service for service, _, _ in plan.refused}
-    return refused | {each.service for each in plan.services if each.short is not None}
-
-
-def _with_devices(
-    state: ClusterState,
-    change: Callable[[str, DeviceState], DeviceState],
-    pools: Collection[str] | None,
-) -> ClusterState:
-    """``state`` with changed devices on the nodes of ``pools`` (None: all); what did not change is the same value."""
-    nodes = []
-    for node in state.nodes:
-        if pools is not None and node.pool not in pools:
-            nodes.append(node)
-            continue
-        devices = tuple(change(node.name, device) for device in node.devices)
-        same = all(new is old for new, old in zip(devices, node.devices, strict=True))
-        nodes.append(node if same else replace(node, devices=devices))
-    same = all(new is old for new, old in zip(nodes, state.nodes, strict=True))
-    return state if same else replace(state, nodes=tuple(nodes))

@@ -19,6 +19,7 @@ from tessera_operator.decide import Decision
 from tessera_operator.events import event
 from tessera_operator.kinds import Document, Key
 from tessera_operator.measuring import Measuring
+from tessera_operator.recutting import Rules, partitioning
 from tessera_operator.rollout import Rollout
 from tessera_operator.traffic import Traffic
 from tessera_operator.world import World
@@ -40,6 +41,7 @@ class Round:
     rollout: Rollout | None
     answering: Sequence[RuntimeNode]
     by_pool: Mapping[str, Sequence[RuntimeNode]]
+    rules: Rules
     now_s: float
     now: str
 
@@ -220,9 +222,8 @@ class Reporter:
             ),
         ]
         if spec.partition is not None and spec.partition.backend is not PartitionBackend.STATIC:
-            message = "spec.partition: nothing cuts GPUs yet; they are used as they are"
             conditions.append(
-                Condition("Partitioning", ConditionStatus.FALSE, "NotSupported", message)
+                partitioning(spec.partition, found.by_pool.get(name, ()), found.rules)
             )
         status = RuntimePoolStatus(
             conditions=tuple(
