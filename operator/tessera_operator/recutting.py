@@ -301,10 +301,13 @@ def pins_of(
     }
     found: dict[Key, Pin] = {}
     for plan in plans:
+        begun = [cut for cut in plan.status.cuts if cut.ended_at is None]
+        if not begun:
+            continue  # of most plans, and they may have many steps
         goals, before = cuts_of(plan.spec.steps), _before(plan.spec.steps)
-        for cut in plan.status.cuts:
+        for cut in begun:
             key = cut.node, cut.device
-            if cut.ended_at is not None or key not in goals or key not in devices:
+            if key not in goals or key not in devices:
                 continue
             if geometry_of(devices[key]) != goals[key]:
                 known = found.get(key)
