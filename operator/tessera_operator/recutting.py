@@ -45,6 +45,8 @@ class Waits(StrEnum):
     INTERVAL = "Interval"
     BUDGET = "Budget"
     """Others are cut first."""
+    PARTITIONER = "Partitioner"
+    """Nobody may cut it any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,8 @@ class Rules:
         node = key[0]
         if key in self.pins:
             return None
+        if key not in self.cuttable:
+            return Waiting(Waits.PARTITIONER, node, None, f"nobody may cut {key[1]}")
         if self.needs_approval(key, geometry):
             return Waiting(Waits.APPROVAL, node, None, "nobody has approved the cut")
         partition = self.partitions.get(node, Partition())

@@ -235,7 +235,8 @@ def test_without_approval_no_cut_is_begun(approved: bool) -> None:
     rollout = begun(recut(), [cutting("Manual")])
     nodes = {"g": node("g")}
     granted = [to_object(replace(rollout.spec, approved=approved))]
-    rules = rules_of([cutting("Manual")], nodes.values(), granted, (), to_time(NOW))
+    cutters = [("g", "GPU-g-0")]
+    rules = rules_of([cutting("Manual")], nodes.values(), granted, cutters, to_time(NOW))
     found = proceed(rollout, nodes, (), lambda service: True, rules, 0.0)
     assert any(step.action is Action.PARTITION for step in found.begun) is approved
     assert not found.is_done
