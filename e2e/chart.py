@@ -107,6 +107,11 @@ class Client:
         """Change parts of an object. Raises Refused."""
         return self.call("PATCH", self._path(document), change, MERGE)
 
+    def scale(self, document: Object, replicas: int) -> Object:
+        """The Scale that its subresource then has. Raises Refused."""
+        change = {"spec": {"replicas": replicas}}
+        return self.call("PATCH", f"{self._path(document)}/scale", change, MERGE)
+
     def read(self, document: Object) -> Object:
         """Raises Refused."""
         return self.call("GET", self._path(document))

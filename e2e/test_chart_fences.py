@@ -42,7 +42,7 @@ OFF_LIMITS = (
 )
 """What no account may do in any namespace, whatever else is granted."""
 EXCEPTIONS = {("tessera-operator", NAMESPACE): {("patch", "", "pods")}}
-"""Where pods have a deletion cost. Who may write Deployments there gains nothing by it."""
+"""Where pods have a deletion cost; the policy tessera-privilege keeps it to their metadata."""
 
 
 class Installed(NamedTuple):
@@ -55,6 +55,8 @@ class Installed(NamedTuple):
     """Everything on every kind of Tessera."""
     agents: dict[str, Client]
     """By pod. ``tessera-runtime-N`` and ``tessera-activator-N`` are on ``node-N``."""
+    partitioner: Client
+    """On ``node-1``."""
 
 
 @pytest.fixture(scope="module")
@@ -82,15 +84,19 @@ def installed(binaries: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
             admin.create(node_object(node))
             for kind in ("runtime", "activator"):
                 pod = f"tessera-{kind}-{number}"
-                agents[pod] = admin.with_token(pod_token(admin, pod, node))
+                agents[pod] = admin.with_token(pod_token(admin, "tessera-agent", pod, node))
+        partitioner = admin.with_token(
+            pod_token(admin, "tessera-partitioner", "tessera-partitioner-1", NODES[0])
+        )
         operator, uninstall = (
             admin.with_token(token(admin, f"tessera-{name}", {}))
             for name in ("operator", "uninstall")
         )
-        found = Installed(admin, operator, uninstall, admin.acting_for("tenant"), agents)
+        tenant = admin.acting_for("tenant")
+        found = Installed(admin, operator, uninstall, tenant, agents, partitioner)
         wait_for_policies(found)
         yield found
-        for each in (admin, operator, uninstall, found.tenant, *agents.values()):
+        for each in (admin, operator, uninstall, tenant, partitioner, *agents.values()):
             each.close()
 
 
@@ -112,21 +118,21 @@ def give_everything(admin: Client, user: str) -> None:
     )
 
 
-def pod_token(admin: Client, name: str, node: str) -> str:
+def pod_token(admin: Client, account: str, name: str, node: str) -> str:
     pod = admin.create(
         {
             "apiVersion": "v1",
             "kind": "Pod",
             "metadata": {"name": name, "namespace": NAMESPACE},
             "spec": {
-                "serviceAccountName": "tessera-agent",
+                "serviceAccountName": account,
                 "nodeName": node,
                 "containers": [{"name": "agent", "image": "none"}],
             },
         }
     )
     bound = {"apiVersion": "v1", "kind": "Pod", "name": name, "uid": pod["metadata"]["uid"]}
-    return token(admin, "tessera-agent", {"boundObjectRef": bound})
+    return token(admin, account, {"boundObjectRef": bound})
 
 
 def token(admin: Client, account: str, bound: Object) -> str:
@@ -144,7 +150,11 @@ def wait_for_policies(found: Installed) -> None:
     foreign = service("vision", "foreign", labels={})
     tries: dict[str, Callable[[], object]] = {
         "tessera-agents": lambda: agent.apply(lease("tessera-operator"), dry=True),
+        "tessera-partitioners": lambda: found.partitioner.apply(
+            status_of("node-1"), "status", dry=True
+        ),
         "tessera-placement": lambda: found.tenant.apply(runtime_node("other"), dry=True),
+        "tessera-privilege": lambda: found.operator.create(daemon_set(image="other"), dry=True),
         "tessera-operator": lambda: found.operator.create(foreign, dry=True),
         "tessera-node-labels": lambda: found.operator.merge(node_object("node-1"), MIG_CONFIG),
     }
@@ -178,6 +188,47 @@ def status_of(name: str) -> Object:
     document = {**runtime_node(name), "status": {"agentVersion": "1.0"}}
     del document["spec"]
     return document
+
+
+def cuts_of(name: str) -> Object:
+    """As a partitioner tells them."""
+    return {**status_of(name), "status": {"cuts": [{"uuid": "GPU-1", "generation": 1}]}}
+
+
+def daemon_set(of_host: str = "/dev", **container: Any) -> Object:
+    """What the operator makes for a pool whose GPUs are cut, with a container that may differ."""
+    version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
+    labels = {"app.kubernetes.io/name": "tessera-partitioner"}
+    made = {
+        "name": "partitioner",
+        "image": f"tessera-runtime:{version}",
+        "command": ["python", "-m", "tessera_runtime.partitioner"],
+        "args": ["--patience=120"],
+        "env": [{"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"}],
+        "securityContext": {"privileged": True},
+        "volumeMounts": [{"name": "host", "mountPath": "/dev"}],
+    }
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": {
+            "name": "tessera-partitioner-gpu",
+            "namespace": NAMESPACE,
+            "labels": {**OURS, **labels},
+        },
+        "spec": {
+            "selector": {"matchLabels": labels},
+            "template": {
+                "metadata": {"labels": labels},
+                "spec": {
+                    "serviceAccountName": "tessera-partitioner",
+                    "hostPID": True,
+                    "containers": [{**made, **container}],
+                    "volumes": [{"name": "host", "hostPath": {"path": of_host}}],
+                },
+            },
+        },
+    }
 
 
 def lease(name: str) -> Object:
@@ -353,6 +404,98 @@ def test_an_agent_writes_no_spec_even_if_a_role_lets_it(installed: Installed) ->
             )
 
 
+def test_a_partitioner_tells_what_the_gpus_of_its_node_are_cut_into(installed: Installed) -> None:
+    installed.partitioner.apply(cuts_of("node-1"), "status")
+    (cut,) = installed.admin.read(runtime_node("node-1"))["status"]["cuts"]
+    assert cut["uuid"] == "GPU-1"
+
+
+def test_a_partitioner_tells_of_no_other_node(installed: Installed) -> None:
+    said = refusal(lambda: installed.partitioner.apply(cuts_of("node-2"), "status"))
+    assert "node-1, it cannot write the status of another RuntimeNode" in said
+
+
+def test_a_partitioner_tells_nothing_else(installed: Installed) -> None:
+    said = refusal(lambda: installed.partitioner.apply(status_of("node-1"), "status"))
+    assert "partitioners write status.cuts, the rest is the agent's" in said
+    unbound = installed.admin.with_token(token(installed.admin, "tessera-partitioner", {}))
+    assert "no node" in refusal(lambda: unbound.apply(cuts_of("node-1"), "status"))
+    unbound.close()
+
+
+def test_a_partitioner_orders_nothing(installed: Installed) -> None:
+    change = {"spec": {"epoch": 2}}
+    said = refusal(lambda: installed.partitioner.merge(runtime_node("node-1"), change))
+    assert "cannot patch resource" in said
+
+
+def test_the_operator_runs_partitioners(installed: Installed) -> None:
+    installed.operator.apply(daemon_set())
+    installed.operator.delete(daemon_set())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image": "elsewhere/tessera-runtime:1"},
+        {"command": ["sh", "-c", "true"]},
+        {"livenessProbe": {"exec": {"command": ["true"]}}},
+        {"lifecycle": {"postStart": {"exec": {"command": ["true"]}}}},
+        {"env": [{"name": "PYTHONPATH", "value": "/elsewhere"}]},
+        {"args": ["--api-server=https://elsewhere"]},
+        {"workingDir": "/elsewhere"},
+        {"of_host": "/"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_the_operator_gives_nothing_else_privilege(
+    installed: Installed, change: dict[str, Any]
+) -> None:
+    said = refusal(lambda: installed.operator.apply(daemon_set(**change)))
+    assert "partitioners of the chart's image, and run nothing else" in said
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"hostPID": True},
+        {"volumes": [{"name": "root", "hostPath": {"path": "/"}}]},
+        {"containers": [{"name": "a", "image": "b", "securityContext": {"privileged": True}}]},
+    ],
+    ids=lambda spec: next(iter(spec)),
+)
+def test_the_operators_deployments_have_no_privilege(
+    installed: Installed, spec: dict[str, Any]
+) -> None:
+    labels = {"app.kubernetes.io/name": "tessera-runtime"}
+    document = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "tessera-runtime-gpu", "namespace": NAMESPACE},
+        "spec": {
+            "selector": {"matchLabels": labels},
+            "template": {
+                "metadata": {"labels": labels},
+                "spec": {"containers": [{"name": "a", "image": "b"}], **spec},
+            },
+        },
+    }
+    said = refusal(lambda: installed.operator.apply(document))
+    assert "the operator's Deployments have no privilege" in said
+
+
+def test_the_operator_gives_no_pod_another_image(installed: Installed) -> None:
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "tessera-partitioner-1", "namespace": NAMESPACE},
+    }
+    installed.operator.merge(pod, {"metadata": {"annotations": {"example.com/a": "b"}}})
+    changed = {"spec": {"containers": [{"name": "agent", "image": "elsewhere"}]}}
+    said = refusal(lambda: installed.operator.merge(pod, changed))
+    assert "the operator changes the metadata of pods, nothing else" in said
+
+
 def test_the_operator_places(installed: Installed) -> None:
     operator = installed.operator
     operator.apply(runtime_node("node-3"))
@@ -423,6 +566,25 @@ def test_a_tenant_changes_services_and_reads_what_became_of_them(installed: Inst
     installed.tenant.delete(made)
 
 
+def test_the_operator_sets_replicas_only_where_none_are_stated(installed: Installed) -> None:
+    made = {
+        "apiVersion": "tessera.dev/v1alpha1",
+        "kind": "ModelService",
+        "metadata": {"name": "scaled", "namespace": "vision"},
+        "spec": {
+            "members": [{"name": "cnn", "model": {"uri": "https://m/cnn.onnx", "format": "ONNX"}}],
+            "slo": {"objectives": [{"target": "50ms", "percent": "99"}]},
+            "scaling": {"mode": "External"},
+        },
+    }
+    installed.tenant.create(made)
+    installed.operator.scale(made, 2)
+    assert installed.admin.read(made)["spec"]["replicas"] == 2
+    said = refusal(lambda: installed.operator.scale(made, 3))
+    assert "sets replicas of ModelServices that state none, nothing else" in said
+    installed.tenant.delete(made)
+
+
 def test_the_operator_writes_its_own_services_in_every_namespace(installed: Installed) -> None:
     labels = {**OURS, "endpointslice.kubernetes.io/managed-by": "tessera"}
     for document in (service("vision", "digits"), endpoints("digits-tessera", labels)):
@@ -490,7 +652,7 @@ def test_the_operator_changes_nothing_else_of_nodes(
 def test_policies_say_no_rather_than_warn_or_let_pass() -> None:
     objects = rendered("everything-values")
     policies = [each for each in objects if each["kind"] == "ValidatingAdmissionPolicy"]
-    assert len(policies) == 4
+    assert len(policies) == 6
     for policy in policies:
         assert policy["spec"]["failurePolicy"] == "Fail"
         bound = named(objects, "ValidatingAdmissionPolicyBinding", policy["metadata"]["name"])

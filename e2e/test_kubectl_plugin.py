@@ -273,6 +273,29 @@ def test_top_counts_what_nodes_give_and_services_get(plugin: Plugin) -> None:
     assert row(services, "digits")[2:] == ["700", "3ms", "17ms", "99.50%", "1/1", "0.125"]
 
 
+def test_cost_says_who_pays_what_is_idle_and_what_quotas_leave(
+    plugin: Plugin, cluster: tuple[Path, client.ApiClient]
+) -> None:
+    found = plugin("cost", "-n", "forms", "-o", "json")
+    assert found.returncode == 0, found.stderr
+    (digits,) = json.loads(found.stdout)
+    assert (digits["name"], digits["cores"]) == ("digits", 2)
+    assert digits["costPerHour"] == pytest.approx(0.4 * 2 / 16)
+    assert digits["loadedPerHour"] == pytest.approx(0.4)
+    pools = {
+        each["pool"]: each for each in json.loads(plugin("cost", "pools", "-o", "json").stdout)
+    }
+    assert pools["plugin-a100"]["idlePerHour"] == {"parts": 0, "devices": 0, "nodes": 3.6}
+    quotas = client.CoreV1Api(cluster[1])
+    hard = {"hard": {"requests.tessera.dev/slices": "4"}}
+    quotas.create_namespaced_resource_quota("forms", {"metadata": {"name": "parts"}, "spec": hard})
+    try:
+        spaces = plugin("cost", "namespaces").stdout
+    finally:
+        quotas.delete_namespaced_resource_quota("parts", "forms")
+    assert row(spaces, "forms")[-2:] == ["1/4", "0.125/-"]
+
+
 def test_explain_says_why_and_what_the_cluster_has_instead(plugin: Plugin) -> None:
     found = plugin("explain", "vision.quality")
     assert found.returncode == 0, found.stderr

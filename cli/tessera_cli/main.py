@@ -22,6 +22,7 @@ VERBS = {
     "status": "show what a local server does",
     "validate": "check files against the API",
     "plan": "place services on a cluster that is described in a file",
+    "cost": "say what planned or running services cost, and what is idle",
     "simulate": "simulate planned services under load",
     "profile": "measure a model on this machine",
     "bench": "send load to a running server",

@@ -83,6 +83,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="refuse TorchScript and Python models: they are programs",
     )
+    parser.add_argument(
+        "--gpus-on-cores",
+        action="store_true",
+        help="run on processor cores what is placed on GPUs: for trials without any",
+    )
     server_options.add(parser, *server_options.CONFINEMENT)
     server_options.add(parser, "hang-timeout", "drain-timeout", "log-level")
     parser.set_defaults(log_level="warning")
@@ -150,6 +155,7 @@ def _prepare(arguments: argparse.Namespace) -> _Prepared:
             cpu_cores=core_counts("--cpu-cores", arguments.cpu_cores),
             allow_code=allow_code,
             hang_s=arguments.hang_timeout,
+            gpus_on_cores=arguments.gpus_on_cores,
         ),
         libraries=tuple(sorted(libraries - {"python"})),
     )
@@ -202,6 +208,8 @@ async def _bring_up_and_run(
         stdout.print(explanation.service, highlight=False)
         for line in explanation.lines:
             stdout.print(f"  {line}", highlight=False)
+    if prepared.options.gpus_on_cores and prepared.seen.gpus:
+        stderr.print("warning: --gpus-on-cores: no GPU is used, and latencies are those of cores")
     served = ", ".join(service.served_name for service in prepared.services)
     stdout.print(f"ready: {served} on {status.http} and grpc {status.grpc}", highlight=False)
     await agent.run(_draw if arguments.live else _ignore)

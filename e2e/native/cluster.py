@@ -166,6 +166,7 @@ class _Programs:
             f"--service-account-private-key-file={self.plane.service_accounts}",
             "--node-monitor-grace-period=15s",
             "--node-monitor-period=1s",
+            "--horizontal-pod-autoscaler-sync-period=2s",
         )
         for name, user, port, options in (
             ("kube-controller-manager", _MANAGER, ports[0], manager),

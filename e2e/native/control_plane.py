@@ -22,6 +22,7 @@ from e2e.native.processes import Process, free_ports
 
 ADMIN = "admin"
 MASTERS = "system:masters"
+_FRONT_PROXY = "front-proxy-client"
 _LOOPBACK = "127.0.0.1"
 _READY_S = 120.0
 _PATIENCE_S = 2.0  # it would wait for clients that watch until their watches end
@@ -93,6 +94,9 @@ class ControlPlane:
         names = ("kubernetes", "kubernetes.default", "kubernetes.default.svc")
         served = authority.issue("kube-apiserver", hosts=(*names, address, *hosts))
         calls = authority.issue("kube-apiserver-kubelet-client", groups=(MASTERS,))
+        # An authority of its own: whom it signs for may speak in anybody's name to what is aggregated.
+        front = Authority(folder / "front-proxy")
+        proxies = front.issue(_FRONT_PROXY)
         self.ca = authority.certificate
         self.service_accounts = new_key(folder / "certificates" / "service-accounts.key")
         self._url = f"https://{address}:{self.port}"
@@ -108,6 +112,13 @@ class ControlPlane:
             f"--kubelet-client-certificate={calls[0]}",
             f"--kubelet-client-key={calls[1]}",
             "--kubelet-preferred-address-types=InternalIP",  # names of nodes are in no DNS
+            f"--requestheader-client-ca-file={front.certificate}",
+            f"--requestheader-allowed-names={_FRONT_PROXY}",
+            "--requestheader-username-headers=X-Remote-User",
+            "--requestheader-group-headers=X-Remote-Group",
+            "--requestheader-extra-headers-prefix=X-Remote-Extra-",
+            f"--proxy-client-cert-file={proxies[0]}",
+            f"--proxy-client-key-file={proxies[1]}",
             f"--token-auth-file={tokens}",
             "--authorization-mode=Node,RBAC",
             "--allow-privileged",

@@ -9,7 +9,7 @@ from e2e.native import cleaning
 from e2e.native.cgroups import Cgroup
 from e2e.native.control_plane import Access
 from e2e.native.network import Network, inside
-from e2e.native.node_files import Place, files
+from e2e.native.node_files import GPU_RUNTIME, Place, files
 from e2e.native.processes import Process, run
 
 _READY_S = 60.0
@@ -41,6 +41,7 @@ class Machine:
         for path, text in files(self.place, kubelet.ca).items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_text(text)
+        (folder / GPU_RUNTIME).chmod(0o755)
         kubelet.kubeconfig(folder / "kubelet.kubeconfig")
         proxy.kubeconfig(folder / "kube-proxy.kubeconfig")
         self._group.create()

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from e2e.native import gpu_runtime
 
 PAUSE = "localhost/pause:1"
+GPU_RUNTIME = "nvidia-runtime"
+"""A program, below the node's folder."""
 _CNI_FOLDERS = (Path("/usr/lib/cni"), Path("/opt/cni/bin"))
 
 
@@ -44,6 +47,7 @@ def files(place: Place, ca: Path) -> dict[str, str]:
     return {
         "cni/10-pods.conflist": json.dumps(_pod_network(place)),
         "containerd.toml": _containerd(place),
+        GPU_RUNTIME: gpu_runtime.program(place.folder),
         "kubelet.yaml": yaml.safe_dump(_kubelet(place, ca)),
         "kube-proxy.yaml": kube_proxy(
             place.name, place.all_pods, place.folder / "kube-proxy.kubeconfig"
@@ -103,9 +107,18 @@ netns_mounts_under_state_dir = true
 [plugins."io.containerd.grpc.v1.cri".cni]
 bin_dir = "{cni}"
 conf_dir = "{folder}/cni"
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+{_runtime("runc", "runc", folder)}
+{_runtime(gpu_runtime.HANDLER, folder / GPU_RUNTIME, folder)}
+"""
+
+
+def _runtime(handler: str, program: str | Path, folder: Path) -> str:
+    table = f'plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{handler}'
+    return f"""\
+[{table}]
 runtime_type = "io.containerd.runc.v2"
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+[{table}.options]
+BinaryName = "{program}"
 SystemdCgroup = false
 Root = "{folder}/run/runc"
 """

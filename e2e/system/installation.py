@@ -29,8 +29,10 @@ RUNTIME = "app.kubernetes.io/name=tessera-runtime"
 ACTIVATOR = "app.kubernetes.io/name=tessera-activator"
 OPERATOR = "app.kubernetes.io/name=tessera-operator"
 _PATHS = {
+    "APIService": ("apis/apiregistration.k8s.io/v1", "apiservices"),
     "Deployment": ("apis/apps/v1", "deployments"),
     "EndpointSlice": ("apis/discovery.k8s.io/v1", "endpointslices"),
+    "HorizontalPodAutoscaler": ("apis/autoscaling/v2", "horizontalpodautoscalers"),
     "Pod": ("api/v1", "pods"),
     "Service": ("api/v1", "services"),
     "ModelProfile": ("apis/tessera.dev/v1alpha1", "modelprofiles"),

@@ -63,6 +63,7 @@ def sources(namespace: str, config: Config) -> tuple[Source, ...]:
         Source(kinds.SERVICE, labels=own),
         Source(kinds.ENDPOINT_SLICE, labels=own),
         Source(kinds.DEPLOYMENT, namespace, own),
+        Source(kinds.DAEMON_SET, namespace, own),
         Source(kinds.DISRUPTION_BUDGET, namespace, own),
         Source(kinds.POD, namespace, f"{NAME_LABEL} in ({RUNTIME},{ACTIVATOR})"),
     )
@@ -88,6 +89,7 @@ def lead(
             if follower.absent.is_set() and follower.kind in _GATEWAY_KINDS:
                 raise NoGatewayApi
     controller = Controller(cluster, config, where, epoch)
+    health.show(controller.meter)
     threading.Thread(target=_wake_at, args=(stop, facts), daemon=True).start()
     poll_s = round_s = time.monotonic()
     pause_s, took_s, lost = 0.0, 0.0, frozenset[str]()
@@ -167,6 +169,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--runtime-priority-class", default="")
     parser.add_argument("--agent-arg", action="append", default=[], help="further agent option")
     parser.add_argument("--server-arg", action="append", default=[], help="further server option")
+    parser.add_argument(
+        "--partitioner-arg", action="append", default=[], help="further partitioner option"
+    )
     parser.add_argument("--tls-secret", default="", help="of runtime pods; empty: in clear")
     parser.add_argument("--tls-client-ca-secret", default="", help="of those who may ask them")
     parser.add_argument("--tls-peer-name", default="tessera-runtime", help="in the certificate")
@@ -216,6 +221,7 @@ def main() -> int:
         tuple(arguments.agent_arg),
         tuple(arguments.server_arg),
         _tls(arguments),
+        tuple(arguments.partitioner_arg),
     )
     stop = threading.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):

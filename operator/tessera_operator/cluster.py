@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 import urllib3
 from kubernetes import client, config
 
-from tessera_operator.kinds import KINDS, Document, Kind, key_of
+from tessera_operator.kinds import KINDS, Document, Key, Kind, key_of
 
 FIELD_MANAGER = "tessera-operator"
 _CONNECT_S, _READ_S, _SILENCE_S = 5.0, 30.0, 130.0
@@ -114,6 +114,13 @@ class Cluster:
         """Change the given fields of an object that exists. Raises ClusterError."""
         query = {"fieldManager": FIELD_MANAGER}
         return self._json("PATCH", _path(document), query, document, _MERGE)
+
+    def scale(self, key: Key, replicas: int) -> None:
+        """Set ``spec.replicas`` of an object through its scale subresource. Raises ClusterError."""
+        kind, namespace, name = key
+        path = f"{KINDS[kind].path(namespace, name)}/scale"
+        change = {"spec": {"replicas": replicas}}
+        self._json("PATCH", path, {"fieldManager": FIELD_MANAGER}, change, _MERGE)
 
     def create(self, document: Document) -> dict[str, Any]:
         """Raises ClusterError."""

@@ -76,7 +76,7 @@ def status_of(seen: Seen, now: str) -> ModelServiceStatus:
         url=seen.url,
         replicas=_replicas(seen),
         instances=sum(seen.ready.values()),
-        selector=f"tessera.dev/service={service.served_name}",
+        selector=_selector(service),
         plan_ref=NameRef(seen.plan) if seen.plan else None,
         conditions=conditions,
         members=_members(seen),
@@ -97,6 +97,14 @@ def status_of(seen: Seen, now: str) -> ModelServiceStatus:
             f"{short.devices} x {short.device}" if short.devices else short.device,
         ),
     )
+
+
+def _selector(service: ModelService) -> str:
+    """What an autoscaler asks for: unique and not empty, though no pod is of one service. A served name may be longer than
+    the value of a label.
+    """
+    metadata = service.metadata
+    return f"tessera.dev/namespace={metadata.namespace},tessera.dev/service={metadata.name}"
 
 
 def changes(old: Iterable[Condition], new: Iterable[Condition]) -> tuple[Condition, ...]:
@@ -191,7 +199,7 @@ def _shortfall(refusal: Refusal | None) -> Condition:
         return _condition(SHORTFALL, _FALSE, "Enough")
     short = refusal.shortfall
     message = refusal.detail
-    if short is not None and short.devices:
+    if short is not None and short.devices and refusal.why is not Why.QUOTA_EXCEEDED:
         message += f"; {short.devices} x {short.device} would close it"
     return _condition(SHORTFALL, _TRUE, refusal.why.value, message)
 

@@ -16,9 +16,10 @@ from typing import Any
 
 from tessera_core.api import Device, ModelService, RuntimeNode
 from tessera_core.gpu.mig import label
-from tessera_operator import pools, routes
+from tessera_operator import partitioners, pools, routes
 from tessera_operator.cluster import Cluster
 from tessera_operator.config import Config
+from tessera_operator.costs import Meter
 from tessera_operator.decide import Decider, Decision, batch_lines, batch_times, capacity
 from tessera_operator.drifting import Drifting
 from tessera_operator.heartbeats import Heartbeats
@@ -60,6 +61,7 @@ class Controller:
         self._measuring = Measuring(config.cpu_slices)
         self._pods = RuntimePods(where, config.lost_after_s)
         self._routers = Routers()
+        self.meter = Meter()
         self.heartbeats = Heartbeats(config.lost_after_s)
         self.writer = Writer(cluster, self._documents)
         self._tls = where.tls is not None
@@ -91,6 +93,8 @@ class Controller:
         away = present.unsure
         rules = self._plans.rules(self._world.pools, nodes, now.s, to_time(now.text))
         decision = self._decider.decide(now.s, away, afresh=self._plans.afresh, rules=rules)
+        names = [service.served_name for service in self._world.services]
+        self.meter.note(decision.state, names, now.s)
         self._measuring.see(nodes, decision, self.writer, now.s)
         quiet = present.steady - self._plans.cutting
         tasks = self._measuring.assign(decision, self._world, quiet, now.s)
@@ -198,6 +202,10 @@ class Controller:
                 self._pods.give_up(self.writer, self._documents, present - set(used.get(name, ())))
             self.writer.put(pools.deployment(pool, replicas, self._where))
             self.writer.put(pools.disruption_budget(pool, self._where))
+            if partitioners.is_cut_here(pool):
+                self.writer.put(partitioners.daemon_set(pool, self._where))
+            else:
+                self.writer.remove(partitioners.key_of_set(pool, self._where))
         self._pods.keep_nodes(self.writer, self._documents, self._world.nodes, self._epoch)
 
     def _is_routed(
@@ -312,3 +320,4 @@ class Controller:
             for each in device.instances
         }
         self._reporter.keep_finalizers(self._world.services, running)
+        self._reporter.keep_replicas(self._world.services)

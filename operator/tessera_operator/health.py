@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
 
 STUCK_S = 300.0
 """A leader without a round for so long is stuck: the kubelet restarts it."""
@@ -17,7 +18,7 @@ class Health:
     """What probes and Prometheus are told. Thread-safe."""
 
     def __init__(self, port: int) -> None:
-        registry = CollectorRegistry()
+        self._registry = registry = CollectorRegistry()
         self._leader = Gauge("tessera_operator_leader", "1 while this one leads", registry=registry)
         self._seconds = Histogram(
             "tessera_operator_plan_seconds",
@@ -75,6 +76,10 @@ class Health:
         self._last_s = time.monotonic()
         self._leads = True
         self._leader.set(1)
+
+    def show(self, more: Collector) -> None:
+        """Have the metrics of ``more`` among the others."""
+        self._registry.register(more)
 
     def round_ended(self, seconds: float, errors: int) -> None:
         self._last_s = time.monotonic()

@@ -45,6 +45,7 @@ MODEL_SERVICE = Kind("ModelService", _TESSERA, "modelservices")
 PLACEMENT_PLAN = Kind("PlacementPlan", _TESSERA, "placementplans", namespaced=False)
 RUNTIME_NODE = Kind("RuntimeNode", _TESSERA, "runtimenodes", namespaced=False)
 RUNTIME_POOL = Kind("RuntimePool", _TESSERA, "runtimepools", namespaced=False)
+DAEMON_SET = Kind("DaemonSet", "apps/v1", "daemonsets")
 DEPLOYMENT = Kind("Deployment", "apps/v1", "deployments")
 DISRUPTION_BUDGET = Kind("PodDisruptionBudget", "policy/v1", "poddisruptionbudgets")
 ENDPOINT_SLICE = Kind("EndpointSlice", "discovery.k8s.io/v1", "endpointslices")
@@ -62,7 +63,7 @@ KINDS: Mapping[str, Kind] = {
     each.name: each
     for each in (
         *(MODEL_PROFILE, MODEL_SERVICE, PLACEMENT_PLAN, RUNTIME_NODE, RUNTIME_POOL),
-        *(DEPLOYMENT, DISRUPTION_BUDGET, ENDPOINT_SLICE, EVENT, LEASE, NODE, POD),
+        *(DAEMON_SET, DEPLOYMENT, DISRUPTION_BUDGET, ENDPOINT_SLICE, EVENT, LEASE, NODE, POD),
         *(GRPC_ROUTE, HTTP_ROUTE),
         *(PRIORITY_CLASS, RESOURCE_QUOTA, SERVICE),
     )

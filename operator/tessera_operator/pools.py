@@ -58,6 +58,8 @@ class Installation:
     """Further options of the servers."""
     tls: pod_tls.Tls | None = None
     """Of the servers; None: in clear."""
+    partitioner_args: tuple[str, ...] = ()
+    """Further options of the partitioners."""
 
 
 def deployment(pool: RuntimePool, replicas: int, where: Installation) -> dict[str, Any]:
@@ -71,7 +73,7 @@ def deployment(pool: RuntimePool, replicas: int, where: Installation) -> dict[st
             "name": name,
             "namespace": where.namespace,
             "labels": {**MANAGED_BY, **labels},
-            "ownerReferences": [_owner(pool)],
+            "ownerReferences": [owner_of(pool)],
         },
         "spec": {
             "replicas": replicas,
@@ -97,7 +99,7 @@ def disruption_budget(pool: RuntimePool, where: Installation) -> dict[str, Any]:
             "name": f"{RUNTIME}-{pool.metadata.name}",
             "namespace": where.namespace,
             "labels": {**MANAGED_BY, **labels},
-            "ownerReferences": [_owner(pool)],
+            "ownerReferences": [owner_of(pool)],
         },
         "spec": {"maxUnavailable": 1, "selector": {"matchLabels": labels}},
     }
@@ -306,6 +308,7 @@ def _agent(pool: RuntimePool, image: str, where: Installation) -> dict[str, Any]
             _field("POD_NAMESPACE", "metadata.namespace"),
             _field("POD_IP", "status.podIP"),
             *([{"name": "TESSERA_CORES", "value": str(cores)}] if cores else []),
+            *(_SEES_GPUS if GPU_RESOURCE in dict(pool.spec.node.resources) else []),
             {
                 "name": "TESSERA_MEMORY_MIB",
                 "valueFrom": {
@@ -336,6 +339,12 @@ def _agent(pool: RuntimePool, image: str, where: Installation) -> dict[str, Any]
     }
 
 
+_SEES_GPUS = [
+    # Of NVIDIA's container runtime: NVML for all GPUs of the node, which the server alone asks the scheduler for.
+    {"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"},
+    {"name": "NVIDIA_DRIVER_CAPABILITIES", "value": "utility"},
+]
+
 _RESTRICTED: dict[str, Any] = {
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,
@@ -352,40 +361,45 @@ def _volumes(shared_memory: Quantity | None) -> list[dict[str, Any]]:
         {"name": "shm", "emptyDir": memory},
         {"name": "server-tmp", "emptyDir": {}},
         {"name": "agent-tmp", "emptyDir": {}},
-        # The agent's alone: what serves tenants' models has no identity in the cluster.
-        {
-            "name": "token",
-            "projected": {
-                "defaultMode": 0o440,
-                "sources": [
-                    {"serviceAccountToken": {"path": "token", "expirationSeconds": 3607}},
-                    {
-                        "configMap": {
-                            "name": "kube-root-ca.crt",
-                            "items": [{"key": "ca.crt", "path": "ca.crt"}],
-                        }
-                    },
-                    {
-                        "downwardAPI": {
-                            "items": [
-                                {
-                                    "path": "namespace",
-                                    "fieldRef": {"fieldPath": "metadata.namespace"},
-                                }
-                            ]
-                        }
-                    },
-                ],
-            },
-        },
+        token_volume(),  # the agent's alone: what serves tenants' models has no identity in the cluster
     ]
+
+
+def token_volume() -> dict[str, Any]:
+    """What a container finds its account by, for those that mount it."""
+    return {
+        "name": "token",
+        "projected": {
+            "defaultMode": 0o440,
+            "sources": [
+                {"serviceAccountToken": {"path": "token", "expirationSeconds": 3607}},
+                {
+                    "configMap": {
+                        "name": "kube-root-ca.crt",
+                        "items": [{"key": "ca.crt", "path": "ca.crt"}],
+                    }
+                },
+                {
+                    "downwardAPI": {
+                        "items": [
+                            {
+                                "path": "namespace",
+                                "fieldRef": {"fieldPath": "metadata.namespace"},
+                            }
+                        ]
+                    }
+                },
+            ],
+        },
+    }
 
 
 def _field(name: str, path: str) -> dict[str, Any]:
     return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
 
 
-def _owner(pool: RuntimePool) -> dict[str, Any]:
+def owner_of(pool: RuntimePool) -> dict[str, Any]:
+    """The owner reference of what is made for ``pool`` and goes with it."""
     return {
         "apiVersion": "tessera.dev/v1alpha1",
         "kind": "RuntimePool",

@@ -9,6 +9,7 @@ from typing import Any
 
 from tessera_core.api import Condition, ModelService, ModelServiceStatus, RuntimeNode, RuntimePool
 from tessera_core.api.meta import ConditionStatus
+from tessera_core.api.modelservice import ModelServiceSpec, ScalingMode
 from tessera_core.api.placementplan import PlacementPlanStatus
 from tessera_core.api.records import record
 from tessera_core.api.runtimepool import GPU_RESOURCE, PartitionBackend, RuntimePoolStatus
@@ -55,6 +56,8 @@ class Reporter:
         """``tls``: of the servers that clients reach."""
         self._writer, self._documents, self._tls = writer, documents, tls
         self._numbers_s: dict[str, float] = {}
+        self._begun: dict[str, int] = {}
+        """By service that states no replicas: the generation for which they were set."""
         self._taken: frozenset[str] = frozenset()
         """Services whose name somebody else's Service has."""
 
@@ -88,6 +91,21 @@ class Reporter:
         documents = [_finalizers(each, runs=each.served_name in running) for each in services]
         writes = [partial(self._writer.merge, each) for each in documents if each is not None]
         self._writer.together(writes)
+
+    def keep_replicas(self, services: Sequence[ModelService]) -> None:
+        """Have replicas stated for every service that somebody else scales: until then an autoscaler reads no scale."""
+        begun: dict[str, int] = {}
+        for each in services:
+            if each.metadata.deletion_timestamp is not None or not _lacks_replicas(each.spec):
+                continue
+            name, generation = each.served_name, each.metadata.generation or 0
+            key = ModelService.KIND, each.metadata.namespace, each.metadata.name
+            # The news of what was written may be on its way.
+            if self._begun.get(name) == generation or self._writer.scale(
+                key, each.spec.scaling.min_replicas
+            ):
+                begun[name] = generation
+        self._begun = begun
 
     def write_plan_status(self, name: str, status: PlacementPlanStatus) -> bool:
         return self._writer.put(
@@ -255,6 +273,10 @@ class Reporter:
         self._writer.create(
             event(ModelService.KIND, service.metadata, condition, now, warns=bad or short)
         )
+
+
+def _lacks_replicas(spec: ModelServiceSpec) -> bool:
+    return spec.scaling.mode is ScalingMode.EXTERNAL and spec.replicas is None
 
 
 def _finalizers(service: ModelService, *, runs: bool) -> dict[str, Any] | None:

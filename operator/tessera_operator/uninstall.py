@@ -42,6 +42,7 @@ def uninstall(cluster: Cluster, namespace: str, timeout_s: float = 120.0) -> int
             }
             failed += not _tried(partial(cluster.merge, document))
     for kind, place, labels in (
+        (kinds.DAEMON_SET, namespace, own),
         (kinds.DISRUPTION_BUDGET, namespace, own),
         (kinds.ENDPOINT_SLICE, "", own),
         (kinds.SERVICE, "", own),

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from tessera_operator.cluster import FIELD_MANAGER, ApiError, Cluster, ClusterError
-from tessera_operator.kinds import DEPLOYMENT, KINDS, Document, Key, covers, key_of
+from tessera_operator.kinds import DAEMON_SET, DEPLOYMENT, KINDS, Document, Key, covers, key_of
 
 _LOG = logging.getLogger(__name__)
 _CONFLICT = 409
@@ -69,6 +69,10 @@ class Writer:
         key = key_of(document)
         return self._do("patch", key, lambda: self._note(key, self._cluster.merge(document)))
 
+    def scale(self, key: Key, replicas: int) -> bool:
+        """Set the replicas of an object that has a scale subresource."""
+        return self._do("scale", key, lambda: self._cluster.scale(key, replicas))
+
     def remove(self, key: Key, *, known: bool = True) -> bool:
         """Delete an object if it is there. ``known``: whether the documents would have it then."""
         if known and key not in self._documents:
@@ -102,7 +106,7 @@ class Writer:
         applied = self._applied.get((key, subresource, manager))
         if applied is None:
             # Fields that the leader before had set, and that this one does not, look like the server's.
-            return key[0] != DEPLOYMENT.name and _is_same(present, document)
+            return key[0] not in (DAEMON_SET.name, DEPLOYMENT.name) and _is_same(present, document)
         digest, version = applied
         if digest != _digest(document):
             return False

@@ -269,7 +269,7 @@ def placed_alike(target: ServiceTarget, devices: Mapping[str, DeviceTarget]) -> 
 
 
 def _is_single_core(device: DeviceTarget) -> bool:
-    return device.kind == "cpu" and device.threads == 1
+    return device.kind == "cpu" and device.threads == 1 and len(device.cores) <= 1
 
 
 def _placed(member: MemberTarget) -> object:

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from tessera_runtime.agent import kube as kube_module
-from tessera_runtime.agent.following import Follower, Identity, beat
-from tessera_runtime.agent.kube import Access, Expired, Kube, KubeError
-from tessera_runtime.agent.waits import pause_s
+from tessera_runtime import kube as kube_module
+from tessera_runtime.agent.heartbeat import Identity, beat
+from tessera_runtime.following import Follower
+from tessera_runtime.kube import Access, Expired, Kube, KubeError
+from tessera_runtime.waits import pause_s
 
 NODES = "/apis/tessera.dev/v1alpha1/runtimenodes"
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -83,7 +84,9 @@ async def scripted(tmp_path: Path, *answers: Answer) -> AsyncIterator[tuple[Kube
     (tmp_path / "token").write_text("first\n")
     port = runner.addresses[0][1]
     try:
-        async with Kube(Access(f"http://127.0.0.1:{port}", tmp_path / "token", None)) as kube:
+        async with Kube(
+            Access(f"http://127.0.0.1:{port}", tmp_path / "token", None), "tessera-agent"
+        ) as kube:
             yield kube, script
     finally:
         await runner.cleanup()
@@ -150,7 +153,7 @@ async def test_a_server_that_is_gone_or_silent_is_an_error_in_bounded_time(
         with pytest.raises(KubeError, match="does not answer") as caught:
             await kube.node("n")
         assert caught.value.status == 0
-    async with Kube(Access("http://127.0.0.1:1", None, None)) as kube:
+    async with Kube(Access("http://127.0.0.1:1", None, None), "tessera-agent") as kube:
         with pytest.raises(KubeError, match="does not answer"):
             await kube.node("n")
 
@@ -276,7 +279,7 @@ async def test_a_watch_of_which_nothing_is_heard_can_be_begun_anew(tmp_path: Pat
 async def test_a_heartbeat_says_when_the_server_is_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tessera_runtime.agent.following.HEARTBEAT_S", 0.0)
+    monkeypatch.setattr("tessera_runtime.agent.heartbeat.HEARTBEAT_S", 0.0)
     async with scripted(tmp_path, document({}), status(500), document({})) as (kube, script):
         back = asyncio.Event()
         beating = asyncio.create_task(beat(kube, Identity("n", "p", "", "system"), back.set))

@@ -14,7 +14,15 @@ from tessera_core.api import (
     RuntimeNodeStatus,
 )
 from tessera_core.api.records import record
-from tessera_core.api.runtimenode import Correction, InstanceStatus, ProfileResult, ServedService
+from tessera_core.api.runtimenode import (
+    Correction,
+    InstanceStatus,
+    MigMode,
+    ProfileResult,
+    ServedService,
+    SliceStatus,
+)
+from tessera_core.gpu.geometry import Placement
 from tessera_runtime.agent.node_status import (
     COUNTERS_S,
     LEAST_COUNTERS_S,
@@ -26,6 +34,7 @@ from tessera_runtime.agent.node_status import (
 )
 from tessera_runtime.agent.steering import Corrected
 from tessera_runtime.devices.inventory import Gpu, Inventory
+from tessera_runtime.devices.mig import MigSlice
 from tessera_runtime.target import (
     InstanceReport,
     MemberReport,
@@ -113,6 +122,34 @@ def test_devices_are_as_they_were_seen_with_what_runs_on_them() -> None:
     )
     assert found.cpu is not None
     assert found.cpu.cores == 2
+
+
+def test_a_gpu_that_is_cut_is_told_with_its_slices_and_what_runs_on_each() -> None:
+    slices = (
+        MigSlice("MIG-a", Placement("1g.10gb", 0), 16, 9984),
+        MigSlice("MIG-b", Placement("3g.40gb", 4), 60, 40448),
+    )
+    seen = replace(SEEN, gpus=(replace(GPU, mig_enabled=True, slices=slices),))
+    on = InstanceReport("vision.digits", "cnn", "GPU-1/3g.40gb@4", 2, 2, 1, 8, 10.4)
+    found = status(replace(facts(instances=(on,)), seen=seen))
+    _, gpu = found.devices
+    assert (gpu.mig_capable, gpu.mig_mode) == (True, MigMode.ENABLED)
+    assert gpu.slices == (SliceStatus("MIG-a", "1g.10gb", 0), SliceStatus("MIG-b", "3g.40gb", 4))
+    assert gpu.instances == (
+        InstanceStatus("vision.digits", "cnn", "3g.40gb@4", 8, count=2, ready=1, memory_mib=10),
+    )
+    whole = RuntimeNode(ClusterMeta("n"), RuntimeNodeSpec(1), found)
+    assert RuntimeNode.from_dict(whole.to_dict()).status == found
+    fewer = replace(seen, gpus=(replace(seen.gpus[0], slices=slices[:1]),))
+    assert due(found, status(replace(facts(instances=(on,)), seen=fewer)), since_s=0.0)
+
+
+def test_a_node_whose_gpus_are_emulated_says_so() -> None:
+    emulated = [
+        each for each in status(facts(gpus_on_cores=True)).conditions if each.type == "Emulated"
+    ]
+    assert [(each.status.value, each.reason) for each in emulated] == [("True", "GpusOnCores")]
+    assert {each.type for each in status(facts()).conditions} == {"Ready", "SpecAccepted"}
 
 
 def test_instances_that_leave_are_counted_until_they_are_gone() -> None:

@@ -10,6 +10,8 @@ import pytest
 
 from tessera_core.api import ClusterMeta, Device, Instance, RuntimeNode, RuntimeNodeSpec
 from tessera_core.api.runtimenode import ProfilingTask, RuntimeNodeStatus
+from tessera_core.gpu.devices import DeviceClass
+from tessera_core.gpu.geometry import Placement
 from tessera_runtime.agent.kept import Kept, Measured, read_kept, write_kept
 from tessera_runtime.agent.profiling import (
     decoded,
@@ -20,12 +22,19 @@ from tessera_runtime.agent.profiling import (
 )
 from tessera_runtime.agent.translate import LocalModel, ModelSource, Site
 from tessera_runtime.devices.inventory import Gpu, Inventory
+from tessera_runtime.devices.mig import MigSlice
 from tessera_runtime.target import ProfileCell, ProfileReport
 
 DIGEST = "sha256:" + "cd" * 32
 GPU = Gpu(0, "GPU-1", "NVIDIA H100 80GB HBM3", 81559, 132, mig_enabled=False)
-SEEN = Inventory((0, 1, 2, 3), 4096, (GPU,), driver="580.1")
-SITE = Site((0, 1, 2, 3), 4096, allow_code=False)
+SLICES = (
+    MigSlice("MIG-a", Placement("1g.10gb", 0), 15, 9856),
+    MigSlice("MIG-b", Placement("1g.10gb", 6), 15, 9856),
+)
+"""With other SMs and memory than the table has, as another driver may tell."""
+CUT = replace(GPU, index=1, uuid="GPU-2", mig_enabled=True, slices=SLICES)
+SEEN = Inventory((0, 1, 2, 3), 4096, (GPU, CUT), driver="580.1")
+SITE = Site(SEEN, allow_code=False)
 REPORT = ProfileReport("onnxruntime-1.0", (ProfileCell(1, 1, 2.0, 1.9, 500.0, 3.0),), 8)
 """The p99 is below the p50 by the rounding of few runs."""
 
@@ -65,11 +74,11 @@ def nowhere(source: ModelSource) -> None:
 
 
 def job(wanted: RuntimeNode, measured: tuple[Measured, ...] = ()):
-    return next_job(wanted, measured, here, SEEN, SITE)
+    return next_job(wanted, measured, here, SITE)
 
 
 def said(wanted: RuntimeNode, measured: tuple[Measured, ...] = (), found=here, problem: str = ""):
-    return results(wanted, measured, found, lambda _: problem, SEEN, SITE)
+    return results(wanted, measured, found, lambda _: problem, SITE)
 
 
 def test_tasks_come_in_order_and_not_again() -> None:
@@ -92,9 +101,33 @@ def test_a_slice_without_instances_is_measured_first() -> None:
     assert job(alone).task == task(piece="cpu-2@1")
 
 
+def test_a_slice_is_measured_as_what_its_driver_says_that_it_is() -> None:
+    found = job(node(task("GPU-2", "1g.10gb@6")))
+    assert found.place == DeviceClass("NVIDIA-H100-80GB-HBM3", "1g.10gb", 15, 9856)
+    assert found.request.device.environment == {"CUDA_VISIBLE_DEVICES": "MIG-b"}
+    assert found.request.instances == (1, 2, 4)
+
+
+def test_of_the_slices_of_a_gpu_one_without_instances_is_measured_first() -> None:
+    wanted = node(task("GPU-2", "1g.10gb@0"), task("GPU-2", "1g.10gb@6"))
+    devices = (Device("GPU-2", instances=(Instance("a.b", "m", "1g.10gb@0", 8),)),)
+    wanted = replace(wanted, spec=replace(wanted.spec, devices=devices))
+    assert job(wanted).task == task("GPU-2", "1g.10gb@6")
+
+
+def test_what_is_measured_of_emulated_gpus_says_so() -> None:
+    site = replace(SITE, gpus_on_cores=True)
+    found = next_job(node(task("GPU-2", "1g.10gb@0")), (), here, site)
+    assert found is not None
+    assert (found.request.device.kind, found.request.instances) == ("cpu", (1, 2, 4))
+    result = decoded(measured_result(found, REPORT, "", site.driver).result)
+    assert result is not None
+    assert result.driver == "none: GPUs emulated on cores"
+
+
 def test_a_task_waits_for_its_model() -> None:
     wanted = node(task())
-    assert next_job(wanted, (), nowhere, SEEN, SITE) is None
+    assert next_job(wanted, (), nowhere, SITE) is None
     assert said(wanted, found=nowhere) == ()
     [failed] = said(wanted, found=nowhere, problem="no such file")
     assert (failed.problem, failed.model_digest) == ("no such file", None)
@@ -107,8 +140,8 @@ def test_a_task_waits_for_its_model() -> None:
     ("asked", "words"),
     [
         (task(piece="cpu-9@0"), "this node has 4 cores"),
-        (task("GPU-1", "1g.10gb@0"), "not served yet"),
-        (task("GPU-2", "full"), "no such device"),
+        (task("GPU-1", "1g.10gb@0"), "not cut yet"),
+        (task("GPU-3", "full"), "no such device"),
         (task(member="other"), "spec.candidates"),
     ],
 )

@@ -17,6 +17,7 @@ from tessera_runtime.agent.models import Models
 from tessera_runtime.agent.serving import Serving
 from tessera_runtime.agent.translate import Site
 from tessera_runtime.control import ControlClient
+from tessera_runtime.devices.inventory import Inventory
 from tessera_runtime.models.cache import ModelCache
 from tessera_runtime.models.errors import NotFound, Unreachable
 from tessera_runtime.secret import make_secret
@@ -97,7 +98,12 @@ class Agent:
         self.models = Models(cache, pod.read, lambda: self.serving.wake())
         self.keys = ServiceKeys(pod.read, lambda: self.serving.wake(), SHORT_S)
         self.serving = Serving(
-            pod.client, self.models, self.keys, Site((0,), 64, False), pod.folder, lambda: None
+            pod.client,
+            self.models,
+            self.keys,
+            lambda: Site(Inventory((0,), 64, ()), False),
+            pod.folder,
+            lambda: None,
         )
 
     async def __aenter__(self) -> Serving:

@@ -24,6 +24,7 @@ from tessera_core.api.runtimenode import (
     ServedMember,
     ServedService,
 )
+from tessera_core.gpu.geometry import Placement
 from tessera_runtime.agent.keys import SecretSource
 from tessera_runtime.agent.translate import (
     LocalModel,
@@ -37,6 +38,8 @@ from tessera_runtime.agent.translate import (
     model_sources,
     server_target,
 )
+from tessera_runtime.devices.inventory import Gpu, Inventory
+from tessera_runtime.devices.mig import MigSlice
 from tessera_runtime.target import InstanceTarget, PeerTarget, ServerTarget, ServiceTime
 
 DIGEST = "sha256:" + "ab" * 32
@@ -90,7 +93,12 @@ MODELS = {
     ("vision.digits", "cnn"): LocalModel("/cache/cnn", "sha256:aa"),
     ("vision.digits", "mlp"): LocalModel("/cache/mlp", DIGEST),
 }
-SITE = Site(cores=(0, 1), memory_mib=512, allow_code=False)
+WHOLE = Gpu(0, "GPU-1", "NVIDIA H100 80GB HBM3", 81559, 132, mig_enabled=False)
+SMALL = MigSlice("MIG-a", Placement("1g.10gb", 0), 16, 9984)
+HALF = MigSlice("MIG-b", Placement("3g.40gb", 4), 60, 40448)
+CUT = replace(WHOLE, index=1, uuid="GPU-2", mig_enabled=True, slices=(SMALL, HALF))
+SEEN = Inventory((4, 6), 512, (WHOLE, CUT))
+SITE = Site(SEEN, allow_code=False)
 NOTHING = ServerTarget()
 
 
@@ -112,7 +120,7 @@ BOTH = node(instance("cnn", "cpu-1@1", 8), instance("mlp", "cpu-1@0", 4, count=2
 
 
 def test_cores_are_the_processors_own_numbers() -> None:
-    found = device_target("cpu", "cpu-2@1", cores=(4, 6, 8, 10), memory_mib=512)
+    found = device_target("cpu", "cpu-2@1", Site(Inventory((4, 6, 8, 10), 512, ()), False))
     assert (found.kind, found.cores, found.threads, found.memory_mib) == ("cpu", (6, 8), 2, 512)
 
 
@@ -121,24 +129,73 @@ def test_cores_are_the_processors_own_numbers() -> None:
     [
         ("cpu", "cpu-2@1", "this node has 2 cores"),
         ("cpu", "full", "expected cpu-N"),
-        ("GPU-1", "1g.10gb@0", r"1g\.10gb@0 of GPU-1"),
+        ("GPU-1", "1g.10gb@0", r"1g\.10gb@0 of GPU-1: not cut yet; it has no slices"),
+        ("GPU-2", "1g.10gb@1", r"not cut yet; it has 1g\.10gb@0, 3g\.40gb@4"),
+        ("GPU-2", "full", "GPU-2: in MIG mode it runs nothing as a whole"),
+        ("GPU-3", "full", "GPU-3: this node has no such device"),
+        ("GPU-3", "1g.10gb@0", "GPU-3: this node has no such device"),
     ],
 )
 def test_what_the_node_does_not_have_is_refused(uuid: str, piece: str, words: str) -> None:
     with pytest.raises(TranslationError, match=words):
-        device_target(uuid, piece, cores=(0, 1), memory_mib=1)
+        device_target(uuid, piece, SITE)
 
 
-def test_a_whole_gpu_is_named_to_cuda_by_uuid() -> None:
-    found = device_target("GPU-1234", "full", cores=(), memory_mib=1)
-    assert found.kind == "cuda"
-    assert found.environment == {"CUDA_VISIBLE_DEVICES": "GPU-1234"}
+@pytest.mark.parametrize(
+    ("uuid", "piece", "visible"),
+    [
+        ("GPU-1", "full", "GPU-1"),
+        ("GPU-2", "1g.10gb@0", "MIG-a"),
+        ("GPU-2", "3g.40gb@4", "MIG-b"),
+    ],
+)
+def test_gpus_and_slices_are_named_to_cuda_by_uuid(uuid: str, piece: str, visible: str) -> None:
+    found = device_target(uuid, piece, SITE)
+    assert (found.kind, found.cores, found.environment) == (
+        "cuda",
+        (),
+        {"CUDA_VISIBLE_DEVICES": visible},
+    )
+    emulated = device_target(uuid, piece, replace(SITE, gpus_on_cores=True))
+    assert (emulated.kind, emulated.cores, emulated.threads) == ("cpu", SEEN.cores, 1)
+    assert (emulated.id, emulated.environment) == (found.id, found.environment)
 
 
-@pytest.mark.parametrize(("uuid", "piece"), [("cpu", "cpu-2@1"), ("GPU-1", "full")])
+@pytest.mark.parametrize(
+    ("uuid", "piece"), [("cpu", "cpu-2@0"), ("GPU-1", "full"), ("GPU-2", "3g.40gb@4")]
+)
 def test_a_device_is_found_again_by_its_id(uuid: str, piece: str) -> None:
-    target = device_target(uuid, piece, cores=(0, 1, 2), memory_mib=1)
-    assert device_piece(target.id) == (uuid, piece)
+    assert device_piece(device_target(uuid, piece, SITE).id) == (uuid, piece)
+
+
+ON_SLICES = node(instance("cnn", "1g.10gb@0"), instance("mlp", "3g.40gb@4"), uuid="GPU-2")
+
+
+def visible(target: ServerTarget) -> dict[str, str]:
+    return {each.id: each.environment["CUDA_VISIBLE_DEVICES"] for each in target.devices}
+
+
+def test_a_slice_that_is_cut_anew_is_another_device_under_the_same_id() -> None:
+    before = server_target(ON_SLICES, MODELS, SITE, NOTHING).target
+    assert visible(before) == {"GPU-2/1g.10gb@0": "MIG-a", "GPU-2/3g.40gb@4": "MIG-b"}
+    anew = replace(CUT, slices=(replace(SMALL, uuid="MIG-c"), HALF))
+    site = replace(SITE, seen=replace(SEEN, gpus=(WHOLE, anew)))
+    after = server_target(ON_SLICES, MODELS, site, before).target
+    assert visible(after) == {"GPU-2/1g.10gb@0": "MIG-c", "GPU-2/3g.40gb@4": "MIG-b"}
+    assert after.services == before.services
+    waiting = server_target(ON_SLICES, {}, site, before).target
+    assert visible(waiting) == visible(after), "also where a model has to come first"
+
+
+def test_a_service_on_a_slice_that_is_gone_says_so_and_keeps_the_others() -> None:
+    before = server_target(ON_SLICES, MODELS, SITE, NOTHING).target
+    anew = replace(CUT, slices=(replace(HALF, uuid="MIG-c"),))
+    site = replace(SITE, seen=replace(SEEN, gpus=(WHOLE, anew)))
+    found = server_target(ON_SLICES, MODELS, site, before)
+    assert "1g.10gb@0 of GPU-2: not cut yet" in found.problems["vision.digits"]
+    assert found.target.services == before.services
+    assert visible(found.target) == {"GPU-2/1g.10gb@0": "MIG-a", "GPU-2/3g.40gb@4": "MIG-c"}
+    assert server_target(ON_SLICES, MODELS, site, NOTHING).target.services == ()
 
 
 def test_everything_the_user_said_reaches_the_server() -> None:

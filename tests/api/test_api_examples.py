@@ -8,8 +8,10 @@ import pytest
 import yaml
 
 from tessera_core.api import Combine, ModelService, OnTimeout, RuntimePool, admission, decode
+from tessera_core.api.meta import API_VERSION
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -45,3 +47,17 @@ def test_the_pool_example_is_a_gpu_pool() -> None:
     pool = example("h100-pool")
     assert isinstance(pool, RuntimePool)
     assert dict(pool.spec.node.resources)["nvidia.com/gpu"].value == 8
+
+
+@pytest.mark.parametrize("name", ["hpa", "keda"])
+def test_an_autoscaler_example_scales_a_kind_that_can_be_scaled(name: str) -> None:
+    document = yaml.safe_load((ROOT / "examples" / "kubernetes" / f"{name}.yaml").read_text())
+    target = document["spec"]["scaleTargetRef"]
+    assert (target["apiVersion"], target["kind"]) == (API_VERSION, ModelService.KIND)
+    crd = yaml.safe_load((ROOT / "crds" / "tessera.dev_modelservices.yaml").read_text())
+    (version,) = crd["spec"]["versions"]
+    assert version["subresources"]["scale"] == {
+        "specReplicasPath": ".spec.replicas",
+        "statusReplicasPath": ".status.replicas",
+        "labelSelectorPath": ".status.selector",
+    }

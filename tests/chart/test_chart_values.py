@@ -137,6 +137,7 @@ def test_unknown_keys_are_refused_on_every_level() -> None:
         ("pools", [{"name": "CPU", "spec": {}}]),
         ("runtime.agentArgs", ["allow-code"]),
         ("runtime.serverArgs", ["workers-unconfined"]),
+        ("runtime.partitionerArgs", ["--api-server=https://elsewhere"]),
         ("runtime.tls", {"clientCASecretName": "clients"}),
         ("runtime.tls.secretName", "Of the runtime"),
         ("runtime.tls.peerName", ""),

@@ -209,7 +209,22 @@ def test_the_status_counts_what_is_placed_and_what_answers() -> None:
     assert status.replicas == 1  # one whole set: b has one part
     assert status.plan_ref == NameRef("plan-a")
     assert (status.url, status.observed_generation) == ("http://s.vision.svc", 1)
-    assert status.selector == "tessera.dev/service=vision.s"
+    assert status.selector == "tessera.dev/namespace=vision,tessera.dev/service=s"
+
+
+def test_the_selector_of_every_service_is_one_that_kubernetes_takes() -> None:
+    """A value of a label has 63 characters at most, and so have namespaces and names of services each."""
+    long = service("s" * 63, namespace="n" * 63)
+    selector = status_of(seen(long), NOW).selector
+    assert selector is not None
+    values = [each.partition("=")[2] for each in selector.split(",")]
+    assert values == ["n" * 63, "s" * 63]
+
+
+def test_more_devices_are_no_remedy_where_a_quota_is_short() -> None:
+    beyond = replace(SHORT, why=Why.QUOTA_EXCEEDED, detail="namespace vision has 1 of 1 slices")
+    _, reason, message = said(seen(planned=replace(PLANNED, short=beyond)), "CapacityShortfall")
+    assert (reason, message) == ("QuotaExceeded", "namespace vision has 1 of 1 slices")
 
 
 def test_an_optional_member_makes_no_replica_fewer() -> None:

@@ -8,7 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from support.clusters import gpu_node
+from tessera_core.plan import ClusterState, PoolRules
 from tessera_operator import health as module
+from tessera_operator.costs import Meter
 from tessera_operator.health import STUCK_S, Health
 
 
@@ -68,6 +71,15 @@ def test_rounds_and_failed_writes_are_counted(health: Health) -> None:
     assert "tessera_operator_plan_seconds_count 2.0" in lines
     assert 'tessera_operator_plan_seconds_bucket{le="0.03"} 1.0' in lines
     assert "tessera_operator_apply_errors_total 3.0" in lines
+
+
+def test_what_services_cost_is_among_the_metrics(health: Health) -> None:
+    meter = Meter()
+    health.show(meter)
+    pools = (PoolRules("p", cost_per_node_hour=2.5),)
+    meter.note(ClusterState(nodes=(gpu_node("n"),), pools=pools), [], 0.0)
+    lines = get(health, "/metrics")[1].splitlines()
+    assert 'tessera_idle_cost_per_hour{of="nodes",pool="p"} 2.5' in lines
 
 
 def test_other_paths_say_what_there_is(health: Health) -> None:

@@ -269,7 +269,7 @@ def of_geometry(
     found = tuple(SliceStatus(f"MIG-{each.start}", each.profile, each.start) for each in slices)
     mode = MigMode.ENABLED if slices else MigMode.DISABLED
     made = node("n0", gpu(GPU, mig_mode=mode, slices=found))
-    devices = (Device(GPU, told, is_cut),) if told else ()
+    devices = (Device(GPU, told, cut=is_cut),) if told else ()
     return replace(made, spec=replace(made.spec, devices=devices))
 
 

@@ -99,6 +99,14 @@ def test_pods_with_gpus_have_the_image_that_knows_them(gpus: int, image: str) ->
     assert {each["image"] for each in containers(pool(gpus=gpus)).values()} == {image}
 
 
+@pytest.mark.parametrize(("gpus", "seen"), [(0, None), (8, "all")])
+def test_the_agent_sees_the_gpus_that_the_server_is_given(gpus: int, seen: str | None) -> None:
+    environment = {
+        each["name"]: each.get("value") for each in containers(pool(gpus=gpus))["agent"]["env"]
+    }
+    assert environment.get("NVIDIA_VISIBLE_DEVICES") == seen
+
+
 def test_the_shape_of_the_nodes_is_that_of_the_pods() -> None:
     shape = {
         "selector": {"gpu": "a100"},

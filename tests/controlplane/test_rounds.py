@@ -38,6 +38,35 @@ def test_a_plan_is_carried_out_although_a_node_that_has_the_service_is_lost() ->
     assert {each["Applied"] for each in operator.plans().values()} == {"True"}
 
 
+def external(operator: Operator, **spec: object) -> None:
+    scaling = {"mode": "External", "minReplicas": 2}
+    operator.cluster.objects[SERVICE]["spec"].update(scaling=scaling, **spec)
+
+
+def test_a_service_that_somebody_else_scales_begins_with_its_least() -> None:
+    operator = started(3)
+    external(operator)
+    operator.rounds(8)
+    assert operator.cluster.calls.count(("scale", SERVICE)) == 1
+    assert operator.service().spec.replicas == 2
+    assert operator.service().status.replicas == len(operator.running()) == 2
+    operator.cluster.scale(SERVICE, 3)
+    operator.rounds(8)
+    assert operator.service().status.replicas == len(operator.running()) == 3
+    operator.cluster.scale(SERVICE, 1)
+    operator.rounds(12)
+    assert operator.service().status.replicas == len(operator.running()) == 1
+
+
+def test_what_somebody_else_has_scaled_to_nothing_stays_so() -> None:
+    operator = started(1)
+    external(operator, replicas=0)
+    operator.rounds(10)
+    assert ("scale", SERVICE) not in operator.cluster.calls
+    assert operator.running() == set()
+    assert operator.service().status.replicas == 0
+
+
 def deleted(operator: Operator) -> None:
     operator.cluster.objects[SERVICE]["metadata"]["deletionTimestamp"] = NOW
 

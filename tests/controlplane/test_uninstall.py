@@ -9,6 +9,7 @@ from support.memory_cluster import MemoryCluster
 from support.objects import node, pool, service
 from tessera_operator.cluster import Unreachable
 from tessera_operator.kinds import Document, Key
+from tessera_operator.partitioners import daemon_set
 from tessera_operator.pools import Images, Installation, deployment, disruption_budget
 from tessera_operator.reporting import FINALIZER
 from tessera_operator.routes import service_document, slice_document
@@ -33,6 +34,7 @@ def installed() -> MemoryCluster:
         plain("PlacementPlan", "plan-a"),
         deployment(pool("p"), 2, WHERE),
         disruption_budget(pool("p"), WHERE),
+        daemon_set(pool("p"), WHERE),
         plain("Deployment", "tessera-operator", "tessera-system", spec={"replicas": 2}),
         plain("Deployment", "others", "tessera-system", spec={"replicas": 2}),
         service_document(wanted),

@@ -15,6 +15,7 @@ DEVICES = {
         DeviceTarget("cpu-0", "cpu", (0,)),
         DeviceTarget("cpu-1", "cpu", (1,)),
         DeviceTarget("wide", "cpu", (2, 3), threads=2),
+        DeviceTarget("many", "cpu", (2, 3)),
         DeviceTarget("gpu", "cuda"),
     )
 }
@@ -45,9 +46,20 @@ def test_the_same_instances_on_single_cores_are_alike():
         ({"cpu-0": 1}, {"cpu-0": 1}, {"cpu-0": 1, "cpu-1": 1}),
         ({"wide": 1}, {"wide": 1}),
         ({"cpu-0": 1, "wide": 1}, {"cpu-0": 1, "wide": 1}),
+        ({"many": 1}, {"many": 1}),
         ({"gpu": 1}, {"gpu": 1}),
     ],
-    ids=["a lone one", "nowhere", "apart", "more", "one elsewhere too", "wide", "partly", "a GPU"],
+    ids=[
+        "a lone one",
+        "nowhere",
+        "apart",
+        "more",
+        "one elsewhere too",
+        "wide",
+        "partly",
+        "many cores",
+        "a GPU",
+    ],
 )
 def test_others_are_not(places: tuple[dict[str, int], ...]):
     assert not placed_alike(members(*places), DEVICES)

@@ -33,7 +33,7 @@ WALL_CLOCK = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "d
 
 SHOWN = {
     # Written for people, or as the time of a Kubernetes object, and never compared here.
-    "tessera_runtime/agent/following.py",
+    "tessera_runtime/agent/heartbeat.py",
     "tessera_runtime/agent/local.py",
     "tessera_runtime/agent/publishing.py",
     "tessera_runtime/dispatch/statistics.py",

@@ -106,6 +106,7 @@ from tessera_runtime.agent.models import Models
 from tessera_runtime.agent.serving import Serving
 from tessera_runtime.agent.translate import Site
 from tessera_runtime.control import ControlClient
+from tessera_runtime.devices.inventory import Inventory
 from tessera_runtime.models.cache import ModelCache
 
 async def main(socket, folder):
@@ -118,7 +119,7 @@ async def main(socket, folder):
         nonlocal looks
         looks += serving.answers
         print(looks, flush=True)
-    serving = Serving(ControlClient(socket), models, keys, Site((0,), 64, True), folder, looked)
+    serving = Serving(ControlClient(socket), models, keys, lambda: Site(Inventory((0,), 64, ()), True), folder, looked)
     await serving.run()
 
 asyncio.run(main(sys.argv[1], pathlib.Path(sys.argv[2])))

@@ -32,11 +32,14 @@ def test_the_readme_shows_the_verbs_that_are_tested_elsewhere() -> None:
         "serve",
         "status",
         "plan",
+        "cost",
         "simulate",
     }
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(("plan", "simulate"))])
+@pytest.mark.parametrize(
+    "command", [c for c in COMMANDS if c.startswith(("plan", "cost", "simulate"))]
+)
 def test_a_command_of_the_readme_runs(command: str, tmp_path: Path) -> None:
     # What a command writes does not belong into the root.
     (tmp_path / "examples").symlink_to(ROOT / "examples")

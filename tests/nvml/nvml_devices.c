@@ -20,6 +20,10 @@ struct pci_info {
     char bus_id[32];
 };
 
+struct utilization {
+    unsigned gpu, memory;
+};
+
 struct memory {
     unsigned long long total, free, used;
 };
@@ -116,8 +120,10 @@ EXPORT nvmlReturn_t nvmlDeviceGetPciInfo_v3(handle device, struct pci_info *info
 }
 
 EXPORT nvmlReturn_t nvmlDeviceGetMemoryInfo(handle device, struct memory *memory) {
-    ENTER(device, DEVICE);
-    unsigned long long bytes = it.board->memory_mib << 20;
+    bool is_mig = kind_of(device) == MIG_DEVICE;
+    ENTER(device, is_mig ? MIG_DEVICE : DEVICE);
+    unsigned long long mib = is_mig ? it.board->profiles[it.gpu->profile].memory_mib : it.board->memory_mib;
+    unsigned long long bytes = mib << 20;
     *memory = (struct memory){.total = bytes, .free = bytes};
     return leave(SUCCESS);
 }
@@ -138,6 +144,13 @@ EXPORT nvmlReturn_t nvmlDeviceGetCudaComputeCapability(handle device, int *major
 EXPORT nvmlReturn_t nvmlDeviceGetNumGpuCores(handle device, unsigned *cores) {
     ENTER(device, DEVICE);
     *cores = it.board->sms * it.board->cores_per_sm;
+    return leave(SUCCESS);
+}
+
+EXPORT nvmlReturn_t nvmlDeviceGetUtilizationRates(handle device, struct utilization *utilization) {
+    ENTER(device, DEVICE);
+    REQUIRE(it.device->mode == 0, NOT_SUPPORTED);
+    *utilization = (struct utilization){0};
     return leave(SUCCESS);
 }
 

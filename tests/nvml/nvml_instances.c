@@ -31,6 +31,12 @@ struct compute_instance_profile_v2 {
     char name[96];
 };
 
+struct attributes {
+    unsigned multiprocessor_count, copy_engine_count, decoder_count, encoder_count, jpeg_count, ofa_count,
+        gpu_instance_slice_count, compute_instance_slice_count;
+    unsigned long long memory_mib;
+};
+
 /* Versioned structures tell their size in the low bits of the version, and callers rely on it. */
 enum { GPU_PROFILE_V2 = 0x02000098, COMPUTE_PROFILE_V2 = 0x02000088 };
 _Static_assert(sizeof(struct gpu_instance_profile_v2) == (GPU_PROFILE_V2 & 0xffffff), "nvmlGpuInstanceProfileInfo_v2_t");
@@ -271,5 +277,21 @@ EXPORT nvmlReturn_t nvmlDeviceGetGpuInstanceId(handle device, unsigned *id) {
 EXPORT nvmlReturn_t nvmlDeviceGetComputeInstanceId(handle device, unsigned *id) {
     ENTER(device, MIG_DEVICE);
     *id = compute_instance_id(&it);
+    return leave(SUCCESS);
+}
+
+/* What the unprivileged are told of one. The media engines come with a variant, and with the whole GPU. */
+EXPORT nvmlReturn_t nvmlDeviceGetAttributes_v2(handle device, struct attributes *attributes) {
+    ENTER(device, MIG_DEVICE);
+    const struct profile *profile = profile_of(&it, it.gpu);
+    *attributes = (struct attributes){
+        .multiprocessor_count = profile->sms * it.compute->slices / profile->slices,
+        .copy_engine_count = profile->copy_engines,
+        .jpeg_count = profile->media || profile->slices == it.board->profiles[0].slices,
+        .ofa_count = profile->media || profile->slices == it.board->profiles[0].slices,
+        .gpu_instance_slice_count = profile->slices,
+        .compute_instance_slice_count = it.compute->slices,
+        .memory_mib = profile->memory_mib,
+    };
     return leave(SUCCESS);
 }

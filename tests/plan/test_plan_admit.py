@@ -227,12 +227,48 @@ def test_without_a_quota_the_same_services_share_evenly() -> None:
     assert found["t"] < 1
 
 
+@pytest.mark.parametrize(
+    ("limits", "enough", "said"),
+    [
+        (
+            {"slices": 1},
+            {"slices": 3},
+            "has 1 of 1 slices; it takes requests.tessera.dev/slices of 3",
+        ),
+        (
+            {"shares": 1.5},
+            {"shares": 3},
+            "has 1 of 1.5 devices; it takes requests.tessera.dev/shares of 3",
+        ),
+        (
+            {"slices": 2, "shares": 2},
+            {"slices": 3, "shares": 3},
+            "has 2 of 2 slices and 2 of 2 devices; it takes requests.tessera.dev/slices of 3 and "
+            "requests.tessera.dev/shares of 3",
+        ),
+    ],
+    ids=str,
+)
+def test_who_is_held_back_by_a_quota_is_told_which_one_would_do(
+    limits: dict[str, float], enough: dict[str, float], said: str
+) -> None:
+    wanted = [service("s", "a", rps=3 * ONE_GPU, namespace="red")]
+    state = cluster(nodes(4), wanted, MODELS, quotas=(Quota("red", **limits),))  # type: ignore[arg-type]
+    (short,) = [each.short for each in plan(state).services if each.short]
+    assert short.why is Why.QUOTA_EXCEEDED
+    assert f"; namespace red {said} in its ResourceQuotas" in short.detail
+    larger = replace(state, quotas=(Quota("red", **enough),))  # type: ignore[arg-type]
+    assert [each.short for each in plan(larger).services] == [None]
+
+
 def test_a_quota_of_nothing_refuses_and_says_why() -> None:
     state = limited(slices=0)
     decided = plan(state)
-    assert [(name, reason.why) for name, _, reason in decided.refused] == [
-        ("red.s", Why.QUOTA_EXCEEDED)
-    ]
+    [(name, _, reason)] = decided.refused
+    assert (name, reason.why) == ("red.s", Why.QUOTA_EXCEEDED)
+    assert reason.detail.startswith(
+        "namespace red has 0 of 0 slices; it takes requests.tessera.dev/slices of "
+    )
     assert shares(decided, state)["t"] == 1.0
 
 

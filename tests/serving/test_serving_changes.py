@@ -12,6 +12,7 @@ from support.server import Server
 from support.targets import member, service
 from support.targets import server as target
 from tessera_runtime.control import ControlError
+from tessera_runtime.target import DeviceTarget
 
 A_FEW = 40
 """Answers after which the load is known to have met the new state."""
@@ -172,3 +173,65 @@ def test_services_come_and_go_beside_it(server: Server, file: ModelFile, tmp_pat
             load.wait_answers(A_FEW)
             server.apply(target(alone))
     load.check()
+
+
+_OF_ENVIRONMENT = """
+import os, time
+import numpy as np
+class Model:
+    inputs = {"x": ("FP32", (4,))}
+    outputs = {"y": ("FP32", (4,))}
+    def __call__(self, batch):
+        return {"y": batch["x"] * np.float32(os.environ["SCALE"])}
+def load(device, options):
+    while os.path.exists(GATE):
+        time.sleep(0.002)
+    return Model()
+"""
+
+
+def on(scale: str, path: Path, count: int = 1):
+    """A model that answers with what its device's environment says."""
+    device = DeviceTarget("d", "cpu", environment={"SCALE": scale})
+    wanted = service("m", member("a", path, instances={"d": count}))
+    return target(wanted, devices=(device,))
+
+
+def test_a_device_that_is_another_under_the_same_id_has_workers_of_its_own(
+    server: Server, tmp_path: Path
+):
+    gate = tmp_path / "gate"
+    path = tmp_path / "scaled.py"
+    path.write_text(_OF_ENVIRONMENT.replace("GATE", repr(str(gate))))
+    server.apply(on("2", path, count=2))
+    old = server.worker_pids()
+    answers = [lambda x, scale=scale: x * scale for scale in (2, 3, 4, 5)]
+    with Load(server.ports(), "test.m", *answers) as load:
+        load.wait_answers(A_FEW)
+        gate.touch()
+        for scale in ("3", "4", "5", "5"):  # each before the one before it has loaded
+            server.apply(on(scale, path, count=2), wait=False)
+        server.wait_for(lambda r: r.instances[0].exist == 8, "all of them to be there")
+        load.wait_answers(A_FEW)
+        gate.unlink()
+        server.wait_for(lambda r: r.instances[0].exist == 2 == len(r.workers), "the last two alone")
+        load.wait_answers(A_FEW)
+    load.check()
+    assert old.isdisjoint(server.worker_pids())
+    with Load(server.ports(), "test.m", lambda x: x * 5) as load:
+        load.wait_answers(A_FEW)
+    load.check()
+
+
+def test_a_device_that_is_again_what_it_was_keeps_its_workers(server: Server, tmp_path: Path):
+    gate = tmp_path / "gate"
+    path = tmp_path / "scaled.py"
+    path.write_text(_OF_ENVIRONMENT.replace("GATE", repr(str(gate))))
+    server.apply(on("2", path))
+    workers = server.worker_pids()
+    gate.touch()
+    server.apply(on("3", path), wait=False)
+    server.apply(on("2", path))
+    server.wait_for(lambda r: r.instances[0].exist == 1, "the one that was")
+    assert server.worker_pids() == workers
+    gate.unlink()

@@ -73,6 +73,11 @@ class MemoryCluster(Cluster):
             raise ApiError(409, f"{key} has changed")
         return self._store(key, _merged(present, document))
 
+    def scale(self, key: Key, replicas: int) -> None:
+        with self._lock:
+            self.calls.append(("scale", key))
+        self._store(key, _merged(self.objects[key], {"spec": {"replicas": replicas}}))
+
     def create(self, document: Document) -> dict[str, Any]:
         key = self._called("create", document)
         if key in self.objects:

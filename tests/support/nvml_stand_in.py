@@ -39,6 +39,19 @@ NO_TABLE = replace(A30, name="no-table", products=("NVIDIA-Unheard-Of",), pci_de
 
 BOARDS = (*MODELS, OLD_DRIVER, NO_TABLE)
 
+UNPRIVILEGED = ";".join(
+    f"{call} 1 {10**9} fail {pynvml.NVML_ERROR_NO_PERMISSION}"
+    for call in (
+        "nvmlDeviceCreateGpuInstanceWithPlacement",
+        "nvmlDeviceGetGpuInstanceById",
+        "nvmlDeviceGetGpuInstancePossiblePlacements_v2",
+        "nvmlDeviceGetGpuInstances",
+        "nvmlDeviceGetMemoryInfo",
+        "nvmlDeviceSetMigMode",
+    )
+)
+"""Faults of a process without CAP_SYS_ADMIN, as the documentation of NVML has them: of GPUs in MIG mode, that is."""
+
 _KINDS = {
     (1, 1, ()): pynvml.NVML_GPU_INSTANCE_PROFILE_1_SLICE,
     (1, 1, (MEDIA,)): pynvml.NVML_GPU_INSTANCE_PROFILE_1_SLICE_REV1,

@@ -88,19 +88,8 @@ class Reported(Traffic):
 
 def read(cluster: Cluster, now: datetime) -> Facts:
     """The present facts and their plan; a note is printed about what was left out. Raises Failed."""
-    documents: list[Document] = []
-    for kind in SEEN_BY_A_PLAN:
-        try:
-            documents += cluster.objects(kind)
-        except Forbidden as forbidden:
-            if kind not in OF_KUBERNETES:
-                raise
-            note(f"planned without objects of kind {kind}: {forbidden}")
-    config, leases = Config(), list[Document]()
-    try:
-        config = config_of(cluster.config_map(CONFIG_MAP))
-    except Forbidden as forbidden:
-        note(f"planned with the operator's default settings: {forbidden}")
+    documents, config = seen_by_plans(cluster), settings(cluster)
+    leases = list[Document]()
     try:
         leases = cluster.leases()
     except Forbidden as forbidden:
@@ -115,6 +104,28 @@ def read(cluster: Cluster, now: datetime) -> Facts:
     for service, errors in sorted(facts.errors.items()):
         note(f"the spec of {service} is not planned: {SpecInvalid(errors)}")
     return facts
+
+
+def seen_by_plans(cluster: Cluster) -> list[Document]:
+    """The objects that plans are made from; a note is printed about what is left out. Raises Failed."""
+    documents: list[Document] = []
+    for kind in SEEN_BY_A_PLAN:
+        try:
+            documents += cluster.objects(kind)
+        except Forbidden as forbidden:
+            if kind not in OF_KUBERNETES:
+                raise
+            note(f"without objects of kind {kind}: {forbidden}")
+    return documents
+
+
+def settings(cluster: Cluster) -> Config:
+    """Those of the operator; its defaults, with a note, where this user may not read them. Raises Failed."""
+    try:
+        return config_of(cluster.config_map(CONFIG_MAP))
+    except Forbidden as forbidden:
+        note(f"with the operator's default settings: {forbidden}")
+        return Config()
 
 
 def decide(

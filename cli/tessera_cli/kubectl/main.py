@@ -20,6 +20,7 @@ from tessera_core import __version__
 VERBS = {
     "status": "show ModelServices: whether they are ready and keep their SLO, and where they run",
     "top": "show what nodes have and give, or what services use and get",
+    "cost": "show what services hold, what it costs, what is idle, and what quotas leave",
     "explain": "say why a service is placed as it is, or refused",
     "plan": "show what would be decided now, or the plans that were decided",
     "approve": "let a PlacementPlan be carried out",

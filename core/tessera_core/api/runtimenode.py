@@ -118,9 +118,9 @@ class Device:
     uuid: Annotated[str, DEVICE_ID]
     geometry: Annotated[tuple[Placement, ...], GEOMETRY] = ()
     """Empty: not partitioned."""
+    instances: Annotated[tuple[Instance, ...], ListOf(record(Instance), most=MOST_INSTANCES)] = ()
     cut: bool = False
     """Whether the partitioner is to leave exactly this geometry; else it is what was found, and nobody touches it."""
-    instances: Annotated[tuple[Instance, ...], ListOf(record(Instance), most=MOST_INSTANCES)] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,6 +118,21 @@ def match_profile(
     return None
 
 
+def nearest_profile(
+    model: GpuModel, compute_slices: int, memory_mib: int, *, media: bool
+) -> Profile | None:
+    """The profile of an instance as those see it who may not ask for its memory slices, or None.
+
+    ``memory_mib``: of several with these compute slices the nearest is meant, since the next has twice that.
+    ``media``: whether it owns media extensions, which tells the variants of one profile apart.
+    """
+    return min(
+        (each for each in model.profiles if each.compute_slices == compute_slices),
+        key=lambda each: (abs(each.memory_mib - memory_mib), (MEDIA in each.attributes) != media),
+        default=None,
+    )
+
+
 def _split(name: str) -> tuple[int, int, tuple[str, ...]] | None:
     found = _PROFILE_NAME.fullmatch(name.strip())
     if found is None:

@@ -25,9 +25,9 @@ from tessera_core.plan.shapes import Shape, shape_of, shape_of_cores
 from tessera_core.plan.state import CPU, ClusterState, DeviceState, Measured, NodeState, PoolRules
 from tessera_core.plan.taints import Admission, admission_of
 
-_MICRO = 1_000_000
-_GPU_COST = _MICRO
-_CORE_COST = _MICRO // 64
+MICRO = 1_000_000
+GPU_COST = MICRO
+CORE_COST = MICRO // 64
 """Weights where a pool states no price: what clouds charge for a core is about that share of a GPU."""
 
 Packing = tuple[DeviceClass, ...]
@@ -326,11 +326,11 @@ def _shape(cut: _Cut) -> Shape:
 
 def _cost(device: DeviceState, pool: PoolRules, gpus: int) -> int:
     if pool.cost_per_node_hour is None:
-        return _CORE_COST * device.cores if device.is_cpu else _GPU_COST
+        return CORE_COST * device.cores if device.is_cpu else GPU_COST
     if device.is_cpu:
         # The cores of a GPU node come with its GPUs.
-        return 0 if gpus else round(pool.cost_per_node_hour * _MICRO)
-    return round(pool.cost_per_node_hour * _MICRO / gpus)
+        return 0 if gpus else round(pool.cost_per_node_hour * MICRO)
+    return round(pool.cost_per_node_hour * MICRO / gpus)
 
 
 def _packings(

@@ -210,12 +210,16 @@ class Layout:
         if quota is None:
             return True
         more = list(places)
-        slices = self._slices.get(namespace, 0) + len(more)
-        shares = self._shares.get(namespace, 0.0)
+        slices, shares = self.of_quota(namespace)
+        slices += len(more)
         shares += sum(self.problem.share_of(kind, place) for place in more)
         return (quota.slices is None or slices <= quota.slices) and (
             quota.shares is None or shares <= quota.shares + 1e-9
         )
+
+    def of_quota(self, namespace: str) -> tuple[int, float]:
+        """Slices and shares that a namespace with a quota has."""
+        return self._slices.get(namespace, 0), self._shares.get(namespace, 0.0)
 
     def legal(self, index: int, row: Row) -> bool:
         """Whether board ``index`` can hold ``row``: parts, memory, isolation; trust is the node's."""

@@ -79,28 +79,33 @@ class Diff:
         return not (self.added or self.removed or self.changed or self.recut)
 
 
+def running(state: ClusterState) -> tuple[Located, ...]:
+    """What runs in ``state``, by node and device."""
+    return tuple(
+        Located(node.name, device.uuid, each)
+        for node in state.nodes
+        for device in node.devices
+        for each in device.running
+    )
+
+
+def placed(plan: Plan) -> tuple[Located, ...]:
+    """What ``plan`` places, by device."""
+    return tuple(
+        Located(
+            each.node,
+            each.device,
+            Running(each.service, each.member, each.slice, each.batch, each.instances),
+        )
+        for each in plan.assignments
+    )
+
+
 def diff(plan: Plan, state: ClusterState) -> Diff:
     """What has to change in ``state`` to carry out ``plan``; unhealthy devices are left out."""
     planned = {(device.node, device.uuid) for device in plan.devices}
-    present = {
-        _where(located): located
-        for node in state.nodes
-        for device in node.devices
-        if (node.name, device.uuid) in planned
-        for each in device.running
-        for located in [Located(node.name, device.uuid, each)]
-    }
-    wanted = {
-        _where(located): located
-        for each in plan.assignments
-        for located in [
-            Located(
-                each.node,
-                each.device,
-                Running(each.service, each.member, each.slice, each.batch, each.instances),
-            )
-        ]
-    }
+    present = {_where(each): each for each in running(state) if (each.node, each.device) in planned}
+    wanted = {_where(each): each for each in placed(plan)}
     return Diff(
         added=tuple(sorted(wanted[key] for key in wanted.keys() - present.keys())),
         removed=tuple(sorted(present[key] for key in present.keys() - wanted.keys())),
@@ -116,5 +121,5 @@ def diff(plan: Plan, state: ClusterState) -> Diff:
 
 
 def _where(located: Located) -> tuple[str, str, Slice, str, str]:
-    running = located.running
-    return located.node, located.device, running.slice, running.service, running.member
+    found = located.running
+    return located.node, located.device, found.slice, found.service, found.member

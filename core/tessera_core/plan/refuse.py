@@ -16,6 +16,7 @@ from tessera_core.plan.matrix import Cell, Part, row_of
 from tessera_core.plan.place import Placer
 from tessera_core.plan.problem import Kind, Problem
 from tessera_core.plan.state import ClusterState
+from tessera_core.plan.tenants_in import SHARES, SLICES
 
 
 def before_search(
@@ -90,20 +91,9 @@ def without_room(placer: Placer, member: int) -> Refusal:
     problem, layout = placer.problem, placer.layout
     demand = problem.demands[member]
     shortfall = _what_helps(placer, member, max(placer.missing(member), 1))
-    quota = problem.quotas.get(demand.namespace)
-    if quota is not None and not _any_within_quota(layout, member):
-        limits = [
-            text
-            for limit, text in (
-                (quota.slices, f"{quota.slices} slices"),
-                (quota.shares, f"{quota.shares:g} devices" if quota.shares is not None else ""),
-            )
-            if limit is not None
-        ]
+    if demand.namespace in problem.quotas and not _any_within_quota(layout, member):
         return Refusal(
-            Why.QUOTA_EXCEEDED,
-            f"namespace {demand.namespace} may have {' and '.join(limits)}, and has them",
-            shortfall,
+            Why.QUOTA_EXCEEDED, _beyond_quota(placer, member, placer.missing(member)), shortfall
         )
     if _fits_but_for_tenants(layout, member):
         return Refusal(
@@ -175,10 +165,7 @@ def short(placer: Placer, member: int) -> Refusal:
         limit = f", and maxReplicas allows {demand.max_parts} parts"
     why = Why.INSUFFICIENT_CAPACITY
     if demand.namespace in problem.quotas and not _any_within_quota(layout, member):
-        why, limit = (
-            Why.QUOTA_EXCEEDED,
-            f", and the quota of namespace {demand.namespace} is used up",
-        )
+        why, limit = Why.QUOTA_EXCEEDED, f"; {_beyond_quota(placer, member, missing)}"
     return Refusal(
         why,
         f"{demand.member} carries {capacity / MILLI:.6g} of {demand.rate:.6g} rows/s{limit}",
@@ -194,10 +181,21 @@ def overloaded(placer: Placer, member: int) -> bool:
 
 def _what_helps(placer: Placer, member: int, missing: int) -> Shortfall | None:
     """The class of part that carries ``missing`` at the least price, and how many of it."""
+    found = _cheapest(placer, member, missing)
+    if found is None:
+        return None
+    problem = placer.problem
+    _, place, parts = found
+    rows = problem.demands[member].rows_per_request
+    return Shortfall(missing / MILLI / rows, str(problem.places[place]), parts)
+
+
+def _cheapest(placer: Placer, member: int, missing: int) -> tuple[Kind, int, int] | None:
+    """Kind of board, class of part and number of parts that carry ``missing`` at the least price."""
     problem = placer.problem
     demand = problem.demands[member]
     behaviour = problem.predictor.behaviours[member]
-    ranked: list[tuple[bool, float, int, int, int]] = []
+    ranked: list[tuple[bool, float, int, int, int, int]] = []
     for index in problem.eligible[member]:
         kind = problem.kinds[index]
         prices = placer.layout.prices.of_kind[index]
@@ -206,12 +204,35 @@ def _what_helps(placer: Placer, member: int, missing: int) -> Shortfall | None:
             if best is not None:
                 count = max(1, ceil(missing / best.rate))
                 price = max(prices[position], 1e-6)
-                ranked.append((count > 1, price * count, problem.width(place), place, count))
+                ranked.append((count > 1, price * count, problem.width(place), place, count, index))
     if not ranked:
         return None
-    *_, place, count = min(ranked)
+    *_, place, count, index = min(ranked)
     parts = max(demand.min_parts - placer.layout.parts(member), count, 1)
-    return Shortfall(missing / MILLI / demand.rows_per_request, str(problem.places[place]), parts)
+    return problem.kinds[index], place, parts
+
+
+def _beyond_quota(placer: Placer, member: int, missing: int) -> str:
+    """What the namespace of ``member`` has, and which quota leaves room for what is missing."""
+    problem, layout = placer.problem, placer.layout
+    namespace = problem.demands[member].namespace
+    quota = problem.quotas[namespace]
+    slices, shares = layout.of_quota(namespace)
+    has, needs = [], []
+    found = _cheapest(placer, member, max(missing, 1))
+    if quota.slices is not None:
+        has.append(f"{slices} of {quota.slices} slices")
+        if found is not None and slices + found[2] > quota.slices:
+            needs.append(f"{SLICES} of {slices + found[2]}")
+    if quota.shares is not None:
+        has.append(f"{shares:.4g} of {quota.shares:g} devices")
+        if found is not None:
+            kind, place, parts = found
+            wanted = ceil(1e3 * (shares + parts * problem.share_of(kind, place)) - 1e-6) / 1e3
+            if wanted > quota.shares:
+                needs.append(f"{SHARES} of {wanted:g}")
+    remedy = f"; it takes {' and '.join(needs)} in its ResourceQuotas" if needs else ""
+    return f"namespace {namespace} has {' and '.join(has)}{remedy}"
 
 
 def _any_within_quota(layout: Layout, member: int) -> bool:

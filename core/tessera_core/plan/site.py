@@ -41,18 +41,24 @@ def key_of(copy: Located) -> Key:
     return copy.node, copy.device
 
 
-def measured_memory(state: ClusterState) -> Memory:
-    """Memory as measured: the largest of the rows of that instance count up to the batch cap, MiB, since
-    buffers exist for every batch size up to the cap. None where the model, the kind of part or the instance
-    count was not measured.
-    """
-    profiles = {each.key: each.profile for each in state.measured}
+def known_digests(state: ClusterState) -> dict[tuple[str, str], str | None]:
+    """By (service, member): the content of each model; None while nobody knows it."""
     digests = {
         (service.served_name, member.name): member.model.digest
         for service in state.services
         for member in service.spec.members
     }
     digests.update({(service, member): digest for service, member, digest in state.digests})
+    return digests
+
+
+def measured_memory(state: ClusterState) -> Memory:
+    """Memory as measured: the largest of the rows of that instance count up to the batch cap, MiB, since
+    buffers exist for every batch size up to the cap. None where the model, the kind of part or the instance
+    count was not measured.
+    """
+    profiles = {each.key: each.profile for each in state.measured}
+    digests = known_digests(state)
 
     def memory_mib(device: DeviceState, each: Running) -> int | None:
         digest = digests.get((each.service, each.member))

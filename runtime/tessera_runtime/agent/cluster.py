@@ -1,9 +1,9 @@
 """The agent of a runtime pod: carries what the operator wants of this node to the server, and reports.
 
-Five loops share one state, and each of them can fail without the others: following the RuntimeNode
-(``following``), telling the server (``serving``), writing the status (``publishing``), renewing the Lease, and
-measuring (``measuring``). What they decide is in pure functions: ``orders``, ``translate``, ``node_status``,
-``profiling``.
+Several loops share one state, and each of them can fail without the others: following the RuntimeNode
+(``following``), telling the server (``serving``), writing the status (``publishing``), renewing the Lease,
+measuring (``measuring``), and looking at what GPUs are cut into (``slices``). What they decide is in pure functions:
+``orders``, ``translate``, ``node_status``, ``profiling``.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from pathlib import Path
 
 from tessera_core.api import Condition, RuntimeNodeStatus
 from tessera_core.api.runtimenode import ProfileResult
-from tessera_runtime.agent.following import Follower, Identity, beat
+from tessera_runtime.agent.heartbeat import Identity, beat
 from tessera_runtime.agent.keys import ServiceKeys
-from tessera_runtime.agent.kube import Document, Kube, KubeError
 from tessera_runtime.agent.measuring import Measuring
 from tessera_runtime.agent.models import Models
 from tessera_runtime.agent.node_status import Facts, Phase, counters_s, node_status
@@ -27,14 +26,17 @@ from tessera_runtime.agent.observe import kind_of
 from tessera_runtime.agent.profiling import results, still_asked
 from tessera_runtime.agent.publishing import Publisher
 from tessera_runtime.agent.serving import Serving
+from tessera_runtime.agent.slices import Slices
 from tessera_runtime.agent.steering import Steering
 from tessera_runtime.agent.translate import Site
-from tessera_runtime.agent.waits import set_within
 from tessera_runtime.control import ControlClient
 from tessera_runtime.devices.inventory import Inventory, unhealthy
+from tessera_runtime.following import Follower
+from tessera_runtime.kube import Document, Kube, KubeError
 from tessera_runtime.models.cache import ModelCache
 from tessera_runtime.models.errors import Denied, NotFound, Unreachable
 from tessera_runtime.supervisor import control_path
+from tessera_runtime.waits import set_within
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,9 @@ DRAIN_S = 60.0
 """Most that the agent outlives the signal to stop, while the server finishes."""
 
 DRAIN_LOOK_S = 0.25
+
+NOTHING = Inventory((), 0, ())
+"""Of an activator."""
 
 
 class ClusterAgent:
@@ -62,15 +67,18 @@ class ClusterAgent:
         *,
         allow_code: bool,
         keys_read_s: float,
+        gpus_on_cores: bool = False,
     ) -> None:
-        """``seen``: None for an activator, which has no devices. ``keys_read_s``: between two looks at a Secret of keys."""
-        cores, memory_mib = (seen.cores, seen.memory_mib) if seen is not None else ((), 0)
+        """``seen``: None for an activator, which has no devices. ``keys_read_s``: between two looks at a Secret of keys.
+        ``gpus_on_cores``: as in :class:`Site`.
+        """
         self._who = who
-        self._seen = seen
+        self._slices = Slices(seen, self._cut) if seen is not None else None
         self._kube = kube
         self._socket = str(control_path(run_dir))
         self._control = ControlClient(self._socket)
-        self._site = Site(cores, memory_mib, allow_code)
+        self._allow_code = allow_code
+        self._gpus_on_cores = gpus_on_cores
         self._unhealthy: frozenset[str] = frozenset()
         self._stopping = False
         self._publisher = Publisher(
@@ -97,16 +105,16 @@ class ClusterAgent:
             self._publish(),
             beat(self._kube, self._who, self._follower.read_again),
         ]
-        if self._seen is not None:
+        if self._slices is not None:
             measuring = Measuring(
                 self._socket,
                 self._serving,
                 self._models,
-                self._seen,
                 self._site,
                 self._publisher.look,
             )
-            loops += [measuring.run(), self._look_after_gpus([g.uuid for g in self._seen.gpus])]
+            uuids = [gpu.uuid for gpu in self._slices.seen.gpus]
+            loops += [measuring.run(), self._slices.run(), self._look_after_gpus(uuids)]
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(loop) for loop in loops]
@@ -121,7 +129,20 @@ class ClusterAgent:
 
     def _hear(self, document: Document | None) -> None:
         self._publisher.hear(document)
+        if self._slices is not None:
+            self._slices.hear(document)
         self._serving.hear(document)
+
+    @property
+    def _seen(self) -> Inventory | None:
+        return self._slices.seen if self._slices is not None else None
+
+    def _site(self) -> Site:
+        return Site(self._seen or NOTHING, self._allow_code, self._gpus_on_cores)
+
+    def _cut(self) -> None:
+        self._serving.wake()
+        self._publisher.look()
 
     def _found_changed(self) -> None:
         self._serving.wake()
@@ -149,6 +170,7 @@ class ClusterAgent:
             profiles=self._profiles(),
             unhealthy=self._unhealthy,
             corrections=serving.corrections(),
+            gpus_on_cores=self._gpus_on_cores,
         )
         return node_status(facts, before, now)
 
@@ -162,11 +184,11 @@ class ClusterAgent:
 
     def _profiles(self) -> tuple[ProfileResult, ...]:
         node = self._serving.node
-        if node is None or self._seen is None:
+        if node is None or self._slices is None:
             return ()
         measured = still_asked(node, self._serving.kept.measured)
         models = self._models
-        return results(node, measured, models.found, models.problem, self._seen, self._site)
+        return results(node, measured, models.found, models.problem, self._site())
 
     async def _secret(self, namespace: str, name: str) -> Mapping[str, str]:
         label = f"Secret {namespace}/{name}"

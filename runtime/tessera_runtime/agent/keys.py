@@ -14,8 +14,8 @@ import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
-from tessera_runtime.agent.waits import pause_s
 from tessera_runtime.models.errors import Denied, FetchError, NotFound
+from tessera_runtime.waits import pause_s
 
 log = logging.getLogger(__name__)
 

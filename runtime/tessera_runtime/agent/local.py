@@ -20,7 +20,6 @@ from tessera_core.api import ModelProfile, ModelService
 from tessera_core.api.members import Member
 from tessera_core.api.modelservice import ScalingMode
 from tessera_core.api.runtimenode import BatchTime, ServedMember, ServedService
-from tessera_core.gpu.devices import DeviceClass
 from tessera_core.perf import ModelHealth
 from tessera_core.plan.decision import Plan, ServicePlan
 from tessera_core.plan.nodes import to_runtime_nodes
@@ -28,7 +27,7 @@ from tessera_core.plan.planner import plan
 from tessera_core.plan.predict import latency_at
 from tessera_core.plan.state import ClusterState, Policy
 from tessera_runtime.agent.measure import PROFILE_TIMEOUT_S, batch_time, profile_request
-from tessera_runtime.agent.observe import cluster_state, kind_of, places
+from tessera_runtime.agent.observe import Spot, cluster_state, kind_of, spots
 from tessera_runtime.agent.places import Profiles
 from tessera_runtime.agent.profiles import ProfileStore, engine_version, to_profile
 from tessera_runtime.agent.status import LocalStatus, MemberStatus, ServiceStatus, write_status
@@ -75,6 +74,8 @@ class Options:
     """Whether the server speaks TLS, as those are told who want to know where it is."""
     hang_s: float = 60.0
     """A batch that takes longer while it is measured is hung."""
+    gpus_on_cores: bool = False
+    """As in :class:`Site`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,10 @@ class LocalAgent:
         self._options = options
         self._progress = progress
         self._cache = ModelCache(options.state_dir / "models", max_bytes=64 << 30)
-        self._store = ProfileStore(options.state_dir / "profiles", seen.processor)
+        # What is measured of GPUs that are none is never to be found where there are some.
+        profiles = "profiles-on-cores" if options.gpus_on_cores else "profiles"
+        self._store = ProfileStore(options.state_dir / profiles, seen.processor)
+        self._site = Site(seen, options.allow_code, options.gpus_on_cores)
         self._models: dict[ModelKey, CachedModel] = {}
         self._profiles: list[ModelProfile] = []
         self._live = Window(LIVE_WINDOW_S)
@@ -136,17 +140,18 @@ class LocalAgent:
         self._profiles = list(given)
         known = {(p.spec.model_digest, p.spec.device_class) for p in given}
         work = [
-            (service, member, place)
+            (service, member, spot)
             for service, member in self._members()
-            for place in places(self._seen, self._options.cpu_cores)
+            for spot in spots(self._seen, self._options.cpu_cores)
         ]
-        for done, (service, member, place) in enumerate(work):
+        for done, (service, member, spot) in enumerate(work):
+            place = spot.place
             digest = self._models[service.served_name, member.name].digest
             if (digest, place) in known:
                 continue
             known.add((digest, place))
             self._progress.measuring(member.name, str(place), done, len(work))
-            self._profiles.append(await self._profile(service, member, digest, place))
+            self._profiles.append(await self._profile(service, member, digest, spot))
         self._progress.measuring("", "", len(work), len(work))
         return tuple(self._profiles)
 
@@ -180,8 +185,7 @@ class LocalAgent:
         unfinished.write_text(json.dumps(node.to_dict(), indent=1))
         os.replace(unfinished, path)
         models = {key: LocalModel(str(m.path), m.digest) for key, m in self._models.items()}
-        site = Site(self._seen.cores, self._seen.memory_mib, self._options.allow_code)
-        translated = server_target(node, models, site, ServerTarget())
+        translated = server_target(node, models, self._site, ServerTarget())
         for service, problem in translated.problems.items():
             raise TranslationError(f"{service}: {problem}")
         self._planned = translated.target
@@ -239,22 +243,18 @@ class LocalAgent:
         return [(service, member) for service in self._services for member in service.spec.members]
 
     async def _profile(
-        self, service: ModelService, member: Member, digest: str, place: DeviceClass
+        self, service: ModelService, member: Member, digest: str, spot: Spot
     ) -> ModelProfile:
         engine = engine_version(member.model.format)
-        found = self._store.find(digest, place, engine)
+        found = self._store.find(digest, spot.place, engine)
         if found is not None and not self._options.measure_again:
             return found
-        uuid = "cpu" if place.is_cpu else next(iter(self._seen.gpus)).uuid
-        # Measured where it will run: at the end of the cores, away from those kept for the dispatcher.
-        first = len(self._seen.cores) - place.sm_count
-        piece = f"{place.slice}@{first}" if place.is_cpu else "full"
         model = self._models[service.served_name, member.name]
         request = profile_request(
             member,
             service.spec,
             LocalModel(str(model.path), digest),
-            device_target(uuid, piece, self._seen.cores, self._seen.memory_mib),
+            device_target(spot.device, spot.slice, self._site),
             cpu_instances=self._options.instances,
             hang_s=self._options.hang_s,
             allow_code=self._options.allow_code,
@@ -263,7 +263,7 @@ class LocalAgent:
             report = await self._control.profile(request, PROFILE_TIMEOUT_S)
         except ControlError as error:
             raise ControlError(f"{service.served_name}/{member.name}: {error}") from error
-        profile = to_profile(digest, place, report, self._seen.driver or None)
+        profile = to_profile(digest, spot.place, report, self._site.driver or None)
         self._store.keep(profile)
         return profile
 

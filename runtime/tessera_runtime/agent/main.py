@@ -20,15 +20,18 @@ from pathlib import Path
 
 from tessera_runtime import logs
 from tessera_runtime.agent.cluster import ClusterAgent
-from tessera_runtime.agent.following import Identity
+from tessera_runtime.agent.heartbeat import Identity
 from tessera_runtime.agent.keys import LEAST_READ_S, MOST_READ_S, READ_S
-from tessera_runtime.agent.kube import Access, Kube, KubeError
 from tessera_runtime.devices.inventory import Inventory, inventory, of_pod
+from tessera_runtime.kube import Access, Kube, KubeError
 from tessera_runtime.models.cache import ModelCache
 from tessera_runtime.models.fetch import REMEDIES
 from tessera_runtime.models.guard import guard
 
 log = logging.getLogger(__name__)
+
+MANAGER = "tessera-agent"
+"""Field manager of what agents write."""
 
 SCHEMES = frozenset(REMEDIES) - {"file"}
 """Of models in a cluster: a file of the pod is nobody's model."""
@@ -52,6 +55,11 @@ def parser() -> argparse.ArgumentParser:
     )
     arguments.add_argument(
         "--allow-code", action="store_true", help="run TorchScript and Python models: programs"
+    )
+    arguments.add_argument(
+        "--gpus-on-cores",
+        action="store_true",
+        help="run on processor cores what is placed on GPUs: for trials without any",
     )
     arguments.add_argument(
         "--allow-loopback-stores", action="store_true", help="fetch models from this machine"
@@ -124,7 +132,7 @@ async def run(arguments: argparse.Namespace, who: Identity, seen: Inventory | No
     arguments.models.mkdir(parents=True, exist_ok=True)
     size = arguments.models_mib << 20 or int(DISK_SHARE * shutil.disk_usage(arguments.models).total)
     cache = ModelCache(arguments.models, size, schemes=SCHEMES, single_tenant=False)
-    async with Kube(access) as kube:
+    async with Kube(access, MANAGER) as kube:
         agent = ClusterAgent(
             who,
             seen,
@@ -134,6 +142,7 @@ async def run(arguments: argparse.Namespace, who: Identity, seen: Inventory | No
             arguments.state,
             allow_code=arguments.allow_code,
             keys_read_s=arguments.keys_interval,
+            gpus_on_cores=arguments.gpus_on_cores,
         )
         await agent.run(stop)
 

@@ -12,7 +12,8 @@ from tessera_core.api.members import Member
 from tessera_core.api.modelservice import ModelServiceSpec
 from tessera_core.api.runtimenode import BatchTime
 from tessera_core.perf import LatencyProfile, ProfileRow
-from tessera_runtime.agent.translate import LocalModel, tensors
+from tessera_core.plan.state import CPU
+from tessera_runtime.agent.translate import LocalModel, device_piece, tensors
 from tessera_runtime.target import DeviceTarget, MemberTarget, ProfileReport, ProfileRequest
 
 CELL_S = 0.4
@@ -54,7 +55,7 @@ def profile_request(
         inputs=tensors(spec.inputs),
         outputs=tensors(spec.outputs),
         batches=batch_sizes(largest),
-        instances=tuple(cpu_instances) if device.kind == "cpu" else GPU_INSTANCES,
+        instances=tuple(cpu_instances) if device_piece(device.id)[0] == CPU else GPU_INSTANCES,
         cell_s=CELL_S,
         most_ms=1e3 * spec.slo.objectives[0].target_s,
         hang_s=hang_s,

@@ -20,7 +20,6 @@ from tessera_runtime.agent.profiling import (
 from tessera_runtime.agent.serving import Serving
 from tessera_runtime.agent.translate import Site
 from tessera_runtime.control import ControlClient, ControlError, ServerGone
-from tessera_runtime.devices.inventory import Inventory
 
 log = logging.getLogger(__name__)
 
@@ -39,15 +38,15 @@ class Measuring:
         socket: str,
         serving: Serving,
         models: Models,
-        seen: Inventory,
-        site: Site,
+        site: Callable[[], Site],
         changed: Callable[[], None],
     ) -> None:
-        """``changed`` is called when there is a result. ``socket``: path of the server's control socket."""
+        """``changed`` is called when there is a result. ``site``: as of now. ``socket``: path of the server's control
+        socket.
+        """
         self._socket = socket
         self._serving = serving
         self._models = models
-        self._seen = seen
         self._site = site
         self._changed = changed
         self._attempts: Counter[Key] = Counter()
@@ -59,7 +58,7 @@ class Measuring:
             if node is not None and self._serving.answers:
                 measured = still_asked(node, kept.measured)
                 self._serving.keep_measured(measured)
-                job = next_job(node, measured, self._models.found, self._seen, self._site)
+                job = next_job(node, measured, self._models.found, self._site())
                 if job is not None:
                     await self._carry_out(job)
             await asyncio.sleep(LOOK_S)
@@ -80,6 +79,6 @@ class Measuring:
         finally:
             await control.close()
         del self._attempts[key]
-        result = measured_result(job, report, problem, self._seen.driver)
+        result = measured_result(job, report, problem, self._site().driver)
         self._serving.keep_measured((*self._serving.kept.measured, result))
         self._changed()

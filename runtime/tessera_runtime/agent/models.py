@@ -13,11 +13,11 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 
 from tessera_runtime.agent.translate import LocalModel, ModelSource
-from tessera_runtime.agent.waits import pause_s
 from tessera_runtime.models.cache import CachedModel, ModelCache
 from tessera_runtime.models.credentials import storage_options
 from tessera_runtime.models.errors import FetchError
 from tessera_runtime.models.fetch import redacted
+from tessera_runtime.waits import pause_s
 
 log = logging.getLogger(__name__)
 

@@ -23,6 +23,7 @@ from tessera_core.api.runtimenode import (
     MigMode,
     ProfileResult,
     ServedStatus,
+    SliceStatus,
 )
 from tessera_core.gpu.mig import label
 from tessera_core.gpu.tables import model_of
@@ -59,6 +60,12 @@ _SAYS = {
 }
 
 
+_EMULATED = (
+    "what is placed on GPUs runs on processor cores (--gpus-on-cores): for trials, and nothing that is "
+    "measured here holds for a GPU"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """Everything that a status is made of."""
@@ -83,6 +90,7 @@ class Facts:
     """GPUs by UUID."""
     corrections: tuple[Corrected, ...] = ()
     """What batches take here over what the operator says."""
+    gpus_on_cores: bool = False
 
 
 def node_status(facts: Facts, before: Sequence[Condition], now: str) -> RuntimeNodeStatus:
@@ -172,6 +180,10 @@ def _gpu(facts: Facts, gpu: Gpu) -> DeviceStatus:
         memory_mib=gpu.memory_mib,
         mig_capable=gpu.mig_enabled or (model is not None and bool(model.profiles)),
         mig_mode=MigMode.ENABLED if gpu.mig_enabled else MigMode.DISABLED,
+        slices=tuple(
+            SliceStatus(each.uuid, each.placement.profile, each.placement.start)
+            for each in gpu.slices
+        ),
         instances=_instances(facts, gpu.uuid),
         health=Health.UNHEALTHY if gpu.uuid in facts.unhealthy else Health.HEALTHY,
     )
@@ -238,6 +250,8 @@ def _conditions(facts: Facts, before: Sequence[Condition], now: str) -> tuple[Co
     if facts.accepted is not None:
         reason, message = facts.accepted
         found.append(_condition("SpecAccepted", reason == "Accepted", reason, message))
+    if facts.gpus_on_cores:
+        found.append(_condition("Emulated", True, "GpusOnCores", _EMULATED))
     times = {(each.type, each.status): each.last_transition_time for each in before}
     return tuple(
         replace(each, last_transition_time=times.get((each.type, each.status)) or now)

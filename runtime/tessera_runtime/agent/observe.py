@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from tessera_core.api import ModelProfile, ModelService
 from tessera_core.gpu.classes import full_class
-from tessera_core.gpu.devices import DeviceClass, cpu_class
+from tessera_core.gpu.devices import FULL, DeviceClass, cpu_class
+from tessera_core.gpu.geometry import canonical
 from tessera_core.gpu.mig import label
 from tessera_core.gpu.tables import model_of
 from tessera_core.perf import LatencyProfile
@@ -19,7 +21,7 @@ from tessera_core.plan.state import (
     Policy,
     PoolRules,
 )
-from tessera_runtime.agent.translate import device_piece
+from tessera_runtime.agent.translate import TranslationError, cpu_piece, device_piece
 from tessera_runtime.devices.inventory import Gpu, Inventory
 
 LOCAL = "local"
@@ -58,28 +60,66 @@ def cluster_state(
     )
 
 
-def places(seen: Inventory, cpu_cores: Sequence[int]) -> tuple[DeviceClass, ...]:
-    """The kinds of place on this machine that are worth measuring: each GPU whole, or sets of cores."""
-    found = {gpu_class(gpu) for gpu in seen.gpus if not gpu.mig_enabled}
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """Where something can be measured."""
+
+    place: DeviceClass
+    device: str
+    slice: str
+
+
+def spots(seen: Inventory, cpu_cores: Sequence[int]) -> tuple[Spot, ...]:
+    """The kinds of place on this machine that are worth measuring, each once: GPUs whole and their slices, or sets of
+    cores where there is no GPU.
+    """
+    found: dict[tuple[str, str], Spot] = {}
+    for gpu in seen.gpus:
+        pieces = [each.name for each in gpu.slices] if gpu.mig_enabled else [FULL]
+        for piece in pieces:
+            place = device_class(seen, gpu.uuid, piece)
+            found.setdefault((place.product, place.slice), Spot(place, gpu.uuid, piece))
     if found:
-        return tuple(sorted(found))
+        return tuple(found[kind] for kind in sorted(found))
     return tuple(
-        cpu_class(cores, seen.memory_mib) for cores in cpu_cores if cores <= len(seen.cores)
+        # At the end of the cores, away from those kept for the dispatcher: where it will run.
+        Spot(cpu_class(cores, seen.memory_mib), CPU, f"cpu-{cores}@{len(seen.cores) - cores}")
+        for cores in cpu_cores
+        if cores <= len(seen.cores)
     )
 
 
+def device_class(seen: Inventory, uuid: str, piece: str) -> DeviceClass:
+    """The class of a slice of a device; of a MIG slice with the SMs and the memory that the driver tells.
+
+    Raises TranslationError for what is not there.
+    """
+    if uuid == CPU:
+        return cpu_class(cpu_piece(piece)[0], seen.memory_mib)
+    for gpu in seen.gpus:
+        if gpu.uuid == uuid and piece == FULL:
+            return _gpu_class(gpu)
+        for each in gpu.slices:
+            if gpu.uuid == uuid and each.name == piece:
+                profile = each.placement.profile
+                return DeviceClass(label(gpu.product), profile, each.sm_count, each.memory_mib)
+    raise TranslationError(f"{piece} of {uuid}: this node has no such device")
+
+
 def kind_of(seen: Inventory) -> Callable[[str], tuple[str, str]]:
-    """What gives (product, kind of slice) of a device by the id that targets have."""
+    """What gives (product, kind of slice) of a device by the id that targets have; the product is empty of one that is
+    not here, as a target of before a restart may name.
+    """
     products = {gpu.uuid: label(gpu.product) for gpu in seen.gpus} | {CPU: CPU}
 
     def kind(device_id: str) -> tuple[str, str]:
         uuid, piece = device_piece(device_id)
-        return products[uuid], piece.partition("@")[0]
+        return products.get(uuid, ""), piece.partition("@")[0]
 
     return kind
 
 
-def gpu_class(gpu: Gpu) -> DeviceClass:
+def _gpu_class(gpu: Gpu) -> DeviceClass:
     model = model_of(gpu.product)
     if model is not None:
         return full_class(model, gpu.product)
@@ -92,6 +132,7 @@ def _gpu_state(gpu: Gpu) -> DeviceState:
         product=label(gpu.product),
         memory_mib=gpu.memory_mib,
         model=model_of(gpu.product),
+        geometry=canonical(each.placement for each in gpu.slices) if gpu.mig_enabled else None,
     )
 
 

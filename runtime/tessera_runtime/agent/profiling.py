@@ -15,11 +15,11 @@ from tessera_core.api.errors import Report
 from tessera_core.api.members import Member
 from tessera_core.api.records import record
 from tessera_core.api.runtimenode import ProfileResult, ProfilingTask, ServedService
-from tessera_core.gpu.devices import DeviceClass, cpu_class
+from tessera_core.gpu.devices import DeviceClass
 from tessera_core.plan.state import CPU
 from tessera_runtime.agent.kept import Measured
 from tessera_runtime.agent.measure import profile_request, profile_rows
-from tessera_runtime.agent.observe import gpu_class
+from tessera_runtime.agent.observe import device_class
 from tessera_runtime.agent.translate import (
     LocalModel,
     ModelSource,
@@ -29,7 +29,6 @@ from tessera_runtime.agent.translate import (
     cpu_piece,
     device_target,
 )
-from tessera_runtime.devices.inventory import Inventory
 from tessera_runtime.target import ProfileReport, ProfileRequest
 
 HANG_S = 60.0
@@ -82,7 +81,7 @@ def still_asked(node: RuntimeNode, measured: Iterable[Measured]) -> tuple[Measur
 
 
 def next_job(
-    node: RuntimeNode, measured: Iterable[Measured], found: Found, seen: Inventory, site: Site
+    node: RuntimeNode, measured: Iterable[Measured], found: Found, site: Site
 ) -> Job | None:
     """The first task that is not done and whose model is here, those on slices without instances first."""
     done = {each.task for each in measured}
@@ -94,7 +93,7 @@ def next_job(
         if task_key(task) in done or source is None or model is None:
             continue
         try:
-            jobs.append(_job(node, task, source, model, seen, site))
+            jobs.append(_job(node, task, source, model, site))
         except TranslationError:
             continue  # said by results()
     return min(jobs, key=lambda job: _busy(node, job.task), default=None)
@@ -105,7 +104,6 @@ def results(
     measured: Iterable[Measured],
     found: Found,
     problem: Callable[[ModelSource], str],
-    seen: Inventory,
     site: Site,
 ) -> tuple[ProfileResult, ...]:
     """What became of each task so far; nothing for one whose model is still being fetched."""
@@ -127,7 +125,7 @@ def results(
                 told.append(ProfileResult(task.service, task.member, problem=why[:1024]))
             continue
         try:
-            job = _job(node, task, source, model, seen, site)
+            job = _job(node, task, source, model, site)
         except TranslationError as error:
             told.append(ProfileResult(task.service, task.member, problem=str(error)[:1024]))
         else:
@@ -164,15 +162,15 @@ def _job(
     task: ProfilingTask,
     source: ModelSource,
     model: LocalModel,
-    seen: Inventory,
     site: Site,
 ) -> Job:
     service, member = _declared(node, task)
-    device = device_target(task.device, task.slice, site.cores, site.memory_mib)
+    device = device_target(task.device, task.slice, site)
     request = profile_request(
         member, service.spec, model, device, hang_s=HANG_S, allow_code=site.allow_code
     )
-    return Job(task, source, _place(task, seen), model.digest, request)
+    place = device_class(site.seen, task.device, task.slice)
+    return Job(task, source, place, model.digest, request)
 
 
 def _declared(node: RuntimeNode, task: ProfilingTask) -> tuple[ServedService, Member]:
@@ -185,15 +183,6 @@ def _declared(node: RuntimeNode, task: ProfilingTask) -> tuple[ServedService, Me
     )
 
 
-def _place(task: ProfilingTask, seen: Inventory) -> DeviceClass:
-    if task.device == CPU:
-        return cpu_class(cpu_piece(task.slice)[0], seen.memory_mib)
-    for gpu in seen.gpus:
-        if gpu.uuid == task.device:
-            return gpu_class(gpu)
-    raise TranslationError(f"{task.device}: this node has no such device")
-
-
 def _busy(node: RuntimeNode, task: ProfilingTask) -> bool:
     """Whether instances are to run on what ``task`` measures."""
     instances = [
@@ -203,7 +192,7 @@ def _busy(node: RuntimeNode, task: ProfilingTask) -> bool:
         for instance in device.instances
     ]
     if task.device != CPU:
-        return bool(instances)
+        return task.slice in instances
     return any(_overlap(_cores(task.slice), _cores(piece)) for piece in instances)
 
 

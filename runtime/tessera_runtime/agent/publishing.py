@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 
 from tessera_core.api import Condition, RuntimeNode, RuntimeNodeStatus, SpecInvalid
 from tessera_core.api.records import record
-from tessera_runtime.agent.kube import Document, Kube, KubeError
 from tessera_runtime.agent.node_status import due
-from tessera_runtime.agent.waits import pause_s, set_within
+from tessera_runtime.kube import Document, Kube, KubeError
+from tessera_runtime.waits import pause_s, set_within
 
 log = logging.getLogger(__name__)
 
@@ -82,10 +82,10 @@ class Publisher:
 
 
 def _status(document: Document) -> RuntimeNodeStatus | None:
-    """The status that an agent has written; None where it cannot be read. Taints are the operator's, and the
-    spec is of no interest.
+    """The status that an agent has written; None where it cannot be read. Taints are the operator's, cuts the
+    partitioner's, and the spec is of no interest.
     """
-    status = {**(document.get("status") or {}), "taints": []}
+    status = {**(document.get("status") or {}), "taints": [], "cuts": []}
     try:
         whole = {**document, "spec": {"epoch": 0}, "status": status}
         return RuntimeNode.from_dict(whole, strict=False).status

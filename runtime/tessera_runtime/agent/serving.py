@@ -17,7 +17,6 @@ import msgspec
 from tessera_core.api import RuntimeNode
 from tessera_runtime.agent.kept import Kept, Measured, read_kept, write_kept
 from tessera_runtime.agent.keys import ServiceKeys
-from tessera_runtime.agent.kube import Document
 from tessera_runtime.agent.models import Models
 from tessera_runtime.agent.orders import Order, judge
 from tessera_runtime.agent.places import Profiles
@@ -31,9 +30,10 @@ from tessera_runtime.agent.translate import (
     model_sources,
     server_target,
 )
-from tessera_runtime.agent.waits import set_within
 from tessera_runtime.control import ControlClient, ControlError, ServerGone
+from tessera_runtime.kube import Document
 from tessera_runtime.target import ServerReport, ServerTarget
+from tessera_runtime.waits import set_within
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +50,14 @@ class Serving:
         control: ControlClient,
         models: Models,
         keys: ServiceKeys,
-        site: Site,
+        site: Callable[[], Site],
         state_dir: Path,
         changed: Callable[[], None],
         steering: Steering | None = None,
     ) -> None:
-        """``changed`` is called after every look at the server. ``steering``: None where nothing is placed."""
+        """``site``: as of now. ``changed`` is called after every look at the server. ``steering``: None where nothing is
+        placed.
+        """
         self.order: Order | None = None
         """The last word of the operator; None until it was heard."""
         self.node: RuntimeNode | None = None
@@ -180,7 +182,7 @@ class Serving:
         translated = server_target(
             node,
             self._found(node),
-            self._site,
+            self._site(),
             self.kept.target or ServerTarget(),
             unread=order.problems.keys(),
             without_keys=self._keys.unread(),

@@ -19,6 +19,7 @@ from tessera_core.api.tensors import InputTensor, Tensor
 from tessera_core.gpu.devices import FULL
 from tessera_core.plan.state import CPU
 from tessera_runtime.agent.keys import SecretSource
+from tessera_runtime.devices.inventory import Inventory
 from tessera_runtime.target import (
     DeviceTarget,
     InstanceTarget,
@@ -32,6 +33,9 @@ from tessera_runtime.target import (
 
 ModelKey = tuple[str, str]
 """(served name, member)."""
+
+ON_CORES = "none: GPUs emulated on cores"
+"""In the place of a driver's version, in what is measured so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +62,16 @@ class ModelSource:
 class Site:
     """What this node gives to instances."""
 
-    cores: tuple[int, ...]
-    """The processor's own numbers of the cores that plans number from 0."""
-    memory_mib: int
+    seen: Inventory
+    """Its cores by the processor's own numbers, which plans number from 0; its GPUs as they are cut now."""
     allow_code: bool
+    gpus_on_cores: bool = False
+    """Whether what is placed on GPUs runs on all cores instead, for trials where there are none."""
+
+    @property
+    def driver(self) -> str:
+        """What GPUs are driven by; empty without any."""
+        return ON_CORES if self.gpus_on_cores and self.seen.gpus else self.seen.driver
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +148,9 @@ def server_target(
     without_keys: Collection[str] = (),
 ) -> Translated:
     """``before`` is what the server was told last; a service whose models are missing stays as it is there, but for
-    who may ask. So do those of ``unread``, which ``node`` lacks because they could not be read, and ``without_keys``,
-    whose keys are being read for the first time: the next moment they are there, or known to be none.
+    who may ask, and for slices that were cut anew under their names. So do those of ``unread``, which ``node`` lacks
+    because they could not be read, and ``without_keys``, whose keys are being read for the first time: the next moment
+    they are there, or known to be none.
     """
     placed: dict[ModelKey, list[tuple[str, Instance]]] = {}
     for device in node.spec.devices:
@@ -148,7 +159,7 @@ def server_target(
                 key = (instance.service, instance.member)
                 placed.setdefault(key, []).append((device.uuid, instance))
     told = {service.name: service for service in before.services}
-    devices = {device.id: device for device in before.devices}
+    devices = {device.id: _as_now(device, site) for device in before.devices}
     services: list[ServiceTarget] = []
     problems: dict[str, str] = {}
     for service in node.spec.services:
@@ -185,17 +196,45 @@ def server_target(
     )
 
 
-def device_target(uuid: str, piece: str, cores: Sequence[int], memory_mib: int) -> DeviceTarget:
-    """``piece``: ``full``, ``cpu-N@C``. Raises TranslationError."""
+def device_target(uuid: str, piece: str, site: Site) -> DeviceTarget:
+    """``piece``: ``full``, ``<profile>@<start>`` or ``cpu-N@C``. Raises TranslationError.
+
+    Under one id a slice that was cut anew is another device, by its environment.
+    """
+    seen = site.seen
     if uuid == CPU:
         count, first = cpu_piece(piece)
-        if first + count > len(cores):
-            raise TranslationError(f"{piece}: this node has {len(cores)} cores")
-        mine = tuple(cores[first : first + count])
-        return DeviceTarget(f"{uuid}/{piece}", "cpu", mine, threads=count, memory_mib=memory_mib)
+        if first + count > len(seen.cores):
+            raise TranslationError(f"{piece}: this node has {len(seen.cores)} cores")
+        mine = tuple(seen.cores[first : first + count])
+        memory = seen.memory_mib
+        return DeviceTarget(_device_id(uuid, piece), "cpu", mine, threads=count, memory_mib=memory)
+    environment = {"CUDA_VISIBLE_DEVICES": _visible(uuid, piece, seen)}
+    if not site.gpus_on_cores:
+        return DeviceTarget(_device_id(uuid, piece), "cuda", environment=environment)
+    return DeviceTarget(
+        _device_id(uuid, piece),
+        "cpu",
+        seen.cores,
+        memory_mib=seen.memory_mib,
+        environment=environment,
+    )
+
+
+def _visible(uuid: str, piece: str, seen: Inventory) -> str:
+    """What CUDA calls a GPU or its slice. Raises TranslationError."""
+    gpu = next((each for each in seen.gpus if each.uuid == uuid), None)
+    if gpu is None:
+        raise TranslationError(f"{uuid}: this node has no such device")
+    slices = {each.name: each.uuid for each in gpu.slices}
+    if piece in slices:
+        return slices[piece]
     if piece != FULL:
-        raise TranslationError(f"{piece} of {uuid}: MIG slices are not served yet")
-    return DeviceTarget(uuid, "cuda", environment={"CUDA_VISIBLE_DEVICES": uuid})
+        there = f"has {', '.join(slices)}" if slices else "has no slices"
+        raise TranslationError(f"{piece} of {uuid}: not cut yet; it {there}")
+    if gpu.mig_enabled:
+        raise TranslationError(f"{uuid}: in MIG mode it runs nothing as a whole, only its slices")
+    return uuid
 
 
 def device_piece(device_id: str) -> tuple[str, str]:
@@ -243,11 +282,19 @@ def _served_here(service: ServedService, placed: Placed) -> bool:
 
 def _devices(service: ServedService, placed: Placed, site: Site) -> dict[str, DeviceTarget]:
     found = [
-        device_target(uuid, instance.slice, site.cores, site.memory_mib)
+        device_target(uuid, instance.slice, site)
         for member in service.spec.members
         for uuid, instance in placed.get((service.name, member.name), ())
     ]
     return {device.id: device for device in found}
+
+
+def _as_now(device: DeviceTarget, site: Site) -> DeviceTarget:
+    """What has the id of a device that was told before; as it was told, where there is nothing."""
+    try:
+        return device_target(*device_piece(device.id), site)
+    except TranslationError:
+        return device
 
 
 def _service_target(
@@ -323,4 +370,4 @@ def _member_target(
 
 
 def _device_id(uuid: str, piece: str) -> str:
-    return f"{uuid}/{piece}" if uuid == CPU else uuid
+    return uuid if piece == FULL else f"{uuid}/{piece}"

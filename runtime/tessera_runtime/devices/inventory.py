@@ -5,11 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pynvml
+
+from tessera_core.gpu.geometry import Placement
+from tessera_core.gpu.mig import GpuModel
+from tessera_core.gpu.tables import model_of
+from tessera_runtime.devices.mig import MigSlice, find_slices, is_cut, placed
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +40,8 @@ class Gpu:
     memory_mib: int
     sm_count: int
     mig_enabled: bool
+    slices: tuple[MigSlice, ...] = ()
+    """What it is cut into, in the order of places."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +61,42 @@ def inventory() -> Inventory:
     driver, gpus = _gpus()
     cores = tuple(sorted(os.sched_getaffinity(0)))
     return Inventory(cores, _memory_mib(), gpus, _processor(), driver)
+
+
+def look_again(seen: Inventory) -> Inventory:
+    """``seen`` with its GPUs as they are cut now.
+
+    A process keeps the GPUs that it was given: one that does not answer stays as it was, and its health tells.
+    """
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return seen
+    try:
+        # By index: a look for one UUID fails while any of the GPUs is lost.
+        handles = dict(_handle(index) for index in range(pynvml.nvmlDeviceGetCount()))
+        return replace(
+            seen, gpus=tuple(_look_again(gpu, handles.get(gpu.uuid)) for gpu in seen.gpus)
+        )
+    except pynvml.NVMLError:
+        return seen
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def located(
+    seen: Inventory, told: Mapping[str, Placement], before: Mapping[str, Placement]
+) -> Inventory:
+    """``seen`` with its slices named as :func:`~tessera_core.gpu.locate.locate` does, by their UUIDs."""
+    return replace(
+        seen,
+        gpus=tuple(
+            replace(gpu, slices=placed(model, gpu.slices, told, before))
+            if (model := model_of(gpu.product)) is not None
+            else gpu
+            for gpu in seen.gpus
+        ),
+    )
 
 
 def _processor() -> str:
@@ -136,21 +180,51 @@ def _gpu(index: int) -> Gpu | None:
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         capability = tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle))
         cores_per_sm = 64 if capability in CORES_64 else 128
-        return Gpu(
+        product = str(pynvml.nvmlDeviceGetName(handle))
+        gpu = Gpu(
             index=index,
             uuid=str(pynvml.nvmlDeviceGetUUID(handle)),
-            product=str(pynvml.nvmlDeviceGetName(handle)),
-            memory_mib=pynvml.nvmlDeviceGetMemoryInfo(handle).total // MIB,
+            product=product,
+            memory_mib=_gpu_memory_mib(handle, model_of(product)),
             sm_count=pynvml.nvmlDeviceGetNumGpuCores(handle) // cores_per_sm,
-            mig_enabled=_mig_enabled(handle),
+            mig_enabled=False,
         )
+        return _as_cut(gpu, handle)
     except pynvml.NVMLError as error:
         log.error("GPU %d does not answer: %s", index, error)
         return None
 
 
-def _mig_enabled(handle: object) -> bool:
+def _gpu_memory_mib(handle: Any, model: GpuModel | None) -> int:
+    """Raises NVMLError."""
     try:
-        return bool(pynvml.nvmlDeviceGetMigMode(handle)[0] == pynvml.NVML_DEVICE_MIG_ENABLE)
+        return int(pynvml.nvmlDeviceGetMemoryInfo(handle).total // MIB)
+    except pynvml.NVMLError_NoPermission:
+        # Of a whole GPU in MIG mode only the privileged are told.
+        if model is None:
+            raise
+        return model.memory_mib
+
+
+def _handle(index: int) -> tuple[str, Any]:
+    """By UUID, which is empty of a GPU that does not answer."""
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        return str(pynvml.nvmlDeviceGetUUID(handle)), handle
     except pynvml.NVMLError:
-        return False  # a GPU without MIG answers "not supported"
+        return "", None
+
+
+def _look_again(gpu: Gpu, handle: Any | None) -> Gpu:
+    try:
+        return _as_cut(gpu, handle) if handle is not None else gpu
+    except pynvml.NVMLError:
+        return gpu
+
+
+def _as_cut(gpu: Gpu, handle: Any) -> Gpu:
+    """Raises NVMLError."""
+    cut = is_cut(handle)
+    model = model_of(gpu.product)
+    slices = find_slices(handle, model) if cut and model is not None else ()
+    return replace(gpu, mig_enabled=cut, slices=slices)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pynvml
+
+from tessera_runtime.devices.mig import is_cut, mig_devices
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -21,9 +24,10 @@ class ProcessUsage:
 @dataclass(frozen=True, slots=True)
 class GpuUsage:
     uuid: str
+    """Of a GPU, or of a slice where it is in MIG mode."""
     memory_used_bytes: int
-    utilisation: float
-    """0 to 1."""
+    utilisation: float | None
+    """0 to 1; None of a slice: NVML has none."""
 
 
 def process_usage(pid: int) -> ProcessUsage | None:
@@ -44,20 +48,29 @@ def process_usage(pid: int) -> ProcessUsage | None:
 
 
 def gpu_usage() -> tuple[GpuUsage, ...]:
-    """Usage of each GPU; none without a driver."""
+    """Usage of each GPU that answers, or of its slices; none without a driver."""
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
         return ()
     try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        return tuple(
-            GpuUsage(
-                str(pynvml.nvmlDeviceGetUUID(handle)),
-                pynvml.nvmlDeviceGetMemoryInfo(handle).used,
-                pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100,
-            )
-            for handle in handles
-        )
+        count = pynvml.nvmlDeviceGetCount()
+        return tuple(usage for index in range(count) for usage in _usage(index))
     finally:
         pynvml.nvmlShutdown()
+
+
+def _usage(index: int) -> tuple[GpuUsage, ...]:
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        if is_cut(handle):
+            return tuple(_used(device, None) for device in mig_devices(handle))
+        return (_used(handle, pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100),)
+    except pynvml.NVMLError:
+        return ()
+
+
+def _used(handle: Any, utilisation: float | None) -> GpuUsage:
+    """Raises NVMLError."""
+    used = pynvml.nvmlDeviceGetMemoryInfo(handle).used
+    return GpuUsage(str(pynvml.nvmlDeviceGetUUID(handle)), used, utilisation)

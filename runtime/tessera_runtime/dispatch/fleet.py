@@ -37,7 +37,7 @@ class Fleet:
     ) -> None:
         """``number``: of no other fleet, ever. ``run``: see to it that something is done, without waiting for it."""
         self.wanted: dict[InstanceKey, Instance] = {}
-        self._leaving: dict[InstanceKey, Instance] = {}
+        self._leaving: list[tuple[InstanceKey, Instance]] = []
         self._service = service
         self._number = number
         self._start = start
@@ -48,7 +48,7 @@ class Fleet:
     def __iter__(self) -> Iterator[tuple[InstanceKey, Instance]]:
         """All that there are."""
         yield from self.wanted.items()
-        yield from self._leaving.items()
+        yield from self._leaving
 
     @property
     def warm(self) -> bool:
@@ -66,12 +66,14 @@ class Fleet:
                     for ordinal in range(place.count):
                         keys[index, place.device, ordinal] = devices[place.device]
         for key, device in keys.items():
-            if key in self._leaving:
-                self.wanted[key] = self._leaving.pop(key)
-            elif key not in self.wanted:
-                self._begin(key, device)
+            present = self.wanted.get(key)
+            if present is not None and present.device == device:
+                continue
+            if present is not None:  # what has this id now is another device
+                self._leave(key)
+            self._enter(key, device)
         for key in [key for key in self.wanted if key not in keys]:
-            self._leaving[key] = self.wanted.pop(key)
+            self._leave(key)
         if not self._alike:
             for instance in self.wanted.values():
                 if instance.gang is not None:
@@ -83,8 +85,12 @@ class Fleet:
         if self._alike:
             join_members(self._service, list(self.wanted.values()), self._timeouts)
         waited_for = {key[0] for key, instance in self.wanted.items() if not instance.ready}
-        for key in [key for key in self._leaving if key[0] not in waited_for]:
-            self._run(self._leaving.pop(key).stop(drain=True))
+        leaving, self._leaving = self._leaving, []
+        for key, instance in leaving:
+            if key[0] in waited_for:
+                self._leaving.append((key, instance))
+            else:
+                self._run(instance.stop(drain=True))
 
     def replace(self, worker: Worker) -> None:
         """Start others in the place of the instances in a process; they serve until those are warm.
@@ -92,12 +98,12 @@ class Fleet:
         One whose replacement would be the second at a time is left out.
         """
         for key, instance in list(self.wanted.items()):
-            if instance.worker is worker and key not in self._leaving:
+            if instance.worker is worker and all(key != other for other, _ in self._leaving):
                 member = self._service.members[key[0]]
                 member.statistics.restarts += 1
                 number = worker.incarnation
                 log.warning("%s/%s: leaves worker %d", self._service.name, member.name, number)
-                self._leaving[key] = instance
+                self._leave(key)
                 self._begin(key, instance.device)
 
     def disband(self) -> list[Instance]:
@@ -106,6 +112,18 @@ class Fleet:
         self.wanted.clear()
         self._leaving.clear()
         return instances
+
+    def _enter(self, key: InstanceKey, device: DeviceTarget) -> None:
+        """Want an instance: the one that was leaving, where there is one on this very device."""
+        for index, (of, instance) in enumerate(self._leaving):
+            if of == key and instance.device == device:
+                del self._leaving[index]
+                self.wanted[key] = instance
+                return
+        self._begin(key, device)
+
+    def _leave(self, key: InstanceKey) -> None:
+        self._leaving.append((key, self.wanted.pop(key)))
 
     def _begin(self, key: InstanceKey, device: DeviceTarget) -> None:
         index, _, ordinal = key

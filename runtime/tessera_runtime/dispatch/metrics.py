@@ -328,7 +328,11 @@ def _usage(workers: Sequence[int]) -> Iterator[Metric]:
         if usage is not None:
             memory.add_metric([str(pid)], usage.private_bytes)
             cpu.add_metric([str(pid)], usage.cpu_seconds)
-    used = GaugeMetricFamily("tessera_gpu_memory_used_bytes", "Memory in use.", labels=["uuid"])
+    used = GaugeMetricFamily(
+        "tessera_gpu_memory_used_bytes",
+        "Memory in use, of a GPU or of each slice that it is cut into.",
+        labels=["uuid"],
+    )
     busy = GaugeMetricFamily(
         "tessera_gpu_utilisation_ratio",
         "Share of time with a kernel running, as NVML has it. Near 1 at a tenth of a batching server's "
@@ -337,5 +341,6 @@ def _usage(workers: Sequence[int]) -> Iterator[Metric]:
     )
     for gpu in gpu_usage():
         used.add_metric([gpu.uuid], gpu.memory_used_bytes)
-        busy.add_metric([gpu.uuid], gpu.utilisation)
+        if gpu.utilisation is not None:
+            busy.add_metric([gpu.uuid], gpu.utilisation)
     yield from (memory, cpu, used, busy)

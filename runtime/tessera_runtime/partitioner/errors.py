@@ -7,12 +7,15 @@ PartitionError          what was tried on which GPU, what the driver said, what 
 ├── NoRoom              the driver has no place where the table has one: somebody else cuts too
 ├── NotPermitted        the driver wants more privilege
 ├── DriverLost          the driver or the GPU does not answer any more
-└── OutOfTime           the time is up with steps left; the same call goes on where this one ended
+└── Unfinished          steps are left; the same call goes on where this one ended
+    ├── OutOfTime       the time is up
+    └── Stopped         nobody wants it any more, or the process is to end
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from tessera_core.gpu.recut import Create, Destroy
 
@@ -66,10 +69,24 @@ class DriverLost(PartitionError):
     """Nothing can be asked of the driver or the GPU."""
 
 
-class OutOfTime(PartitionError):
-    """The time is up, and steps are left."""
+class Unfinished(PartitionError):
+    """Steps are left, though none has failed."""
+
+    WHY: ClassVar[str]
 
     def __init__(self, gpu: str, steps: tuple[Destroy | Create, ...]) -> None:
         left = ", ".join(f"{type(step).__name__.lower()} {step.placement}" for step in steps)
-        super().__init__(f"GPU {gpu}: the time is up; left to do: {left}. Cut again to go on")
+        super().__init__(f"GPU {gpu}: {self.WHY}; left to do: {left}. Cut again to go on")
         self.steps = steps
+
+
+class OutOfTime(Unfinished):
+    """The time is up."""
+
+    WHY = "the time is up"
+
+
+class Stopped(Unfinished):
+    """It is not wanted any more, or the process is to end."""
+
+    WHY = "it was stopped"

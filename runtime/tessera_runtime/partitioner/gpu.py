@@ -256,7 +256,7 @@ class MigGpu:
         if number in _ATTRIBUTES:
             profile = match_profile(self.model, info.sliceCount, size, _ATTRIBUTES[number])
         yield _Kind(
-            name=profile.name if profile is not None else str(info.name),
+            name=profile.name if profile is not None else str(info.name).removeprefix("MIG "),
             driver_id=info.id,
             compute_slices=info.sliceCount,
             memory_slices=size,

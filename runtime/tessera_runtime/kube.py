@@ -1,4 +1,4 @@
-"""The agent's few requests to the API server: its own RuntimeNode, its Lease, Secrets. The one module with HTTP.
+"""A node's few requests to the API server: its own RuntimeNode, its Lease, Secrets. The one module with HTTP.
 
 Nothing waits without a bound. The token is read for every request, since the kubelet replaces it within the
 hour; the certificate authority when its file changes. How long to wait after a failure is the caller's matter,
@@ -21,9 +21,6 @@ from urllib.parse import urlencode
 import aiohttp
 
 from tessera_core.api.meta import API_VERSION
-
-MANAGER = "tessera-agent"
-"""Field manager of everything that is written."""
 
 REQUEST_S = 10.0
 WATCH_S = 300
@@ -74,8 +71,10 @@ class Access:
 class Kube:
     """A client for one event loop. As a context: closes its connections at the end."""
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: Access, manager: str) -> None:
+        """``manager``: field manager of everything that is written."""
         self._access = access
+        self._manager = manager
         self._session: aiohttp.ClientSession | None = None
         self._context: ssl.SSLContext | None = None
         self._context_of = 0
@@ -172,7 +171,7 @@ class Kube:
         return values
 
     async def _apply(self, path: str, document: Document) -> None:
-        query = urlencode({"fieldManager": MANAGER, "force": "true"})
+        query = urlencode({"fieldManager": self._manager, "force": "true"})
         await self._request("PATCH", f"{path}?{query}", document)
 
     async def _request(self, method: str, path: str, body: Document | None = None) -> Document:

@@ -1,6 +1,6 @@
-"""The agent's two standing conversations with the API server: hearing of its RuntimeNode, and being alive.
+"""Hearing of a RuntimeNode: what a process on its node learns from the API server, for as long as it runs.
 
-Both go on for ever, wait for answers with bounds and between failures with growing pauses.
+It goes on for ever, and waits between failures with growing pauses.
 """
 
 from __future__ import annotations
@@ -9,11 +9,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
 
-from tessera_runtime.agent.kube import Document, Expired, Kube, KubeError
-from tessera_runtime.agent.waits import pause_s
+from tessera_runtime.kube import Document, Expired, Kube, KubeError
+from tessera_runtime.waits import pause_s
 
 log = logging.getLogger(__name__)
 
@@ -21,21 +19,6 @@ FIRST_PAUSE_S = 0.2
 MOST_PAUSE_S = 30.0
 SHORT_WATCH_S = 5.0
 """A watch that ends sooner counts as a failure, however it ended."""
-
-HEARTBEAT_S = 10.0
-LEASE_S = 40
-"""After which a node that was not heard of counts as lost."""
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Who this agent is."""
-
-    node: str
-    """Name of its RuntimeNode."""
-    pod: str
-    address: str
-    namespace: str
 
 
 class Follower:
@@ -87,20 +70,3 @@ class Follower:
         version = str(found["metadata"]["resourceVersion"]) if found is not None else ""
         async for changed in self._kube.watch_node(self._node, version):
             self._hear(changed)
-
-
-async def beat(kube: Kube, who: Identity, back: Callable[[], None]) -> None:
-    """Renew the Lease of the node for ever; ``back`` is called when the API server answers after it did not."""
-    failed = False
-    while True:
-        started = time.monotonic()
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        try:
-            await kube.renew(who.namespace, f"tessera-node-{who.node}", who.pod, LEASE_S, now)
-            if failed:
-                back()
-            failed = False
-        except KubeError as error:
-            failed = True
-            log.warning("renewing the Lease: %s", error)
-        await asyncio.sleep(max(1.0, HEARTBEAT_S - (time.monotonic() - started)))
