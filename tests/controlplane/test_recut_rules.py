@@ -18,7 +18,7 @@ from support.recut_cases import (
     wanted,
     without_partitioner,
 )
-from tessera_core.api import PlacementPlan
+from tessera_core.api import PlacementPlan, RuntimePool
 from tessera_core.api.placementplan import Recut
 from tessera_core.api.runtimenode import CutProblem
 from tessera_operator.instants import to_time
@@ -250,3 +250,44 @@ def test_a_node_that_is_not_drained_in_time_keeps_its_gpu_as_it_is() -> None:
     assert "GPU-n0-0" not in cluster.ever_told
     assert cluster.fewest["vision.a", "a"] >= 1
     assert cluster.ready()["vision.a", "a"] == 2
+
+
+def partitioning(cluster: CuttingNodes) -> tuple[str, str, str]:
+    found = RuntimePool.from_dict(cluster.cluster.objects["RuntimePool", "", "p"])
+    (each,) = [each for each in found.status.conditions if each.type == "Partitioning"]
+    return each.status.value, each.reason, each.message
+
+
+@pytest.mark.parametrize(
+    ("partition", "status", "reason"),
+    [
+        ({}, "True", "Ready"),
+        ({"backend": "MigManager"}, "False", "NotSupported"),
+        (
+            {"disruption": {"windows": [{"schedule": "* * * * L", "duration": "1h"}]}},
+            "False",
+            "InvalidWindow",
+        ),
+    ],
+)
+def test_a_pool_says_whether_its_gpus_can_be_cut(
+    partition: dict[str, Any], status: str, reason: str
+) -> None:
+    cluster = two_of_each(**partition)
+    cluster.tick(3)
+    assert partitioning(cluster)[:2] == (status, reason)
+
+
+def test_a_pool_says_which_gpus_are_left_alone_and_what_lacks_a_partitioner() -> None:
+    cluster = two_of_each()
+    cluster.gpus["n0", "GPU-n0-0"].broken = CutProblem.NO_ROOM
+    cluster.tick(5)
+    assert partitioning(cluster) == ("True", "Ready", "3 of 3 GPUs may be cut")
+    cluster.tick(1, seconds=CUT_S)
+    cluster.tick(2)
+    alone = "2 of 3 GPUs may be cut; left alone for a while: GPU-n0-0"
+    assert partitioning(cluster) == ("True", "Ready", alone)
+    other = two_of_each()
+    without_partitioner(other, "n0", "n1")
+    other.tick(2)
+    assert partitioning(other)[:2] == ("False", "NoPartitioner")
