@@ -132,14 +132,14 @@ def rolled_back(
 
 
 def carried_on(
-    before: PlacementPlanStatus, devices: Collection[str], now: str
+    before: PlacementPlanStatus, unfinished: Collection[str], now: str
 ) -> PlacementPlanStatus:
-    """The status of a plan that is over, of whose unfinished cuts another plan has taken over those of ``devices``."""
+    """The status of a plan that is over: of its cuts, those of the devices ``unfinished`` are still nobody else's."""
     return replace(
         before,
         cuts=tuple(
             replace(each, ended_at=now)
-            if each.ended_at is None and each.device in devices
+            if each.ended_at is None and each.device not in unfinished
             else each
             for each in before.cuts
         ),

@@ -297,35 +297,42 @@ def pins_of(
     plans: Iterable[PlacementPlan], nodes: Iterable[RuntimeNode], now: datetime
 ) -> dict[Key, Pin]:
     """What plans must take for given: cuts that have begun, and GPUs whose cut failed a short while ago."""
-    plans = tuple(plans)
-    devices = {
+    plans, devices = tuple(plans), devices_of(nodes)
+    found: dict[Key, Pin] = {}
+    for plan in plans:
+        for key, cut in unfinished(plan, devices).items():
+            known = found.get(key)
+            if known is None or (known.started_at or "") <= cut.started_at:
+                goal, before = cuts_of(plan.spec.steps)[key], _before(plan.spec.steps)[key]
+                found[key] = Pin(goal, before, cut.started_at)
+    for key, plan in _left_alone(plans, now):
+        if key in devices:
+            was = _before(plan.spec.steps).get(key, ())
+            back = _back(devices[key], cuts_of(plan.spec.steps).get(key), was)
+            found[key] = Pin(back, was, found[key].started_at if key in found else None)
+    return found
+
+
+def devices_of(nodes: Iterable[RuntimeNode]) -> dict[Key, DeviceStatus]:
+    """What ``nodes`` report."""
+    return {
         (node.metadata.name, device.uuid): device
         for node in nodes
         for device in node.status.devices
     }
-    found: dict[Key, Pin] = {}
-    for plan in plans:
-        begun = [cut for cut in plan.status.cuts if cut.ended_at is None]
-        if not begun:
-            continue  # of most plans, and they may have many steps
-        goals, before = cuts_of(plan.spec.steps), _before(plan.spec.steps)
-        for cut in begun:
-            key = cut.node, cut.device
-            if key not in goals or key not in devices:
-                continue
-            if geometry_of(devices[key]) != goals[key]:
-                known = found.get(key)
-                if known is None or (known.started_at or "") <= cut.started_at:
-                    found[key] = Pin(goals[key], before[key], cut.started_at)
-    for key, plan in _left_alone(plans, now):
-        if key in devices:
-            goal, before_it = (
-                cuts_of(plan.spec.steps).get(key),
-                _before(plan.spec.steps).get(key, ()),
-            )
-            started = found[key].started_at if key in found else None
-            found[key] = Pin(_back(devices[key], goal, before_it), before_it, started)
-    return found
+
+
+def unfinished(plan: PlacementPlan, devices: Mapping[Key, DeviceStatus]) -> dict[Key, Recut]:
+    """Cuts of ``plan`` that have begun and not led to its geometry yet."""
+    begun = {(cut.node, cut.device): cut for cut in plan.status.cuts if cut.ended_at is None}
+    if not begun:
+        return {}  # nearly always, and plans may have many steps
+    goals = cuts_of(plan.spec.steps)
+    return {
+        key: cut
+        for key, cut in begun.items()
+        if key in goals and key in devices and geometry_of(devices[key]) != goals[key]
+    }
 
 
 def _before(steps: Iterable[Step]) -> dict[Key, Geometry]:

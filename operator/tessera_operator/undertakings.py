@@ -22,10 +22,11 @@ from tessera_operator.recutting import (
     Waiting,
     Waits,
     cuts_of,
+    devices_of,
     failed,
-    pins_of,
     reported,
     rules_of,
+    unfinished,
 )
 from tessera_operator.rollout import Rollout, begin, proceed
 from tessera_operator.transactions import Failure, failures
@@ -140,14 +141,13 @@ class Undertakings:
             self._record(proposal, self._proposed(proposal, rules))
         current = {each.name for each in (rollout, proposal) if each is not None}
         mine = {device for _, device in cuts_of(rollout.spec.steps)} if rollout is not None else ()
-        pinned = {device for _, device in pins_of(self._plans.values(), nodes, rules.now)}
+        devices = devices_of(nodes)
         for name, plan in sorted(self._plans.items()):
             if name in current or not written:
                 continue
             status = plan.status
-            over = {each.device for each in status.cuts if each.device not in pinned}.union(mine)
-            if over:
-                status = plans.carried_on(status, over, to_text(rules.now))
+            left = {device for _, device in unfinished(plan, devices)}.difference(mine)
+            status = plans.carried_on(status, left, to_text(rules.now))
             if plans.is_open(plan):
                 status = plans.superseded(status, to_text(rules.now))
             self._write(plan, status)

@@ -9,6 +9,8 @@ import pytest
 from support.cutting_nodes import CuttingNodes
 from support.recut_cases import CUT, HALVES, WHOLE, two_of_each
 from tessera_core.api.placementplan import Action
+from tessera_core.api.runtimenode import CutProblem
+from tessera_operator.transactions import CUT_S
 
 TICKS = 20
 """That the re-cut takes, and a bit more."""
@@ -94,3 +96,27 @@ def test_a_node_that_nobody_hears_of_for_long_is_not_left_half_cut(name: str, ti
     cluster.settle()
     assert_kept_its_promises(cluster)
     assert cluster.ready().keys() == cluster.fewest.keys() | {("vision.b", "b")}
+
+
+@pytest.mark.parametrize("tick", range(8))
+@pytest.mark.parametrize("who", ["operator", "agent-n0", "partitioner-n0"])
+def test_whoever_is_killed_on_the_way_back_the_gpu_gets_what_it_had(who: str, tick: int) -> None:
+    cluster = two_of_each()
+    gpu = cluster.gpus["n0", "GPU-n0-0"]
+    gpu.broken = CutProblem.NO_ROOM
+    cluster.tick(8)
+    assert gpu.geometry not in ((WHOLE,), HALVES)
+    cluster.tick(1, seconds=CUT_S)
+    cluster.tick(tick)
+    process, _, name = who.partition("-")
+    if name:
+        cluster.kill(process, name, SHORT_S)
+    else:
+        cluster.restart()
+    cluster.settle()
+    assert gpu.geometry == (WHOLE,)
+    assert min(cluster.fewest.values()) >= 1
+    assert cluster.ever_told <= CUT
+    cuts = [cut for plan in cluster.plan_objects() for cut in plan.status.cuts]
+    assert [(cut.device, cut.failures) for cut in cuts if cut.problem] == [("GPU-n0-0", 1)]
+    assert all(cut.ended_at for cut in cuts)
