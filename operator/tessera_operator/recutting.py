@@ -187,14 +187,12 @@ def rules_of(
         if (partition := named[pool].spec.partition) is not None
         and partition.backend is PartitionBackend.NVML
     }
-    transaction = max(
-        (plan for plan in plans if is_open(plan) and plan.status.cuts),
-        key=lambda plan: (
-            max(cut.started_at for cut in plan.status.cuts),
-            plan.metadata.creation_timestamp or "",
-        ),
-        default=None,
-    )
+    begun = [
+        (max(cut.started_at for cut in cuts), plan.metadata.creation_timestamp or "", plan, cuts)
+        for plan in plans
+        if is_open(plan) and (cuts := tuple(cut for cut in plan.status.cuts if not cut.problem))
+    ]
+    _, _, transaction, cuts = max(begun, key=lambda each: each[:2], default=("", "", None, ()))
     alone = frozenset(key for key, _ in _left_alone(plans, now))
     return Rules(
         now=now,
@@ -212,7 +210,7 @@ def rules_of(
         },
         failures=_failures(plans),
         steps=transaction.spec.steps if transaction is not None else (),
-        cuts=transaction.status.cuts if transaction is not None else (),
+        cuts=cuts,
     )
 
 

@@ -112,7 +112,9 @@ def under_way(
         key = key_of(step)
         if step.id not in done or key[0] not in nodes:
             left.add(key)
-        if step.id in released and key not in known:
+        last = known.get(key)
+        is_new = last is None or last.ended_at is not None
+        if step.id in released and step.id not in done and is_new:
             pin = rules.pins.get(key)
             started = pin.started_at if pin is not None else None
             failures = rules.failures.get(key, 0)

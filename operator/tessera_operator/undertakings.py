@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from tessera_core.api import RuntimeNode, RuntimePool, SpecInvalid
-from tessera_core.api.placementplan import PlacementPlan, PlacementPlanStatus
+from tessera_core.api.placementplan import PlacementPlan, PlacementPlanStatus, Recut
 from tessera_operator import plans
 from tessera_operator.decide import Decision
 from tessera_operator.instants import to_text
@@ -80,10 +80,12 @@ class Undertakings:
             self.afresh = False
             rollout = begin(decision, self._epoch, nodes, rules)
             before = self.rollout
-            if rollout is None or before is None:
-                self.rollout = rollout
-            elif rollout.name != before.name:
-                self.rollout = replace(rollout, since=before.since)
+            if rollout is None:
+                self.rollout = None
+            elif before is None or rollout.name != before.name:
+                since = before.since if before is not None else {}
+                cuts = (*self._failed(rollout.name), *rollout.cuts)
+                self.rollout = replace(rollout, since=since, cuts=cuts)
             self._proposal = (
                 begin(decision, self._epoch, nodes, rules, decision.proposal)
                 if decision.proposal is not None
@@ -194,8 +196,14 @@ class Undertakings:
             (),
             approved=self._is_approved(proposal),
             now=to_text(rules.now),
+            cuts=self._failed(proposal.name),
             waiting=_words([each for each in found if each is not None]),
         )
+
+    def _failed(self, name: str) -> tuple[Recut, ...]:
+        """Cuts that failed when the same plan was tried before: they still count."""
+        known = self._plans.get(name)
+        return tuple(each for each in known.status.cuts if each.problem) if known else ()
 
     def _is_approved(self, rollout: Rollout) -> bool:
         return rollout.spec.approved or self._plans[rollout.name].spec.approved
