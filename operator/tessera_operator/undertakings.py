@@ -6,7 +6,7 @@ writing fails the round ends, and the next one starts from the present again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -123,7 +123,9 @@ class Undertakings:
             rollout.spec.steps, rollout.done, rollout.released, rollout.since, nodes, rules, now_s
         )
         if found:
-            self._roll_back(rollout, found, rules)
+            if self._roll_back(rollout, found, rules):
+                self._supersede(rollout, nodes.values(), rules)
+                self.rollout, self.afresh = None, True
             return False
         # What waits for longer than for its turn is not waited for: another plan serves in the meantime.
         self.afresh |= any(each.why is not Waits.BUDGET for each in rollout.waiting)
@@ -141,25 +143,31 @@ class Undertakings:
         written = rollout is None or self._record(rollout, self._status(rollout, rules))
         if proposal is not None and (rollout is None or proposal.name != rollout.name):
             self._record(proposal, self._proposed(proposal, rules))
-        current = {each.name for each in (rollout, proposal) if each is not None}
-        mine = {device for _, device in cuts_of(rollout.spec.steps)} if rollout is not None else ()
-        devices = devices_of(nodes)
-        for name, plan in sorted(self._plans.items()):
-            if name in current or not written:
-                continue
-            status = plan.status
-            left = {device for _, device in unfinished(plan, devices)}.difference(mine)
-            status = plans.carried_on(status, left, to_text(rules.now))
-            if plans.is_open(plan):
-                status = plans.superseded(status, to_text(rules.now))
-            self._write(plan, status)
+        if written:
+            self._supersede(rollout, nodes, rules)
         if rollout is not None and rollout.is_done:
             # What is left, or what only now can be tidied up, is the next plan's.
             self.rollout, self.afresh = None, True
+        current = {each.name for each in (rollout, proposal) if each is not None}
         for name in plans.obsolete(self._plans.values(), current, rules.now):
             self._writer.remove(("PlacementPlan", "", name))
 
-    def _roll_back(self, rollout: Rollout, found: Sequence[Failure], rules: Rules) -> None:
+    def _supersede(
+        self, rollout: Rollout | None, nodes: Iterable[RuntimeNode], rules: Rules
+    ) -> None:
+        """Say of all plans but ``rollout`` and the proposal that they are over, and of their cuts which go on in it."""
+        current = {each.name for each in (rollout, self._proposal) if each is not None}
+        mine = {device for _, device in cuts_of(rollout.spec.steps)} if rollout is not None else ()
+        devices, now = devices_of(nodes), to_text(rules.now)
+        for name, plan in sorted(self._plans.items()):
+            if name not in current:
+                left = {device for _, device in unfinished(plan, devices)}.difference(mine)
+                status = plans.carried_on(plan.status, left, now)
+                if plans.is_open(plan):
+                    status = plans.superseded(status, now)
+                self._write(plan, status)
+
+    def _roll_back(self, rollout: Rollout, found: Sequence[Failure], rules: Rules) -> bool:
         """Give up the plan: the next one starts from the present, with the GPUs that failed as they were before."""
         plan = self._plans[rollout.name]
         problems = {each.key: f"{each.reason}: {each.message}" for each in found}
@@ -171,8 +179,7 @@ class Undertakings:
         )
         words = "; ".join(f"{node}/{device}: {why}" for (node, device), why in problems.items())
         status = plans.rolled_back(plan.status, cuts, found[0].reason, words, to_text(rules.now))
-        if self._write(plan, status):
-            self.rollout, self.afresh = None, True
+        return self._write(plan, status)
 
     def _status(self, rollout: Rollout, rules: Rules) -> PlacementPlanStatus:
         return plans.progress(

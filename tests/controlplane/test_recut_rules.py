@@ -222,6 +222,26 @@ def test_gpus_whose_cuts_fail_are_left_alone_for_longer_each_time_whoever_leads(
     assert cluster.ready() == {("vision.a", "a"): 2, ("vision.b", "b"): 2, ("vision.c", "c"): 1}
 
 
+def test_after_a_failure_a_person_is_asked_anew() -> None:
+    cluster = two_of_each(approval="Manual", disruption={"minInterval": "1m"})
+    for name in ("n0", "n1"):
+        cluster.gpus[name, f"GPU-{name}-0"].broken = CutProblem.NO_ROOM
+    cluster.settle()
+    (proposal,) = cutting(cluster)
+    cluster.change("PlacementPlan", proposal.metadata.name, approved=True)
+    cluster.tick(10)
+    cluster.tick(1, seconds=CUT_S)
+    cluster.tick(20)
+    assert geometries(cluster) == [(WHOLE,), (WHOLE,)]
+    assert failures(cluster) == [1]
+    cluster.tick(1, seconds=FIRST_PAUSE_S)
+    cluster.settle()
+    assert geometries(cluster) == [(WHOLE,), (WHOLE,)]
+    assert failures(cluster) == [1]
+    waiting = [plan for plan in cutting(cluster) if "Waiting" in conditions(plan)]
+    assert [conditions(plan)["Waiting"] for plan in waiting] == [("True", "Approval")]
+
+
 def test_a_cut_that_would_need_a_reset_is_given_up_at_once() -> None:
     """MIG is off: there is nothing to be undone, and the model that made way comes back."""
     cluster = CuttingNodes(
