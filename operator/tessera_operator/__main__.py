@@ -121,6 +121,7 @@ def lead(
             due_s, failed = None, 1
         took_s = time.monotonic() - started_s
         health.round_ended(took_s, failed)
+        health.devices(controller.devices)
         round_s = now_s + min(ROUND_S, due_s if due_s is not None else ROUND_S)
         if failed:
             pause_s = min(_MOST_PAUSE_S, max(_FIRST_PAUSE_S, 2 * pause_s))

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tessera_core.api import Device, ModelService, RuntimeNode
-from tessera_core.gpu.mig import label
-from tessera_operator import partitioners, pools, routes
+from tessera_operator import partitioners, pools, quarantine, routes
 from tessera_operator.cluster import Cluster
 from tessera_operator.config import Config
 from tessera_operator.costs import Meter
@@ -61,8 +60,11 @@ class Controller:
         self._measuring = Measuring(config.cpu_slices)
         self._pods = RuntimePods(where, config.lost_after_s)
         self._routers = Routers()
+        self._geometries = quarantine.Geometries()
         self.meter = Meter()
         self.heartbeats = Heartbeats(config.lost_after_s)
+        self.devices: Mapping[tuple[str, str], int] = {}
+        """By pool and health, as of the last round."""
         self.writer = Writer(cluster, self._documents)
         self._tls = where.tls is not None
         self._drifting = Drifting(self.writer, config.drift_after_s)
@@ -92,7 +94,8 @@ class Controller:
         # What a node that is about to go runs gets another home while it still answers.
         away = present.unsure
         rules = self._plans.rules(self._world.pools, nodes, now.s, to_time(now.text))
-        decision = self._decider.decide(now.s, away, afresh=self._plans.afresh, rules=rules)
+        afresh = self._geometries.have_changed(nodes) or self._plans.afresh
+        decision = self._decider.decide(now.s, away, afresh=afresh, rules=rules)
         names = [service.served_name for service in self._world.services]
         self.meter.note(decision.state, names, now.s)
         self._measuring.see(nodes, decision, self.writer, now.s)
@@ -159,6 +162,7 @@ class Controller:
                 now.text,
             ),
         )
+        self.devices = quarantine.counts(present.by_pool)
         waits = [
             left
             for service in self._world.services
@@ -181,10 +185,7 @@ class Controller:
             }
             for pool, nodes in by_pool.items()
         }
-        products = {
-            pool: {label(device.product) for node in nodes for device in node.status.devices}
-            for pool, nodes in by_pool.items()
-        }
+        products = {pool: quarantine.products(nodes) for pool, nodes in by_pool.items()}
         pool_of = {node.metadata.name: pool for pool, nodes in by_pool.items() for node in nodes}
         for each in decision.plan.assignments:
             if each.node in pool_of:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -30,6 +31,12 @@ class Health:
             "tessera_operator_plan_age_seconds", "Since the last round", registry=registry
         )
         self._age.set_function(lambda: time.monotonic() - self._last_s)
+        self._devices = Gauge(
+            "tessera_devices",
+            "Devices by what their agents say of them",
+            ["pool", "health"],
+            registry=registry,
+        )
         self._errors = Counter(
             "tessera_operator_apply_errors", "Writes that failed", registry=registry
         )
@@ -85,6 +92,12 @@ class Health:
         self._last_s = time.monotonic()
         self._seconds.observe(seconds)
         self._errors.inc(errors)
+
+    def devices(self, counts: Mapping[tuple[str, str], int]) -> None:
+        """``counts``: by pool and health; what is not among them is gone."""
+        self._devices.clear()
+        for labels, count in counts.items():
+            self._devices.labels(*labels).set(count)
 
     @property
     def is_well(self) -> bool:

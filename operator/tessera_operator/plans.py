@@ -26,6 +26,7 @@ from tessera_core.plan.state import ClusterState
 from tessera_core.plan.state_out import state_to_dict
 from tessera_core.plan.steps import Steps
 from tessera_operator.instants import to_time
+from tessera_operator.quarantine import leaving
 
 MOST_STEPS = 2000
 """Of one object, which the API server stores up to 1.5 MB of; what is left is the next plan's."""
@@ -190,6 +191,7 @@ def _lines(plan: Plan, steps: Steps, state: ClusterState) -> Iterable[str]:
         yield f"cut {node}/{device}: {_cut(goal.before)} -> {_cut(goal.geometry)}"[:512]
     for each in changes.removed:
         yield f"- {_place(each)}"
+    yield from leaving(steps)
     for old, new in changes.changed:
         yield f"~ {_place(new)}, from {old.running.instances} x batch {old.running.batch}"
     for each in changes.added:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from tessera_core.api import Condition, ModelProfile, RuntimeNode, RuntimePool
 from tessera_core.api.meta import ConditionStatus, ObjectMeta
 from tessera_core.api.modelprofile import ModelProfileSpec, ModelProfileStatus
-from tessera_core.api.runtimenode import MigMode, ProfileResult, ProfilingTask
+from tessera_core.api.runtimenode import Health, MigMode, ProfileResult, ProfilingTask
 from tessera_core.gpu.devices import FULL
 from tessera_core.gpu.mig import label
 from tessera_core.perf import LatencyProfile
@@ -91,11 +91,12 @@ def cramped(wanted: Iterable[Wanted], nodes: Sequence[RuntimeNode], trust: Trust
 
 
 def spots(node: RuntimeNode, cpu_slices: Sequence[int]) -> tuple[Spot, ...]:
-    """Every kind of place of ``node``, each once. Processor cores only where there is no GPU."""
+    """Every kind of place of ``node`` that may be used, each once. Processor cores only where there is no GPU."""
     found: dict[Place, Spot] = {}
-    for device in node.status.devices:
+    gpus = [each for each in node.status.devices if label(each.product) != CPU]
+    for device in gpus:
         product = label(device.product)
-        if product == CPU:
+        if device.health is Health.UNHEALTHY:
             continue
         if device.mig_mode is MigMode.DISABLED:
             found.setdefault((product, FULL), Spot(device.uuid, FULL, (product, FULL)))
@@ -104,7 +105,7 @@ def spots(node: RuntimeNode, cpu_slices: Sequence[int]) -> tuple[Spot, ...]:
             name = f"{each.profile}@{each.start}"
             found.setdefault(place, Spot(device.uuid, name, place))
     cpu = next((each for each in node.status.devices if label(each.product) == CPU), None)
-    if not found and cpu is not None and node.status.cpu is not None:
+    if not gpus and cpu is not None and node.status.cpu is not None:
         for cores in cpu_slices:
             if cores <= node.status.cpu.cores:
                 # At the end of the cores, away from where the dispatcher runs and instances are placed first.

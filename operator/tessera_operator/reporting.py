@@ -12,14 +12,16 @@ from tessera_core.api.meta import ConditionStatus
 from tessera_core.api.modelservice import ModelServiceSpec, ScalingMode
 from tessera_core.api.placementplan import PlacementPlanStatus
 from tessera_core.api.records import record
+from tessera_core.api.runtimenode import Health
 from tessera_core.api.runtimepool import GPU_RESOURCE, PartitionBackend, RuntimePoolStatus
 from tessera_core.gpu.mig import label
-from tessera_operator import pools, routes
+from tessera_operator import pools, quarantine, routes
 from tessera_operator.conditions import READY, Seen, changes, dated, status_of
 from tessera_operator.decide import Decision
 from tessera_operator.events import event
 from tessera_operator.kinds import Document, Key
 from tessera_operator.measuring import Measuring
+from tessera_operator.quarantine import DEVICES_HEALTHY, Healths
 from tessera_operator.recutting import Rules, partitioning
 from tessera_operator.rollout import Rollout
 from tessera_operator.traffic import Traffic
@@ -56,6 +58,7 @@ class Reporter:
         """``tls``: of the servers that clients reach."""
         self._writer, self._documents, self._tls = writer, documents, tls
         self._numbers_s: dict[str, float] = {}
+        self._healths = Healths()
         self._begun: dict[str, int] = {}
         """By service that states no replicas: the generation for which they were set."""
         self._taken: frozenset[str] = frozenset()
@@ -132,7 +135,9 @@ class Reporter:
         nodes = [self._documents[key] for key in sorted(self._documents) if key[0] == "Node"]
         conflicts = pools.conflicts(world.pools, nodes)
         for pool in world.pools:
+            self._tell_of_devices(pool, found)
             self._report_pool(pool, found, conflicts.get(pool.metadata.name))
+        self._healths.forget({node.metadata.name for node in world.nodes})
 
     def _report_of(
         self,
@@ -238,6 +243,7 @@ class Reporter:
                 "NodeOfAnotherPool" if conflict else "None",
                 f"the older pool {conflict[0]} selects node {conflict[1]} too" if conflict else "",
             ),
+            quarantine.condition(nodes),
         ]
         if spec.partition is not None and spec.partition.backend is not PartitionBackend.STATIC:
             conditions.append(
@@ -262,6 +268,17 @@ class Reporter:
                     "status": record(RuntimePoolStatus).encode(status),
                 },
                 "status",
+            )
+
+    def _tell_of_devices(self, pool: RuntimePool, found: Round) -> None:
+        """Events about nodes of whose devices one must not be used, or may be again."""
+        nodes = found.by_pool.get(pool.metadata.name, ())
+        told = next((each for each in pool.status.conditions if each.type == DEVICES_HEALTHY), None)
+        expected = told is None or told.status is not ConditionStatus.FALSE
+        for node, news in self._healths.changes(nodes, expected=expected):
+            warns = news.status is ConditionStatus.FALSE
+            self._writer.create(
+                event(RuntimeNode.KIND, node.metadata, news, found.now, warns=warns)
             )
 
     def _event(self, service: ModelService, condition: Condition, now: str) -> None:
@@ -344,7 +361,7 @@ def _without_numbers(status: ModelServiceStatus) -> ModelServiceStatus:
 
 
 def _free(nodes: Sequence[RuntimeNode], orders: routes.Orders) -> tuple[tuple[str, int], ...]:
-    """Devices on which nothing is ordered, by product; of processors, their cores."""
+    """Healthy devices on which nothing is ordered, by product; of processors, their cores."""
     found: dict[str, int] = {}
     for node in nodes:
         busy = {
@@ -355,9 +372,8 @@ def _free(nodes: Sequence[RuntimeNode], orders: routes.Orders) -> tuple[tuple[st
         for device in node.status.devices:
             product = label(device.product)
             if product != "cpu":
-                found[f"{product}/full"] = found.get(f"{product}/full", 0) + (
-                    device.uuid not in busy
-                )
+                is_free = device.uuid not in busy and device.health is not Health.UNHEALTHY
+                found[f"{product}/full"] = found.get(f"{product}/full", 0) + is_free
             elif node.status.cpu is not None:
                 taken = sum(
                     int(each.slice.partition("@")[0].removeprefix("cpu-"))

@@ -21,6 +21,7 @@ from tessera_core.plan.steps import Steps, steps_to
 from tessera_operator.decide import Decision
 from tessera_operator.orders import Present, advance, held_back
 from tessera_operator.plans import to_spec
+from tessera_operator.quarantine import leave
 from tessera_operator.recutting import Rules, Waiting, cuts_of
 from tessera_operator.transactions import Deed, deed_of, release, under_way
 
@@ -58,10 +59,11 @@ def begin(
     """The rollout of a new decision, or of another ``plan`` for the same facts; None where everything is as decided.
     Raises ValueError where the plan is not for the facts.
     """
-    proposed = plan is not None
+    nodes, proposed = tuple(nodes), plan is not None
     plan = plan or decision.plan
     state, rest = _as_served(plan, decision.state, nodes)
     steps = _after(rest, steps_to(plan, state))
+    steps = leave(steps, plan, decision.state, nodes)
     if not steps.steps:
         return None
     steps = replace(steps, steps=tuple(_with_before(steps.steps, state, rules)))

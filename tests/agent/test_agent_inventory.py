@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tessera_runtime.agent.main import SettingInvalid, devices, identity
-from tessera_runtime.devices.inventory import SERVER_MIB, Inventory, memory_limit, of_pod, unhealthy
+from tessera_runtime.devices.inventory import SERVER_MIB, Inventory, memory_limit, of_pod
 
 SEEN = Inventory((4, 6, 8), 8192, ())
 
@@ -57,8 +57,3 @@ def test_settings_are_checked() -> None:
     assert devices({}, activator=True) is None
     with pytest.raises(SettingInvalid, match=r"TESSERA_CORES: found '1\.5'"):
         devices({"TESSERA_CORES": "1.5"}, activator=False)
-
-
-def test_gpus_that_nvml_does_not_reach_are_unhealthy() -> None:
-    assert unhealthy([]) == frozenset()
-    assert unhealthy(["GPU-none"]) == {"GPU-none"}

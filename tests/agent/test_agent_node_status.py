@@ -16,6 +16,7 @@ from tessera_core.api import (
 from tessera_core.api.records import record
 from tessera_core.api.runtimenode import (
     Correction,
+    Health,
     InstanceStatus,
     MigMode,
     ProfileResult,
@@ -33,6 +34,7 @@ from tessera_runtime.agent.node_status import (
     node_status,
 )
 from tessera_runtime.agent.steering import Corrected
+from tessera_runtime.devices.health import Verdict
 from tessera_runtime.devices.inventory import Gpu, Inventory
 from tessera_runtime.devices.mig import MigSlice
 from tessera_runtime.target import (
@@ -104,7 +106,8 @@ def test_a_condition_keeps_the_time_of_its_last_change() -> None:
 
 
 def test_devices_are_as_they_were_seen_with_what_runs_on_them() -> None:
-    found = status(facts(instances=(instance(),), unhealthy=frozenset({"GPU-1"})))
+    lost = Verdict(Health.UNHEALTHY, "is lost: GPU is lost")
+    found = status(facts(instances=(instance(),), verdicts={"GPU-1": lost}))
     cpu, gpu = found.devices
     assert (cpu.uuid, cpu.product, cpu.memory_mib, cpu.health.value) == (
         "cpu",
@@ -115,13 +118,28 @@ def test_devices_are_as_they_were_seen_with_what_runs_on_them() -> None:
     assert cpu.instances == (
         InstanceStatus("vision.digits", "cnn", "cpu-1@1", 8, count=2, ready=1, memory_mib=10),
     )
-    assert (gpu.product, gpu.mig_capable, gpu.health.value) == (
+    assert (gpu.product, gpu.mig_capable, gpu.health.value, gpu.problem) == (
         "NVIDIA-H100-80GB-HBM3",
         True,
         "Unhealthy",
+        "is lost: GPU is lost",
     )
     assert found.cpu is not None
     assert found.cpu.cores == 2
+
+
+def test_what_is_found_of_a_gpu_is_written_at_once() -> None:
+    well = status(facts())
+    assert well.devices[1].health is Health.HEALTHY
+    for verdict in (
+        Verdict(Health.UNHEALTHY, "Xid 95"),
+        Verdict(Health.UNKNOWN),
+        Verdict(problem="told"),
+    ):
+        other = status(facts(verdicts={"GPU-1": verdict}))
+        assert due(well, other, since_s=0.0)
+        assert due(other, well, since_s=0.0)
+        assert not due(other, other, since_s=COUNTERS_S)
 
 
 def test_a_gpu_that_is_cut_is_told_with_its_slices_and_what_runs_on_each() -> None:
@@ -141,7 +159,9 @@ def test_a_gpu_that_is_cut_is_told_with_its_slices_and_what_runs_on_each() -> No
     whole = RuntimeNode(ClusterMeta("n"), RuntimeNodeSpec(1), found)
     assert RuntimeNode.from_dict(whole.to_dict()).status == found
     fewer = replace(seen, gpus=(replace(seen.gpus[0], slices=slices[:1]),))
-    assert due(found, status(replace(facts(instances=(on,)), seen=fewer)), since_s=0.0)
+    gone = status(replace(facts(instances=(on,)), seen=fewer))
+    assert [each.ready for each in gone.devices[1].instances] == [0], "its slice is not there"
+    assert due(found, gone, since_s=0.0)
 
 
 def test_a_node_whose_gpus_are_emulated_says_so() -> None:
@@ -209,7 +229,7 @@ BASE = facts(service(), instances=(instance(),))
         (replace(BASE, phase=Phase.DRAINING), True, True),
         (replace(BASE, generation=9), True, True),
         (replace(BASE, accepted=("EpochTooSmall", "…")), True, True),
-        (replace(BASE, unhealthy=frozenset({"GPU-1"})), True, True),
+        (replace(BASE, verdicts={"GPU-1": Verdict(Health.UNHEALTHY)}), True, True),
         (replace(BASE, profiles=(ProfileResult("vision.digits", "cnn"),)), True, True),
         (replace(BASE, problems={"vision.digits": "p"}), True, True),
     ],

@@ -86,3 +86,12 @@ def test_other_paths_say_what_there_is(health: Health) -> None:
     status, text = get(health, "/")
     assert status == 404
     assert "/metrics" in text
+
+
+def test_devices_are_counted_as_they_are_now(health: Health) -> None:
+    health.devices({("p", "Healthy"): 7, ("p", "Unhealthy"): 1})
+    assert 'tessera_devices{health="Unhealthy",pool="p"} 1.0' in get(health, "/metrics")[1]
+    health.devices({("p", "Healthy"): 8})
+    told = get(health, "/metrics")[1]
+    assert 'tessera_devices{health="Healthy",pool="p"} 8.0' in told
+    assert "Unhealthy" not in told

@@ -159,6 +159,16 @@ def test_places_are_those_wanted_and_those_present() -> None:
     ] == [("cpu-2@0", 2, 2, 1, 300), ("cpu-2@2", 1, 0, 0, 0), ("cpu-2@4", 0, 1, 1, 0)]
 
 
+def test_what_is_wrong_with_a_device_is_said_beside_the_place(service_with: Make) -> None:
+    document = node("n1", [copies("vision.quality", "cpu-2@0")], []).to_dict()
+    document["status"]["devices"][0] |= {"health": "Unhealthy", "problem": "Xid 95"}
+    places = places_of("vision.quality", [RuntimeNode.from_dict(document)])
+    assert [each.problem for each in places] == ["Xid 95"]
+    found = ServicePage(service_with(), places, None)
+    assert "Xid 95" in text_of(page(page_parts(found)))
+    assert page_data(found)["places"][0]["problem"] == "Xid 95"
+
+
 OTHER_DIGEST = "sha256:" + "cd" * 32
 
 

@@ -11,6 +11,7 @@ from tessera_cli.kubectl.top import (
     Used,
     node_data,
     node_use,
+    nodes_table,
     prices_of,
     service_use,
     services_table,
@@ -91,6 +92,21 @@ def test_a_cut_gpu_a_whole_one_and_cores_are_counted_apart() -> None:
         cost=1.75,
     )
     assert node_data(use)["slices"] == {"used": 1, "free": 3, "total": 4}
+
+
+def test_what_is_wrong_with_devices_is_shown_and_what_must_not_be_used_comes_first() -> None:
+    pending = gpu("GPU-0", []) | {"health": "Healthy", "problem": "damaged memory"}
+    lost = gpu("GPU-1", []) | {"health": "Unhealthy", "problem": "is lost: GPU is lost"}
+    silent = gpu("GPU-2", []) | {"health": "Unhealthy"}
+    use = node_use(node("n", [pending, gpu("GPU-3", []), lost, silent]), {})
+    assert use.problems == (
+        "GPU-1 Unhealthy: is lost: GPU is lost",
+        "GPU-2 Unhealthy",
+        "GPU-0 Healthy: damaged memory",
+    )
+    assert node_data(use)["problems"] == list(use.problems)
+    cells = [list(column.cells) for column in nodes_table([use]).columns]
+    assert cells[-1] == ["\n".join(use.problems)]
 
 
 def test_a_node_without_devices_uses_nothing_and_an_unknown_price_is_no_price() -> None:

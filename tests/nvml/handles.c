@@ -16,6 +16,8 @@ enum status resolve(handle handle, enum kind kind, struct target *target) {
         return INVALID_ARGUMENT;
     target->device = &machine()->device[bits >> 32 & 0xffff];
     target->board = &BOARDS[target->device->board];
+    if (target->device->ails[LOST] != 0)
+        return GPU_IS_LOST;
     if (kind == DEVICE)
         return SUCCESS;
     for (struct gpu_instance *gpu = target->device->instances; gpu < target->device->instances + GPU_INSTANCES; gpu++) {

@@ -13,6 +13,7 @@
 #include "machine.h"
 
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -37,6 +38,7 @@ static unsigned users; /* initialisations without their shutdown */
 static struct rule rules[RULES];
 static unsigned rule_count;
 static bool last_call;
+static pthread_mutex_t calls = PTHREAD_MUTEX_INITIALIZER; /* a lock on the file is the process's, not a thread's */
 
 static bool is_action(const char *word) {
     return strcmp(word, "fail") == 0 || strcmp(word, "slow") == 0 || strcmp(word, "kill") == 0;
@@ -77,6 +79,7 @@ static enum status suffer(const char *function) {
 }
 
 enum status enter(const char *function) {
+    pthread_mutex_lock(&calls);
     if (users == 0)
         read_rules();
     enum status status = suffer(function);
@@ -94,6 +97,7 @@ enum status leave(enum status status) {
         flock(file, LOCK_UN);
     if (last_call)
         raise(SIGKILL);
+    pthread_mutex_unlock(&calls);
     return status;
 }
 

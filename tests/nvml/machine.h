@@ -13,6 +13,8 @@ enum status { /* nvmlReturn_t, those that are used */
     NOT_FOUND = 6,
     INSUFFICIENT_SIZE = 7,
     DRIVER_NOT_LOADED = 9,
+    TIMEOUT = 10,
+    GPU_IS_LOST = 15,
     RESET_REQUIRED = 16,
     IN_USE = 19,
     INSUFFICIENT_RESOURCES = 23,
@@ -20,6 +22,7 @@ enum status { /* nvmlReturn_t, those that are used */
 };
 
 enum { DEVICES = 8, GPU_INSTANCES = 8, COMPUTE_INSTANCES = 8, PROCESSES = 16, PROFILES = 8, UUID_SIZE = 48 };
+enum { EVENTS = 64, EVENT_SETS = 4 };
 enum { HOPPER = 9 }; /* nvmlDeviceArchitecture_t: from here on MIG is switched without a reset */
 
 struct profile {
@@ -52,10 +55,14 @@ struct gpu_instance {
     struct compute_instance compute[COMPUTE_INSTANCES];
 };
 
+/* What can be wrong with a GPU, as numbers that NVML tells; 0: nothing. */
+enum ailment { LOST, RECOVERY_ACTION, UNCORRECTED, ROW_PENDING, ROW_FAILED, PAGE_PENDING, CLOCKS, AILMENTS };
+
 struct device {
     unsigned board; /* index into BOARDS */
     unsigned mode, pending;
     char uuid[UUID_SIZE];
+    uint64_t ails[AILMENTS];
     struct gpu_instance instances[GPU_INSTANCES]; /* the index is the instance's id */
 };
 
@@ -64,8 +71,15 @@ struct process {
     unsigned listed;                                      /* NVML does not list all clients */
 };
 
+struct event {
+    unsigned device, gpu_instance, compute_instance;
+    uint64_t type, data;
+};
+
 struct machine {
     unsigned devices;
+    uint64_t event_count; /* of all that there ever were; the last EVENTS are kept */
+    struct event events[EVENTS];
     uint32_t last_serial;
     struct device device[DEVICES];
     struct process processes[PROCESSES];

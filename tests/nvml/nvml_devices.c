@@ -95,6 +95,8 @@ EXPORT nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, handle *device) 
     if (status != SUCCESS)
         return leave(status);
     for (unsigned index = 0; index < machine()->devices; index++) {
+        if (machine()->device[index].ails[LOST] != 0)
+            return leave(GPU_IS_LOST); /* whichever is asked for */
         *device = make_handle(DEVICE, &machine()->device[index], 0);
         if (strcmp(machine()->device[index].uuid, uuid) == 0)
             return leave(SUCCESS);

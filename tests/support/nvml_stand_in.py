@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from pathlib import Path
 
 import pynvml
@@ -109,6 +110,42 @@ def outside(function: str, *arguments: object) -> None:
 def run_on(device: object, pid: int, *, listed: bool = True) -> None:
     """A process starts on a MIG device, or on a whole GPU."""
     outside("stand_in_run", device, pid, int(listed))
+
+
+class Ailment(IntEnum):
+    """What can be wrong with a GPU: ``enum ailment`` of tests/nvml/machine.h."""
+
+    LOST = 0
+    RECOVERY_ACTION = 1
+    UNCORRECTED = 2
+    ROW_PENDING = 3
+    ROW_FAILED = 4
+    PAGE_PENDING = 5
+    CLOCKS = 6
+
+
+def ail(index: int, ailment: Ailment, value: int = 1) -> None:
+    """The GPU of ``index`` ails from now on, or, with 0, no longer."""
+    outside("stand_in_ail", index, int(ailment), ctypes.c_ulonglong(value))
+
+
+def xid(index: int, code: int, *, gpu_instance: int = pynvml.NVML_GPU_INSTANCE_ID_ANY) -> None:
+    """The driver reports an Xid of the GPU of ``index``."""
+    event(index, pynvml.nvmlEventTypeXidCriticalError, code, gpu_instance=gpu_instance)
+
+
+def event(
+    index: int, kind: int, data: int = 0, *, gpu_instance: int = pynvml.NVML_GPU_INSTANCE_ID_ANY
+) -> None:
+    """Any event that NVML knows."""
+    outside(
+        "stand_in_event",
+        index,
+        ctypes.c_ulonglong(kind),
+        ctypes.c_ulonglong(data),
+        ctypes.c_uint(gpu_instance),
+        ctypes.c_uint(gpu_instance),
+    )
 
 
 def enable_mig(handle: object) -> None:

@@ -5,7 +5,7 @@ and its plan.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.table import Table
@@ -39,6 +39,8 @@ class Place:
     present: int
     ready: int
     memory_mib: int
+    problem: str = ""
+    """What is wrong with the device, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +88,10 @@ def places_of(service: str, nodes: Iterable[RuntimeNode]) -> tuple[Place, ...]:
             for each in device.instances
             if each.service == service
         }
+        problems = {device.uuid: device.problem for device in node.status.devices}
         for key in sorted(wanted.keys() | present.keys()):
-            found.append(_place(node.metadata.name, key, wanted.get(key), present.get(key)))
+            place = _place(node.metadata.name, key, wanted.get(key), present.get(key))
+            found.append(replace(place, problem=problems.get(key[0], "")))
     return tuple(found)
 
 
@@ -151,6 +155,7 @@ def page_data(found: ServicePage) -> dict[str, Any]:
                 "present": each.present,
                 "ready": each.ready,
                 "memoryMiB": each.memory_mib,
+                "problem": each.problem,
             }
             for each in found.places
         ],
@@ -239,7 +244,7 @@ def _places(places: Iterable[Place]) -> Table:
             str(each.batch),
             f"{each.ready}/{each.wanted}",
             str(each.memory_mib),
-            ", ".join(filter(None, (standby, leaving))),
+            ", ".join(filter(None, (standby, leaving, each.problem))),
         )
     return rows
 

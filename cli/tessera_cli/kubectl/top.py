@@ -13,7 +13,7 @@ from tessera_cli.kubectl.objects import decoded, milliseconds, shown, verdict
 from tessera_cli.output import add_output_argument, emit
 from tessera_cli.tables import table
 from tessera_core.api import ModelService, RuntimeNode
-from tessera_core.api.runtimenode import DeviceStatus, MigMode
+from tessera_core.api.runtimenode import DeviceStatus, Health, MigMode
 from tessera_core.gpu.classes import slice_class
 from tessera_core.gpu.mig import find_profile, label
 from tessera_core.gpu.tables import model_of
@@ -82,6 +82,8 @@ class NodeUse:
     """Of all devices; used: by instances."""
     cost: float | None
     """Price per hour of the devices that the plan uses; None where the price of one is not known."""
+    problems: tuple[str, ...] = ()
+    """What is wrong with devices, in words; those that must not be used first."""
 
 
 def _devices(cluster: Cluster) -> ClusterState:
@@ -137,6 +139,16 @@ def node_use(node: RuntimeNode, prices: dict[tuple[str, str], float]) -> NodeUse
             sum(device.memory_mib for device in status.devices),
         ),
         cost=sum(prices[key] for key in planned) if known else None,
+        problems=_problems(status.devices),
+    )
+
+
+def _problems(devices: Iterable[DeviceStatus]) -> tuple[str, ...]:
+    ailing = [each for each in devices if each.problem or each.health is Health.UNHEALTHY]
+    ailing.sort(key=lambda each: each.health is not Health.UNHEALTHY)
+    return tuple(
+        f"{each.uuid} {each.health.value}{': ' if each.problem else ''}{each.problem}"
+        for each in ailing
     )
 
 
@@ -228,6 +240,7 @@ def node_data(use: NodeUse) -> dict[str, Any]:
         "instances": {"ready": use.instances.used, "present": use.instances.total},
         "memoryMiB": _used(use.memory_mib),
         "costPerHour": use.cost,
+        "problems": list(use.problems),
     }
 
 
@@ -251,11 +264,14 @@ def service_data(use: ServiceUse) -> dict[str, Any]:
 def nodes_table(nodes: Iterable[NodeUse]) -> Table:
     """One row per node, used/total."""
     numbers = ("GPUS", "SLICES", "CORES", "INSTANCES", "MEMORY MiB", "COST/h")
-    rows = table("", ("NAME", "POOL", "READY"), numbers)
+    rows = table("", ("NAME", "POOL", "READY"), numbers, ("PROBLEMS",))
     for each in nodes:
         used = (each.gpus, each.slices, each.cores, each.instances, each.memory_mib)
         cost = "-" if each.cost is None else f"{each.cost:.4g}"
-        rows.add_row(each.name, each.pool or "-", shown(each.ready), *map(str, used), cost)
+        problems = "\n".join(each.problems) or "-"
+        rows.add_row(
+            each.name, each.pool or "-", shown(each.ready), *map(str, used), cost, problems
+        )
     return rows
 
 

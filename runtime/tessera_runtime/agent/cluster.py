@@ -2,8 +2,8 @@
 
 Several loops share one state, and each of them can fail without the others: following the RuntimeNode
 (``following``), telling the server (``serving``), writing the status (``publishing``), renewing the Lease,
-measuring (``measuring``), and looking at what GPUs are cut into (``slices``). What they decide is in pure functions:
-``orders``, ``translate``, ``node_status``, ``profiling``.
+measuring (``measuring``), looking at what GPUs are cut into (``slices``), and looking after them (``devices``). What
+they decide is in pure functions: ``orders``, ``translate``, ``node_status``, ``profiling``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tessera_core.api import Condition, RuntimeNodeStatus
 from tessera_core.api.runtimenode import ProfileResult
+from tessera_runtime.agent.devices import Devices
 from tessera_runtime.agent.heartbeat import Identity, beat
 from tessera_runtime.agent.keys import ServiceKeys
 from tessera_runtime.agent.measuring import Measuring
@@ -30,7 +31,7 @@ from tessera_runtime.agent.slices import Slices
 from tessera_runtime.agent.steering import Steering
 from tessera_runtime.agent.translate import Site
 from tessera_runtime.control import ControlClient
-from tessera_runtime.devices.inventory import Inventory, unhealthy
+from tessera_runtime.devices.inventory import Inventory
 from tessera_runtime.following import Follower
 from tessera_runtime.kube import Document, Kube, KubeError
 from tessera_runtime.models.cache import ModelCache
@@ -41,9 +42,8 @@ from tessera_runtime.waits import set_within
 log = logging.getLogger(__name__)
 
 SETTLE_S = 5.0
-"""Most that the first status waits until what was known before a restart is known again."""
+"""Most that the first status waits for each: until GPUs were read, and what was known before a restart is known again."""
 
-HEALTH_S = 30.0
 DRAIN_S = 60.0
 """Most that the agent outlives the signal to stop, while the server finishes."""
 
@@ -79,7 +79,6 @@ class ClusterAgent:
         self._control = ControlClient(self._socket)
         self._allow_code = allow_code
         self._gpus_on_cores = gpus_on_cores
-        self._unhealthy: frozenset[str] = frozenset()
         self._stopping = False
         self._publisher = Publisher(
             kube, who.node, self._status, lambda: counters_s(self._serving.node)
@@ -94,6 +93,12 @@ class ClusterAgent:
             state_dir,
             self._publisher.look,
             Steering(kind_of(seen)) if seen is not None else None,
+        )
+        self._devices = Devices(
+            [gpu.uuid for gpu in seen.gpus] if seen is not None else [],
+            state_dir,
+            lambda: self._serving.node,
+            self._publisher.look,
         )
         self._follower = Follower(kube, who.node, self._hear)
 
@@ -113,8 +118,7 @@ class ClusterAgent:
                 self._site,
                 self._publisher.look,
             )
-            uuids = [gpu.uuid for gpu in self._slices.seen.gpus]
-            loops += [measuring.run(), self._slices.run(), self._look_after_gpus(uuids)]
+            loops += [measuring.run(), self._slices.run(), self._devices.run()]
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(loop) for loop in loops]
@@ -148,6 +152,8 @@ class ClusterAgent:
         self._serving.wake()
 
     async def _publish(self) -> None:
+        # A GPU that was in use by the pod before may be one that must not be used.
+        await set_within(self._devices.settled, SETTLE_S)
         await set_within(self._serving.settled, SETTLE_S)
         await self._publisher.run()
 
@@ -168,7 +174,7 @@ class ClusterAgent:
             report=serving.report,
             problems=serving.problems,
             profiles=self._profiles(),
-            unhealthy=self._unhealthy,
+            verdicts=self._devices.verdicts,
             corrections=serving.corrections(),
             gpus_on_cores=self._gpus_on_cores,
         )
@@ -204,11 +210,6 @@ class ClusterAgent:
             if error.status == 404:
                 raise NotFound(f"{label}: there is none, create it") from error
             raise Unreachable(f"{label}: {error}") from error
-
-    async def _look_after_gpus(self, uuids: Sequence[str]) -> None:
-        while uuids:
-            self._unhealthy = await asyncio.to_thread(unhealthy, uuids)
-            await asyncio.sleep(HEALTH_S)
 
     async def _drain(self) -> None:
         """Say at once that the pod is being stopped; then stay until the server has ended."""

@@ -30,6 +30,7 @@ from tessera_core.gpu.tables import model_of
 from tessera_core.plan.state import CPU
 from tessera_runtime.agent.steering import Corrected
 from tessera_runtime.agent.translate import device_piece
+from tessera_runtime.devices.health import Verdict
 from tessera_runtime.devices.inventory import Gpu, Inventory
 from tessera_runtime.target import InstanceReport, ServerReport, ServiceReport
 
@@ -86,8 +87,8 @@ class Facts:
     problems: Mapping[str, str] = field(default_factory=dict)
     """By served name: why a service is not as wanted."""
     profiles: tuple[ProfileResult, ...] = ()
-    unhealthy: frozenset[str] = frozenset()
-    """GPUs by UUID."""
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    """Of GPUs, by UUID; one that is not there has just answered."""
     corrections: tuple[Corrected, ...] = ()
     """What batches take here over what the operator says."""
     gpus_on_cores: bool = False
@@ -174,6 +175,8 @@ def _cpu(facts: Facts, seen: Inventory) -> DeviceStatus:
 
 def _gpu(facts: Facts, gpu: Gpu) -> DeviceStatus:
     model = model_of(gpu.product)
+    verdict = facts.verdicts.get(gpu.uuid, Verdict())
+    slices = frozenset(each.name for each in gpu.slices) if gpu.mig_enabled else None
     return DeviceStatus(
         uuid=gpu.uuid,
         product=label(gpu.product),
@@ -184,17 +187,25 @@ def _gpu(facts: Facts, gpu: Gpu) -> DeviceStatus:
             SliceStatus(each.uuid, each.placement.profile, each.placement.start)
             for each in gpu.slices
         ),
-        instances=_instances(facts, gpu.uuid),
-        health=Health.UNHEALTHY if gpu.uuid in facts.unhealthy else Health.HEALTHY,
+        instances=_instances(facts, gpu.uuid, slices),
+        health=verdict.health,
+        problem=verdict.problem,
     )
 
 
-def _instances(facts: Facts, uuid: str) -> tuple[InstanceStatus, ...]:
+def _instances(
+    facts: Facts, uuid: str, slices: frozenset[str] | None = None
+) -> tuple[InstanceStatus, ...]:
+    """``slices``: those that are there; what is on another one answers nobody, whatever its process says yet."""
     if facts.report is None:
         return ()
     found = ((device_piece(each.device), each) for each in facts.report.instances)
     answers = facts.phase is not Phase.SERVER_UNREACHABLE
-    return tuple(_instance(each, piece, answers) for (at, piece), each in found if at == uuid)
+    return tuple(
+        _instance(each, piece, answers and (slices is None or piece in slices))
+        for (at, piece), each in found
+        if at == uuid
+    )
 
 
 def _instance(report: InstanceReport, piece: str, answers: bool) -> InstanceStatus:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -136,29 +136,6 @@ def of_pod(seen: Inventory, cores: int | None, memory_mib: int | None) -> Invent
         cores=seen.cores[: max(1, cores)] if cores is not None else seen.cores,
         memory_mib=max(1, memory - min(SERVER_MIB, memory // 2)),
     )
-
-
-def unhealthy(uuids: Iterable[str]) -> frozenset[str]:
-    """Those of the GPUs that NVML cannot reach or ask any more."""
-    wanted = tuple(uuids)
-    if not wanted:
-        return frozenset()
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return frozenset(wanted)
-    try:
-        return frozenset(uuid for uuid in wanted if not _answers(uuid))
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _answers(uuid: str) -> bool:
-    try:
-        pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(uuid))
-    except pynvml.NVMLError:
-        return False
-    return True
 
 
 def _gpus() -> tuple[str, tuple[Gpu, ...]]:

@@ -109,6 +109,9 @@ class Lane:
         if self._sock.fileno() >= 0:
             self._loop.remove_reader(self._sock.fileno())
             self._sock.close()
+        # A suspect lane and its worker know each other: what is mapped goes now, not when that cycle is found.
+        self._views.clear()
+        self._region = memoryview(b"")
 
     def _on_packet(self) -> None:
         fds: list[int] = []

@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 
 from tessera_core.perf.histogram import BOUNDS_S, Histogram
 from tessera_runtime.devices.usage import gpu_usage, process_usage
+from tessera_runtime.devices.watch import gpu_slowdowns
 from tessera_runtime.dispatch.dispatcher import Dispatcher
 from tessera_runtime.dispatch.service import Service
 from tessera_runtime.protocol.listen import PortTaken
@@ -339,8 +340,16 @@ def _usage(workers: Sequence[int]) -> Iterator[Metric]:
         "capacity: scale on attainment and queueing, not on this.",
         labels=["uuid"],
     )
+    held_down = GaugeMetricFamily(
+        "tessera_gpu_clocks_held_down",
+        "1 for each reason why clocks are lower than they could be under load, as NVML has it.",
+        labels=["uuid", "reason"],
+    )
+    for uuid, reasons in gpu_slowdowns().items():
+        for reason in sorted(reasons):
+            held_down.add_metric([uuid, reason], 1)
     for gpu in gpu_usage():
         used.add_metric([gpu.uuid], gpu.memory_used_bytes)
         if gpu.utilisation is not None:
             busy.add_metric([gpu.uuid], gpu.utilisation)
-    yield from (memory, cpu, used, busy)
+    yield from (memory, cpu, used, busy, held_down)
