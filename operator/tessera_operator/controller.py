@@ -11,26 +11,29 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from tessera_core.api import Device, ModelService, RuntimeNode, SpecInvalid
-from tessera_core.api.placementplan import PlacementPlan, Step
-from tessera_operator import partitioners, plans, pools, quarantine, routes
+from tessera_core.api import Device, ModelService, RuntimeNode
+from tessera_core.api.placementplan import Step
+from tessera_operator import partitioners, pools, quarantine, routes
 from tessera_operator.cluster import Cluster
 from tessera_operator.config import Config
 from tessera_operator.costs import Meter
 from tessera_operator.decide import Decider, Decision, batch_lines, batch_times, capacity
 from tessera_operator.drifting import Drifting
 from tessera_operator.heartbeats import Heartbeats
+from tessera_operator.instants import to_time
 from tessera_operator.kinds import Document, Key, key_of
 from tessera_operator.measuring import Measuring
 from tessera_operator.orders import ordered, remaining
+from tessera_operator.recutting import notes_of
 from tessera_operator.reporting import Reporter, Round
-from tessera_operator.rollout import Rollout, begin, proceed, unsettled
+from tessera_operator.rollout import unsettled
 from tessera_operator.runtime_pods import Present, RuntimePods, node_document, owned_labels
 from tessera_operator.scaling import Scaling
 from tessera_operator.traffic import Traffic
+from tessera_operator.undertakings import Undertakings
 from tessera_operator.wanted import Context, Routers, holds, spec_of
 from tessera_operator.world import World, is_activator
 from tessera_operator.write import Writer
@@ -54,7 +57,6 @@ class Controller:
     ) -> None:
         self._config, self._where, self._epoch = config, where, epoch
         self._documents: dict[Key, Document] = {}
-        self._plans: dict[str, PlacementPlan] = {}
         self._world = World()
         self._traffic = Traffic()
         self._decider = Decider(config, self._world, self._traffic)
@@ -62,8 +64,6 @@ class Controller:
         self._pods = RuntimePods(where, config.lost_after_s)
         self._scaling = Scaling(where, self._pods)
         self._routers = Routers()
-        self._rollout: Rollout | None = None
-        self._afresh = False
         self._geometries = quarantine.Geometries()
         self.meter = Meter()
         self.heartbeats = Heartbeats(config.lost_after_s)
@@ -73,22 +73,18 @@ class Controller:
         self._tls = where.tls is not None
         self._drifting = Drifting(self.writer, config.drift_after_s)
         self._reporter = Reporter(self.writer, self._documents, tls=self._tls)
+        self._plans = Undertakings(self.writer, self._reporter.write_plan_status, epoch)
 
     def take(self, changed: Mapping[Key, Document | None]) -> None:
         """Take over objects that are new, changed, or, with None, gone."""
         for key, document in changed.items():
+            if key[0] == "PlacementPlan":
+                self._plans.take(key[2], document)
             if document is None:
                 self._documents.pop(key, None)
-                self._plans.pop(key[2], None) if key[0] == "PlacementPlan" else None
                 self._world.remove(key)
-                continue
-            self._documents[key] = document
-            if key[0] == "PlacementPlan":
-                try:
-                    self._plans[key[2]] = PlacementPlan.from_dict(document, strict=False)
-                except SpecInvalid:
-                    self._plans.pop(key[2], None)
             else:
+                self._documents[key] = document
                 self._world.put(document)
 
     def round(self, now: Now) -> float | None:
@@ -101,14 +97,16 @@ class Controller:
         self._drifting.keep(self._world.profiles, steady, now.s, now.text)
         # What a node that is about to go runs gets another home while it still answers.
         away = present.away
-        recut = self._geometries.have_changed(nodes)
-        decision = self._decider.decide(now.s, away, afresh=self._afresh or recut)
+        rules = self._plans.rules(self._world.pools, nodes, now.s, to_time(now.text))
+        afresh = self._geometries.have_changed(nodes) or self._plans.afresh
+        decision = self._decider.decide(now.s, away, afresh=afresh, rules=rules)
         names = [service.served_name for service in self._world.services]
         self.meter.note(decision.state, names, now.s)
         self._measuring.see(nodes, decision, self.writer, now.s)
-        tasks = self._measuring.assign(decision, self._world, present.steady, now.s)
+        quiet = present.steady - self._plans.cutting
+        tasks = self._measuring.assign(decision, self._world, quiet, now.s)
         self._keep_pools(decision, present, now.s)
-        if not self._keep_plan(decision, now):
+        if not self._plans.keep(decision, nodes, rules):
             return None
         places = {node.metadata.name: node for node in nodes if not is_activator(node)}
         capacities = capacity(decision.plan)
@@ -118,16 +116,13 @@ class Controller:
         homes = routes.homes_of(present.answering, told, present.unsure, capacities)
         # Who is not heard of cannot take anything over.
         heard = {name: node for name, node in places.items() if name not in present.lost}
-        if self._rollout is not None:
-            self._rollout = proceed(
-                self._rollout,
-                places,
-                away,
-                lambda service: self._is_routed(service, heard, homes),
-                approved=self._is_approved(self._rollout),
-            )
-        begun = self._rollout.begun if self._rollout is not None else ()
-        waited_for = unsettled(decision.plan, self._rollout)
+        if not self._plans.proceed(
+            places, away, lambda service: self._is_routed(service, heard, homes), rules, now.s
+        ):
+            return 0.0
+        rollout = self._plans.rollout
+        begun = rollout.begun if rollout is not None else ()
+        waited_for = unsettled(decision.plan, rollout)
         told = {
             name: self._orders_of(node, begun, present, waited_for) for name, node in places.items()
         }
@@ -148,11 +143,12 @@ class Controller:
             batch_times(decision),
             batch_lines(decision),
             self._epoch,
-            self._rollout.name if self._rollout is not None else None,
+            rollout.name if rollout is not None else None,
         )
         self._tell(nodes, told, tasks, addresses, context, present.lost, now)
         self._keep_endpoints(addresses)
-        self._finish([node for node in nodes if node.metadata.name not in present.lost], now)
+        self._finish([node for node in nodes if node.metadata.name not in present.lost])
+        self._plans.finish(rules, nodes)
         self._reporter.report(
             self._world,
             self._traffic,
@@ -161,10 +157,11 @@ class Controller:
                 decision,
                 told,
                 addresses,
-                self._rollout,
+                rollout,
                 present.answering,
                 present.by_pool,
                 self._scaling.told,
+                rules,
                 now.s,
                 now.text,
             ),
@@ -177,7 +174,7 @@ class Controller:
         ]
         if (left := self._pods.next_change_s(now.s)) is not None:
             waits.append(left)
-        if self._routers.waiting or self._afresh:
+        if self._routers.waiting or self._plans.afresh:
             waits.append(1.0)
         return min(waits, default=None)
 
@@ -207,29 +204,6 @@ class Controller:
             else:
                 self.writer.remove(partitioners.key_of_set(pool, self._where))
         self._pods.keep_nodes(self.writer, self._documents, self._world.nodes, self._epoch)
-
-    def _keep_plan(self, decision: Decision, now: Now) -> bool:
-        """Have the object of the plan under way; False where it could not be written."""
-        if decision.is_new or (self._rollout is None and self._afresh):
-            self._afresh = False
-            rollout = begin(
-                decision, self._epoch, self._world.pools, self._world.nodes, self._plans.values()
-            )
-            if rollout is None or self._rollout is None or rollout.name != self._rollout.name:
-                self._rollout = rollout
-        rollout = self._rollout
-        if rollout is not None and rollout.name not in self._plans:
-            document = plans.to_object(rollout.spec).to_dict()
-            document.pop("status", None)
-            if not self.writer.put(document):
-                self._rollout, self._afresh = None, True
-                return False
-            self._plans[rollout.name] = plans.to_object(rollout.spec)
-        return True
-
-    def _is_approved(self, rollout: Rollout) -> bool:
-        written = self._plans.get(rollout.name)
-        return rollout.spec.approved or (written is not None and written.spec.approved)
 
     def _is_routed(
         self,
@@ -307,7 +281,8 @@ class Controller:
             spec = spec_of(node, devices, routed, tasks.get(name, ()), context)
             labels = self._pods.labels.get(name) or owned_labels(node)
             if spec != node.spec or not labels.items() <= dict(node.metadata.labels).items():
-                documents.append(node_document(name, labels, spec))
+                notes = notes_of(node, devices, now.text)
+                documents.append(node_document(name, labels, spec, notes))
         self.writer.put_all(documents)
         self._routers.forget(nodes)
 
@@ -328,8 +303,8 @@ class Controller:
                 documents += routes.gateway_documents(service, self._config.gateway, tls=self._tls)
         self.writer.put_all(documents)
 
-    def _finish(self, nodes: Sequence[RuntimeNode], now: Now) -> None:
-        """Finalizers of services, and what is written of the plan. ``nodes``: those that are not lost."""
+    def _finish(self, nodes: Sequence[RuntimeNode]) -> None:
+        """Let go services that are deleted and of which nothing runs. ``nodes``: those that are not lost."""
         running = {
             each.service
             for node in nodes
@@ -343,26 +318,3 @@ class Controller:
         }
         self._reporter.keep_finalizers(self._world.services, running)
         self._reporter.keep_replicas(self._world.services)
-        rollout = self._rollout
-        for name, plan in sorted(self._plans.items()):
-            if rollout is not None and rollout.name == name:
-                status = plans.progress(
-                    plan.status,
-                    plan.spec.steps,
-                    rollout.done,
-                    rollout.begun,
-                    approved=self._is_approved(rollout),
-                    now=now.text,
-                )
-            elif plans.is_open(plan):
-                status = plans.superseded(plan.status, now.text)
-            else:
-                continue
-            if status != plan.status and self._reporter.write_plan_status(name, status):
-                self._plans[name] = replace(plan, status=status)
-        if rollout is not None and rollout.is_done:
-            # What is left, or what only now can be tidied up, is the next plan's.
-            self._rollout, self._afresh = None, True
-        current = rollout.name if rollout is not None else None
-        for name in plans.obsolete(self._plans.values(), current):
-            self.writer.remove(("PlacementPlan", "", name))

@@ -19,8 +19,19 @@ from tessera_core.perf.profile import LinearFit
 from tessera_core.plan.decision import Plan
 from tessera_core.plan.planner import Planner
 from tessera_core.plan.state import Budget, ClusterState, Measured
+from tessera_operator.choosing import (
+    allowed,
+    as_promised,
+    from_present,
+    made_whole,
+    new_cuts,
+    pays,
+    silences,
+    uncut,
+)
 from tessera_operator.config import Config, refused_sources
 from tessera_operator.plans import idle_facts
+from tessera_operator.recutting import NO_CUTS, Rules
 from tessera_operator.traffic import Traffic
 from tessera_operator.versions import (
     Version,
@@ -31,6 +42,9 @@ from tessera_operator.versions import (
     profile_names,
 )
 from tessera_operator.world import World
+
+_MOST_WHOLE = 4
+"""Plans that are tried until one leaves MIG on where it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +61,19 @@ class Decision:
     """By service, why its present spec cannot be planned."""
     is_new: bool
     """Whether the facts differ from those of the decision before."""
+    proposal: Plan | None = None
+    """A better plan, whose cuts have to wait; None: there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What was decided last."""
+
+    facts: ClusterState
+    plan: Plan
+    unfit: frozenset[str]
+    """Services whose newest version fitted nowhere."""
+    proposal: Plan | None
 
 
 class Decider:
@@ -55,13 +82,18 @@ class Decider:
     def __init__(self, config: Config, world: World, traffic: Traffic) -> None:
         self._config, self._world, self._traffic = config, world, traffic
         self._planner = Planner()
+        self._uncut = Planner()
+        """Where a plan that cuts GPUs is compared with one that does not."""
         self._budget = Budget()
         self._shown: dict[str, ModelService] = {}
-        self._last: tuple[ClusterState, Plan, frozenset[str]] | None = None
-        """Facts, plan, and the services whose newest version fitted nowhere."""
+        self._last: _Made | None = None
+        self._rules = NO_CUTS
 
-    def decide(self, now_s: float, lost: Collection[str], *, afresh: bool) -> Decision:
-        """The plan for the present facts. ``afresh``: also where they are those of the plan before."""
+    def decide(
+        self, now_s: float, lost: Collection[str], *, afresh: bool, rules: Rules = NO_CUTS
+    ) -> Decision:
+        """The plan for the present facts. ``afresh``: also where they are those of the plan before. ``rules``: for cuts."""
+        self._rules = rules
         world = self._world
         named, running = profile_names(world.profiles), pinned(world.nodes)
         measured = {each.spec.model_digest for each in world.profiles if each.status.rows}
@@ -92,17 +124,17 @@ class Decider:
             versions.update((name, fallback[name]) for name in alone)
             state, _ = self._observe(versions, now_s, lost, alone)
         facts = idle_facts(state)
-        is_new = afresh or self._last is None or self._last[0] != facts
-        if is_new:
-            self._last = facts, *self._plan(state, versions, fallback, now_s, lost, alone)
-        assert self._last is not None
-        _, plan, unfit = self._last
-        unfit &= fallback.keys() & versions.keys()
+        last = self._last
+        is_new = afresh or last is None or last.facts != facts or self._may_begin(last.proposal)
+        if is_new or last is None:
+            made = self._plan(state, versions, fallback, now_s, lost, alone)
+            last = self._last = _Made(facts, *made)
+        unfit = last.unfit & fallback.keys() & versions.keys()
         if unfit:
             versions.update((name, fallback[name]) for name in unfit)
             state, _ = self._observe(versions, now_s, lost, alone)
         self._shown = {name: self._shown[name] for name in versions}
-        return Decision(state, plan, versions, newest, errors, is_new)
+        return Decision(state, last.plan, versions, newest, errors, is_new, last.proposal)
 
     def _plan(
         self,
@@ -112,9 +144,11 @@ class Decider:
         now_s: float,
         lost: Collection[str],
         alone: Collection[str],
-    ) -> tuple[Plan, frozenset[str]]:
-        """The plan, and the services whose new version fits nowhere while an older one runs: that one goes on."""
-        plan = self._planner.plan(state, self._budget)
+    ) -> tuple[Plan, frozenset[str], Plan | None]:
+        """The plan; the services whose new version fits nowhere while an older one runs, which goes on; and a better
+        plan whose cuts have to wait.
+        """
+        plan, proposal = self._planned(state)
         unfit = frozenset(
             service
             for service, _, _ in plan.refused
@@ -124,14 +158,59 @@ class Decider:
             refusals = [each for each in plan.refused if each[0] in unfit]
             kept = {name: fallback[name] if name in unfit else versions[name] for name in versions}
             state, _ = self._observe(kept, now_s, lost, alone)
-            plan = self._planner.plan(state, self._budget)
+            plan, proposal = self._planned(state)
             others = [each for each in plan.refused if each[0] not in unfit]
             plan = replace(
                 plan, refused=tuple(sorted((*refusals, *others), key=lambda each: each[:2]))
             )
         if self._last is None:
             gc.freeze()  # what stays for good need not be looked at again and again
-        return plan, unfit
+        return plan, unfit, proposal
+
+    def _planned(self, state: ClusterState) -> tuple[Plan, Plan | None]:
+        """What to carry out now, and what is better but has to wait."""
+        rules = self._rules
+        # What is still to come of a transaction is given up where it would silence somebody by now.
+        for each in (rules, rules.of_begun):
+            plan, proposal = self._best(state, each)
+            if not silences(plan, state, each):
+                return plan, proposal
+        return self._kept(state, rules.of_begun), None
+
+    def _best(self, state: ClusterState, rules: Rules) -> tuple[Plan, Plan | None]:
+        """GPUs are only cut anew where that pays. Until such a cut may begin, the best plan without it is carried out: a
+        service must not wait for a person, or for a night, where it could be served in the meantime.
+        """
+        promised = rules.promised
+        facts, cuttable = as_promised(state, rules), rules.cuttable
+        plan = self._planner.plan(facts, self._budget)
+        for _ in range(_MOST_WHOLE):
+            if not (whole := made_whole(plan, facts)):
+                break
+            cuttable -= whole
+            some = allowed(facts, cuttable - promised.keys())
+            plan = self._planner.plan(some, self._budget)
+        found = from_present(plan, state, promised)
+        cuts = new_cuts(plan, promised)
+        if not cuts:
+            return found, None
+        kept = self._kept(state, rules)
+        nodes = {node for node, _ in cuts}
+        if made_whole(plan, facts) or not pays(found, kept, rules, nodes):
+            return kept, None
+        return (found, None) if self._may_begin(found) else (kept, found)
+
+    def _kept(self, state: ClusterState, rules: Rules) -> Plan:
+        """The best plan that cuts nothing but what is promised."""
+        plan = self._uncut.plan(uncut(as_promised(state, rules)), self._budget)
+        return from_present(plan, state, rules.promised)
+
+    def _may_begin(self, plan: Plan | None) -> bool:
+        """Whether the cuts of ``plan`` need not wait; None: there are none to begin."""
+        rules = self._rules
+        return plan is not None and not any(
+            rules.waiting(key, geometry) for key, geometry in new_cuts(plan, rules.promised).items()
+        )
 
     def _errors(self, service: ModelService) -> tuple[FieldError, ...]:
         key = "ModelService", service.metadata.namespace, service.metadata.name
@@ -160,9 +239,7 @@ class Decider:
             for (kind, namespace, name), invalid in observed.rejected.items()
             if kind == "ModelService"
         }
-        # Nothing in a cluster cuts GPUs yet: a plan that needs it would wait for ever.
-        uncut = tuple(replace(pool, partition=False) for pool in observed.state.pools)
-        return replace(observed.state, pools=uncut), rejected
+        return allowed(observed.state, self._rules.cuttable), rejected
 
     def _show(self, version: Version, now_s: float, alone: bool) -> ModelService:
         """The service as the planner sees it, the same value as before where nothing changed for it."""

@@ -3,6 +3,9 @@
 A step is done when the cluster shows it after it was ordered, and it stays done: a later one may undo it. Only
 steps whose requirements are done are looked at, as what a step takes away may not have been there before. Orders
 are the steps under way, applied to what a node was told last; applying them twice changes nothing.
+
+A GPU is told to be cut as long as its cut is under way or the plan that made it is: the slices that this plan loads
+models into are to stay. All other GPUs are nobody's to cut.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from dataclasses import dataclass, replace
 from tessera_core.api import Device, Instance, RuntimeNode
 from tessera_core.api.placementplan import Action, Step, Target
 from tessera_core.api.runtimenode import DeviceStatus, InstanceState, InstanceStatus
-from tessera_core.gpu.geometry import Placement, canonical
+from tessera_core.gpu.geometry import Geometry, Placement, canonical
 
 Spot = tuple[str, str, str, str]
 """(device, slice, service, member)."""
@@ -31,11 +34,11 @@ class Present:
 
 
 def advance(
-    steps: Sequence[Step], done: frozenset[str], present: Present, *, may_cut: bool
+    steps: Sequence[Step], done: frozenset[str], present: Present, waiting: Collection[str] = ()
 ) -> tuple[tuple[Step, ...], frozenset[str]]:
     """The steps that are done or under way, in order, and the ids of those that are done.
 
-    ``may_cut``: whether geometry may be changed now; without it, such steps are not begun.
+    ``waiting``: ids of steps that are not begun now, although all that they require is done.
     """
     finished = set(done)
     begun: list[Step] = []
@@ -44,7 +47,7 @@ def advance(
             continue
         if step.id not in finished and _shows(step, present):
             finished.add(step.id)
-        if step.id in finished or may_cut or step.action is not Action.PARTITION:
+        if step.id in finished or step.id not in waiting:
             begun.append(step)
     return tuple(begun), frozenset(finished)
 
@@ -54,9 +57,9 @@ def ordered(node: RuntimeNode, begun: Sequence[Step]) -> tuple[Device, ...]:
 
     Devices that none of them cuts are to stay as they are, also where a plan that was given up had them cut.
     """
-    cuts = {device.uuid: _geometry(device) for device in node.status.devices}
+    cuts = {device.uuid: geometry_of(device) for device in node.status.devices}
     devices = {
-        device.uuid: replace(device, geometry=cuts.get(device.uuid, device.geometry))
+        device.uuid: replace(device, geometry=cuts.get(device.uuid, device.geometry), cut=False)
         for device in node.spec.devices
     }
     for step in begun:
@@ -66,11 +69,10 @@ def ordered(node: RuntimeNode, begun: Sequence[Step]) -> tuple[Device, ...]:
                 target.device, cuts.get(target.device, ())
             )
             devices[target.device] = _after(device, step)
-    cut = {step.target.device for step in begun if step.action is Action.PARTITION}
     return tuple(
         device
-        for uuid, device in sorted(devices.items())
-        if device.instances or device.geometry or uuid in cut
+        for _, device in sorted(devices.items())
+        if device.instances or device.geometry or device.cut
     )
 
 
@@ -85,10 +87,36 @@ def remaining(node: RuntimeNode, services: Collection[str]) -> tuple[Device, ...
     return tuple(each for each in devices if each.instances or each.geometry or each.cut)
 
 
+def held_back(steps: Sequence[Step], done: Collection[str], waiting: Collection[str]) -> set[str]:
+    """Ids of steps that are not to be begun while the cuts ``waiting`` wait: these, and every Unload that nothing else
+    needs. A copy that only makes way for a cut goes on serving until it has to.
+    """
+    stuck: set[str] = set()
+    needed_by: dict[str, list[str]] = {}
+    for step in steps:
+        if step.id in waiting or not stuck.isdisjoint(step.requires):
+            stuck.add(step.id)
+        for each in step.requires:
+            needed_by.setdefault(each, []).append(step.id)
+    return set(waiting) | {
+        step.id
+        for step in steps
+        if step.action is Action.UNLOAD
+        and step.id not in done
+        and (others := needed_by.get(step.id))
+        and stuck.issuperset(others)
+    }
+
+
+def geometry_of(device: DeviceStatus) -> Geometry:
+    """How ``device`` is cut, in the order in which geometries compare equal."""
+    return canonical(Placement(each.profile, each.start) for each in device.slices)
+
+
 def _after(device: Device, step: Step) -> Device:
     target = step.target
     if step.action is Action.PARTITION:
-        return replace(device, geometry=canonical(target.geometry))
+        return replace(device, geometry=canonical(target.geometry), cut=True)
     spot = _spot_of(target)
     others = {_spot(device.uuid, each): each for each in device.instances}
     others.pop(spot, None)
@@ -128,9 +156,11 @@ def _shows(step: Step, present: Present) -> bool:
             wanted_cut = canonical(target.geometry)
             return (
                 told is not None
+                and told.cut
                 and canonical(told.geometry) == wanted_cut
                 and device is not None
-                and _geometry(device) == wanted_cut
+                and geometry_of(device) == wanted_cut
+                and _is_confirmed(node, device.uuid, wanted_cut)
             )
         case Action.DRAIN:
             return not any(each.instances for each in node.status.devices)
@@ -150,8 +180,14 @@ def _present(device: DeviceStatus | None, target: Target) -> InstanceStatus | No
     )
 
 
-def _geometry(device: DeviceStatus) -> tuple[Placement, ...]:
-    return canonical(tuple(Placement(each.profile, each.start) for each in device.slices))
+def _is_confirmed(node: RuntimeNode, uuid: str, wanted: Geometry) -> bool:
+    """Whether the partitioner, where there is one, says that it has left ``wanted`` as it was told last."""
+    cut = next((each for each in node.status.cuts if each.uuid == uuid), None)
+    return cut is None or (
+        cut.problem is None
+        and cut.generation == node.metadata.generation
+        and canonical(Placement(each.profile, each.start) for each in cut.slices) == wanted
+    )
 
 
 def _spot(uuid: str, instance: Instance) -> Spot:

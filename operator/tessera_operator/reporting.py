@@ -22,6 +22,7 @@ from tessera_operator.events import event
 from tessera_operator.kinds import Document, Key
 from tessera_operator.measuring import Measuring
 from tessera_operator.quarantine import DEVICES_HEALTHY, Healths
+from tessera_operator.recutting import Rules, partitioning
 from tessera_operator.rollout import Rollout
 from tessera_operator.traffic import Traffic
 from tessera_operator.world import World
@@ -45,6 +46,7 @@ class Round:
     by_pool: Mapping[str, Sequence[RuntimeNode]]
     scaled: Mapping[str, scaling.Scaled]
     """By pool."""
+    rules: Rules
     now_s: float
     now: str
 
@@ -247,9 +249,8 @@ class Reporter:
         ]
         conditions += scaling.conditions(pool, found.scaled.get(name))
         if spec.partition is not None and spec.partition.backend is not PartitionBackend.STATIC:
-            message = "spec.partition: nothing cuts GPUs yet; they are used as they are"
             conditions.append(
-                Condition("Partitioning", ConditionStatus.FALSE, "NotSupported", message)
+                partitioning(spec.partition, found.by_pool.get(name, ()), found.rules)
             )
         status = RuntimePoolStatus(
             conditions=tuple(

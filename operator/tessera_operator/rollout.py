@@ -7,21 +7,23 @@ what runs by then, and the one before is superseded.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from tessera_core.api import RuntimeNode, RuntimePool
-from tessera_core.api.placementplan import Action, PlacementPlan, PlacementPlanSpec, Step, Target
+from tessera_core.api import RuntimeNode
+from tessera_core.api.placementplan import Action, PlacementPlanSpec, Recut, Step, Target
 from tessera_core.api.runtimenode import InstanceState
-from tessera_core.api.runtimepool import Approval
+from tessera_core.gpu.geometry import canonical
 from tessera_core.plan.decision import Plan
 from tessera_core.plan.nodes import Located, slice_name
 from tessera_core.plan.state import ClusterState, DeviceState, Running
-from tessera_core.plan.state_in import POOL_LABEL, parse_slice
+from tessera_core.plan.state_in import parse_slice
 from tessera_core.plan.steps import Steps, steps_to
 from tessera_operator.decide import Decision
-from tessera_operator.orders import Present, advance
-from tessera_operator.plans import is_open, to_spec
+from tessera_operator.orders import Present, advance, held_back
+from tessera_operator.plans import to_spec
 from tessera_operator.quarantine import leave
+from tessera_operator.recutting import Rules, Waiting, cuts_of
+from tessera_operator.transactions import Deed, deed_of, release, under_way
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,14 @@ class Rollout:
     done: frozenset[str] = frozenset()
     begun: tuple[Step, ...] = ()
     """Done or under way, in order."""
+    since: Mapping[Deed, float] = field(default_factory=dict)
+    """By what is under way: since when it is, monotonic, also as a step of the plan before."""
+    released: frozenset[str] = frozenset()
+    """Ids of cuts that have begun: what is in their way may go."""
+    cuts: tuple[Recut, ...] = ()
+    """What is recorded of them."""
+    waiting: tuple[Waiting, ...] = ()
+    """Why the others have not begun."""
 
     @property
     def is_done(self) -> bool:
@@ -42,22 +52,28 @@ class Rollout:
 def begin(
     decision: Decision,
     epoch: int,
-    pools: Iterable[RuntimePool],
     nodes: Iterable[RuntimeNode],
-    plans: Iterable[PlacementPlan],
+    rules: Rules,
+    plan: Plan | None = None,
 ) -> Rollout | None:
-    """The rollout of a new decision; None where everything is as decided. Raises ValueError where the plan is
-    not for the facts.
+    """The rollout of a new decision, or of another ``plan`` for the same facts; None where everything is as decided.
+    Raises ValueError where the plan is not for the facts.
     """
-    nodes = tuple(nodes)
-    state, rest = _as_served(decision, nodes)
-    steps = _after(rest, steps_to(decision.plan, state))
-    steps = leave(steps, decision.plan, decision.state, nodes)
+    nodes, proposed = tuple(nodes), plan is not None
+    plan = plan or decision.plan
+    state, rest = _as_served(plan, decision.state, nodes)
+    steps = _after(rest, steps_to(plan, state))
+    steps = leave(steps, plan, decision.state, nodes)
     if not steps.steps:
         return None
-    spec = to_spec(decision.plan, steps, state, epoch)
-    spec = replace(spec, approved=_is_approved(spec, pools, nodes, plans))
-    return Rollout(spec, spec.name)
+    steps = replace(steps, steps=tuple(_with_before(steps.steps, state, rules)))
+    spec = to_spec(plan, steps, state, epoch)
+    asked = any(rules.needs_approval(*cut) for cut in cuts_of(spec.steps).items())
+    spec = replace(spec, approved=not asked)
+    goals = cuts_of(spec.steps)
+    # It goes on with the transaction that there is; cuts that it can do nothing for stay where they are recorded.
+    taken = (each for each in rules.cuts if each.ended_at or (each.node, each.device) in goals)
+    return Rollout(spec, spec.name, cuts=() if proposed else tuple(taken))
 
 
 def proceed(
@@ -65,14 +81,50 @@ def proceed(
     nodes: Mapping[str, RuntimeNode],
     lost: Collection[str],
     routed: Callable[[str], bool],
-    *,
-    approved: bool,
+    rules: Rules,
+    now_s: float,
 ) -> Rollout:
     """``rollout`` after what the cluster shows now."""
-    begun, done = advance(
-        rollout.spec.steps, rollout.done, Present(nodes, lost, routed), may_cut=approved
+    steps, done = rollout.spec.steps, rollout.done
+    released, waiting = release(steps, done, rollout.released, rules)
+    held = {
+        step.id
+        for step in steps
+        if step.action is Action.PARTITION and step.id not in done and step.id not in released
+    }
+    present = Present(nodes, lost, routed)
+    begun, done = advance(steps, done, present, held_back(steps, done, held) if held else ())
+    return replace(
+        rollout,
+        done=done,
+        begun=begun,
+        since={
+            deed: rollout.since.get(deed, now_s)
+            for step in begun
+            if step.id not in done
+            for deed in [deed_of(step)]
+        },
+        released=released,
+        cuts=under_way(steps, done, released, rollout.cuts, nodes.keys() - set(lost), rules),
+        waiting=waiting,
     )
-    return replace(rollout, done=done, begun=begun)
+
+
+def _with_before(steps: Iterable[Step], state: ClusterState, rules: Rules) -> Iterator[Step]:
+    """``steps`` whose cuts say what the GPU had, before this or an earlier plan began to cut it."""
+    present = {
+        (node.name, device.uuid): canonical(device.geometry or ())
+        for node in state.nodes
+        for device in node.devices
+    }
+    for step in steps:
+        if step.action is Action.PARTITION:
+            key = step.target.node or "", step.target.device or ""
+            pin = rules.pins.get(key)
+            before = present[key] if pin is None else pin.before
+            yield replace(step, target=replace(step.target, before=before))
+        else:
+            yield step
 
 
 def unsettled(plan: Plan, rollout: Rollout | None) -> frozenset[str]:
@@ -88,13 +140,14 @@ def unsettled(plan: Plan, rollout: Rollout | None) -> frozenset[str]:
 
 
 def _as_served(
-    decision: Decision, nodes: Iterable[RuntimeNode]
+    plan: Plan, facts: ClusterState, nodes: Iterable[RuntimeNode]
 ) -> tuple[ClusterState, tuple[Located, ...]]:
     """The facts with those copies only that answer and are to stay, and the others that are not wanted.
 
     A copy that some node was only told to have, or was told to end, must not be relied on by what ends another one.
     If the plan wants it, it is launched until it answers.
     """
+    nodes = tuple(nodes)
     told = {
         (node.metadata.name, device.uuid, each.slice, each.service, each.member)
         for node in nodes
@@ -112,9 +165,9 @@ def _as_served(
     }
     wanted = {
         (a.node, a.device, a.slice, a.service, a.member): (a.batch, a.instances)
-        for a in decision.plan.assignments
+        for a in plan.assignments
     }
-    planned = {(device.node, device.uuid) for device in decision.plan.devices}
+    planned = {(device.node, device.uuid) for device in plan.devices}
     rest: list[Located] = []
 
     def serving(node: str, device: DeviceState) -> Iterator[Running]:
@@ -128,7 +181,7 @@ def _as_served(
                 rest.append(Located(node, device.uuid, each))
 
     state = replace(
-        decision.state,
+        facts,
         nodes=tuple(
             replace(
                 node,
@@ -137,7 +190,7 @@ def _as_served(
                     for device in node.devices
                 ),
             )
-            for node in decision.state.nodes
+            for node in facts.nodes
         ),
     )
     return state, tuple(rest)
@@ -171,33 +224,3 @@ def _after(rest: Iterable[Located], steps: Steps) -> Steps:
             ),
         ),
     )
-
-
-def _is_approved(
-    spec: PlacementPlanSpec,
-    pools: Iterable[RuntimePool],
-    nodes: Iterable[RuntimeNode],
-    plans: Iterable[PlacementPlan],
-) -> bool:
-    """Whether it may go on without a person: all pools that it cuts allow that, or a person has approved the
-    same cuts in a plan that was still under way.
-    """
-    cuts = {_cut(step) for step in spec.steps if step.action is Action.PARTITION}
-    pool_of = {node.metadata.name: dict(node.metadata.labels).get(POOL_LABEL) for node in nodes}
-    automatic = {
-        pool.metadata.name
-        for pool in pools
-        if pool.spec.partition is not None and pool.spec.partition.approval is Approval.AUTO
-    }
-    if all(pool_of.get(node or "") in automatic for node, _, _ in cuts):
-        return True
-    return any(
-        plan.spec.approved
-        and is_open(plan)
-        and cuts <= {_cut(step) for step in plan.spec.steps if step.action is Action.PARTITION}
-        for plan in plans
-    )
-
-
-def _cut(step: Step) -> tuple[str | None, str | None, object]:
-    return step.target.node, step.target.device, step.target.geometry

@@ -235,7 +235,10 @@ def owned_labels(node: RuntimeNode) -> dict[str, str]:
 
 
 def node_document(
-    name: str, labels: Mapping[str, str], spec: RuntimeNodeSpec | None
+    name: str,
+    labels: Mapping[str, str],
+    spec: RuntimeNodeSpec | None,
+    annotations: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """All that the operator says of a node but for its taints: what is left out of an apply is taken back."""
     head: dict[str, Any] = {
@@ -246,4 +249,6 @@ def node_document(
     if spec is None:
         return head
     head["metadata"]["labels"] = {**MANAGED_BY, **labels}
+    if annotations:
+        head["metadata"]["annotations"] = dict(annotations)
     return {**head, "spec": record(RuntimeNodeSpec).encode(spec)}

@@ -15,11 +15,19 @@ from support.step_cases import LEFT, ONE, RIGHT, TWO, at, facts
 from support.step_executor import holding, planned
 from tessera_core.api import RuntimeNode
 from tessera_core.api.placementplan import Action, Step, Target
-from tessera_core.api.runtimenode import Device, InstanceState, InstanceStatus, MigMode, SliceStatus
+from tessera_core.api.runtimenode import (
+    CutProblem,
+    CutStatus,
+    Device,
+    InstanceState,
+    InstanceStatus,
+    MigMode,
+    SliceStatus,
+)
 from tessera_core.gpu.geometry import Placement
 from tessera_core.plan.site import measured_memory
 from tessera_core.plan.steps import steps_to
-from tessera_operator.orders import Present, advance, ordered
+from tessera_operator.orders import Present, advance, held_back, ordered
 
 GPU = "GPU-0"
 HALVES = (Placement("3g.40gb", 0), Placement("3g.40gb", 4))
@@ -47,9 +55,9 @@ def present(*nodes: RuntimeNode, lost: tuple[str, ...] = (), routed: bool = True
     return Present({each.metadata.name: each for each in nodes}, lost, lambda service: routed)
 
 
-def under_way(steps: tuple[Step, ...], found: Present, *, may_cut: bool = True) -> tuple[str, str]:
-    """Ids of the steps that are begun, and of those that are done, in order."""
-    begun, done = advance(steps, frozenset(), found, may_cut=may_cut)
+def under_way(steps: tuple[Step, ...], found: Present, *waiting: str) -> tuple[str, str]:
+    """Ids of the steps that are begun, and of those that are done, in order. ``waiting``: cuts that may not begin."""
+    begun, done = advance(steps, frozenset(), found, held_back(steps, (), waiting))
     return "".join(each.id for each in begun), "".join(sorted(done))
 
 
@@ -98,6 +106,37 @@ def test_a_cut_is_done_when_the_device_has_exactly_the_geometry(
     assert under_way((cut("c"),), present(found)) == ("c", "c" if len(slices) == 2 else "")
     # Not told yet: it is about to be cut otherwise.
     assert under_way((cut("c"),), present(of_geometry(*slices, told=()))) == ("c", "")
+    # Told to have it, and not to cut it: it is what was found there.
+    assert under_way((cut("c"),), present(of_geometry(*slices, told=HALVES, is_cut=False))) == (
+        "c",
+        "",
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "done"),
+    [
+        ({}, True),
+        ({"generation": 4}, False),
+        ({"problem": CutProblem.IN_USE}, False),
+        ({"slices": ()}, False),
+    ],
+)
+def test_a_cut_is_done_when_the_partitioner_says_so_too(
+    said: dict[str, object], done: bool
+) -> None:
+    found = of_geometry(*HALVES, told=HALVES)
+    said = {"slices": found.status.devices[0].slices, "generation": 5, **said}
+    found = replace(
+        found,
+        metadata=replace(found.metadata, generation=5),
+        status=replace(
+            found.status,
+            observed_generation=5,
+            cuts=(CutStatus(GPU, **said),),  # type: ignore[arg-type]
+        ),
+    )
+    assert under_way((cut("c"),), present(found))[1] == ("c" if done else "")
 
 
 def test_a_copy_that_is_about_to_end_is_not_launched() -> None:
@@ -110,7 +149,8 @@ def test_a_copy_that_is_about_to_end_is_not_launched() -> None:
 def test_what_a_node_says_of_earlier_orders_does_not_count(step: Step) -> None:
     slices = tuple(SliceStatus(f"MIG-{each.start}", each.profile, each.start) for each in HALVES)
     found = node("n0", gpu(GPU, seen(A), mig_mode=MigMode.ENABLED, slices=slices), generation=5)
-    found = replace(found, spec=replace(found.spec, devices=(Device(GPU, HALVES, instances=(A,)),)))
+    told = Device(GPU, HALVES, instances=(A,), cut=True)
+    found = replace(found, spec=replace(found.spec, devices=(told,)))
     assert under_way((step,), present(found)) == ("a", "a")
     stale = replace(found, status=replace(found.status, observed_generation=4))
     assert under_way((step,), present(stale)) == ("a", "")
@@ -138,17 +178,32 @@ def test_a_step_is_begun_when_all_that_it_requires_is_done() -> None:
 def test_what_was_done_stays_done_and_what_it_allowed_goes_on() -> None:
     steps = (launch("a", "vision.a"), unload("b", "vision.b", "a"))
     fallen = node("n0", gpu(GPU, seen(A, ready=0)), told={GPU: [A, instance("vision.b")]})
-    begun, done = advance(steps, frozenset("a"), present(fallen), may_cut=True)
+    begun, done = advance(steps, frozenset("a"), present(fallen))
     assert ("".join(each.id for each in begun), done) == ("ab", {"a"})
 
 
 def test_without_leave_no_gpu_is_cut_and_all_else_goes_on() -> None:
     steps = (launch("a", "vision.a"), cut("c"), launch("l", "vision.l", "c", slice="3g.40gb@0"))
     found = node("n0", gpu(GPU, seen(A)))
-    assert under_way(steps, present(found), may_cut=False) == ("a", "a")
-    assert under_way(steps, present(found), may_cut=True) == ("ac", "a")
-    begun, _ = advance(steps, frozenset(), present(found), may_cut=False)
-    assert all(device.geometry == () for device in ordered(found, begun))
+    assert under_way(steps, present(found), "c") == ("a", "a")
+    assert under_way(steps, present(found)) == ("ac", "a")
+    begun, _ = advance(steps, frozenset(), present(found), "c")
+    assert all(device.geometry == () and not device.cut for device in ordered(found, begun))
+
+
+def test_what_makes_way_for_a_cut_that_waits_goes_on_serving() -> None:
+    """But what is gone for other reasons too, goes."""
+    steps = (
+        unload("u", "vision.u"),
+        unload("v", "vision.v"),
+        cut("c", "u", "v"),
+        launch("l", "vision.l", "c", slice="3g.40gb@0"),
+        launch("m", "vision.m", "v"),
+    )
+    found = node("n0", gpu(GPU), told={GPU: [instance("vision.u"), instance("vision.v")]})
+    assert under_way(steps, present(found), "c") == ("v", "")
+    assert under_way(steps, present(found)) == ("uv", "")
+    assert held_back(steps, "u", "c") == {"c"}, "what is done is done"
 
 
 def test_on_a_node_that_nobody_hears_of_nothing_is_launched_and_everything_else_is_over() -> None:
@@ -207,18 +262,21 @@ def test_a_copy_that_is_launched_for_a_while_is_gone_in_the_end() -> None:
     assert told(before, *steps) == {GPU: ["vision.c 4x1"]}
 
 
-def of_geometry(*slices: Placement, told: tuple[Placement, ...]) -> RuntimeNode:
+def of_geometry(
+    *slices: Placement, told: tuple[Placement, ...], is_cut: bool = True
+) -> RuntimeNode:
     """A node whose GPU has ``slices`` and was told to have other ones."""
     found = tuple(SliceStatus(f"MIG-{each.start}", each.profile, each.start) for each in slices)
     mode = MigMode.ENABLED if slices else MigMode.DISABLED
     made = node("n0", gpu(GPU, mig_mode=mode, slices=found))
-    return replace(made, spec=replace(made.spec, devices=(Device(GPU, told),) if told else ()))
+    devices = (Device(GPU, told, cut=is_cut),) if told else ()
+    return replace(made, spec=replace(made.spec, devices=devices))
 
 
 def test_a_cut_is_told_and_stays_told() -> None:
     before = of_geometry(told=())
     (device,) = ordered(before, [cut("c")])
-    assert device == Device(GPU, HALVES)
+    assert device == Device(GPU, HALVES, cut=True)
     after = of_geometry(*HALVES, told=HALVES)
     assert ordered(after, [cut("c")]) == (device,)
 
@@ -226,13 +284,14 @@ def test_a_cut_is_told_and_stays_told() -> None:
 def test_a_gpu_that_is_to_be_whole_again_is_told_so() -> None:
     before = of_geometry(*HALVES, told=HALVES)
     whole = step("c", Action.PARTITION, geometry=())
-    assert ordered(before, [whole]) == (Device(GPU),)
+    assert ordered(before, [whole]) == (Device(GPU, cut=True),)
 
 
 def test_copies_on_a_gpu_that_somebody_else_has_cut_leave_it_cut() -> None:
     before = of_geometry(*HALVES, told=())
     (device,) = ordered(before, [launch("a", "vision.a", slice="3g.40gb@0")])
     assert device.geometry == HALVES
+    assert not device.cut
     assert len(device.instances) == 1
 
 
@@ -240,7 +299,7 @@ def test_a_cut_of_a_plan_that_was_given_up_is_taken_back() -> None:
     """The plan that took over was made for the geometry that there is."""
     assert ordered(of_geometry(told=HALVES), []) == ()
     (device,) = ordered(of_geometry(HALVES[0], told=HALVES), [])
-    assert device.geometry == HALVES[:1]
+    assert (device.geometry, device.cut) == (HALVES[:1], False)
 
 
 def test_a_device_that_is_not_reported_keeps_its_orders() -> None:

@@ -20,6 +20,7 @@ from tessera_core.plan import ClusterState, Plan, Slice
 from tessera_core.plan import plan as decide
 from tessera_core.plan.steps import steps_to
 from tessera_operator.decide import Decision
+from tessera_operator.instants import to_time
 from tessera_operator.orders import Present
 from tessera_operator.plans import (
     KEPT,
@@ -31,6 +32,7 @@ from tessera_operator.plans import (
     to_object,
     to_spec,
 )
+from tessera_operator.recutting import NO_CUTS, rules_of
 from tessera_operator.rollout import Rollout, begin, proceed
 
 LATER = "2026-01-31T13:00:00Z"
@@ -63,7 +65,8 @@ def begun(
 ) -> Rollout:
     state, plan = made
     nodes = [node(each.name) for each in state.nodes]
-    found = begin(decision(state, plan), epoch, pools, nodes, plans)
+    rules = rules_of(pools, nodes, plans, (), to_time(NOW))
+    found = begin(decision(state, plan), epoch, nodes, rules)
     assert found is not None
     return found
 
@@ -76,7 +79,7 @@ def test_what_is_as_planned_needs_no_plan_object() -> None:
     state, plan = served()
     (copy,) = plan.assignments
     runs = node("n0", gpu("GPU-n0-0", seen(instance(batch=copy.batch))))
-    assert begin(decision(applied(plan, state), plan), 1, (), (runs,), ()) is None
+    assert begin(decision(applied(plan, state), plan), 1, (runs,), NO_CUTS) is None
 
 
 def midway(ready: int) -> tuple[ClusterState, Plan, list[RuntimeNode]]:
@@ -98,7 +101,7 @@ def midway(ready: int) -> tuple[ClusterState, Plan, list[RuntimeNode]]:
 def test_a_plan_that_takes_over_waits_for_what_was_told_and_does_not_serve_yet(ready: int) -> None:
     """So that a fact that changes meanwhile, or another leader, ends nothing that still serves."""
     state, plan, nodes = midway(ready)
-    rollout = begin(decision(state, plan), 1, (), nodes, ())
+    rollout = begin(decision(state, plan), 1, nodes, NO_CUTS)
     assert rollout is not None
     launch, route, unload = rollout.spec.steps
     assert [each.action for each in rollout.spec.steps] == ["Launch", "Route", "Unload"]
@@ -109,14 +112,16 @@ def test_a_plan_that_takes_over_waits_for_what_was_told_and_does_not_serve_yet(r
 
 def test_a_plan_that_takes_over_goes_on_with_what_serves() -> None:
     state, plan, nodes = midway(1)
-    rollout = begin(decision(state, plan), 1, (), nodes, ())
+    rollout = begin(decision(state, plan), 1, nodes, NO_CUTS)
     assert rollout is not None
     assert Action.LAUNCH not in [each.action for each in rollout.spec.steps]
 
 
 def test_what_was_told_and_is_wanted_no_more_is_unloaded_also_before_it_serves() -> None:
     state, _, nodes = midway(-1)
-    rollout = begin(decision(state, planned(state, {at("a", "g", Slice()): ONE})), 1, (), nodes, ())
+    rollout = begin(
+        decision(state, planned(state, {at("a", "g", Slice()): ONE})), 1, nodes, NO_CUTS
+    )
     assert rollout is not None
     assert [(each.action, each.target.node) for each in rollout.spec.steps] == [("Unload", "h")]
 
@@ -124,7 +129,7 @@ def test_what_was_told_and_is_wanted_no_more_is_unloaded_also_before_it_serves()
 def test_what_does_not_serve_yet_leaves_before_something_else_takes_its_room() -> None:
     state, _, nodes = midway(-1)
     plan = planned(state, {at("a", "g", Slice()): ONE, at("b", "h", Slice()): ONE})
-    rollout = begin(decision(state, plan), 1, (), nodes, ())
+    rollout = begin(decision(state, plan), 1, nodes, NO_CUTS)
     assert rollout is not None
     gone, launch, _ = rollout.spec.steps
     assert (gone.action, gone.target.node, gone.target.service) == ("Unload", "h", "vision.a")
@@ -143,7 +148,9 @@ def test_a_copy_that_was_told_other_settings_is_told_the_wanted_ones() -> None:
         node("h", gpu("GPU-h-0")),
     ]
     state = holding(state, {at("a", "g", Slice()): (4, 1)})
-    rollout = begin(decision(state, planned(state, {at("a", "g", Slice()): ONE})), 1, (), nodes, ())
+    rollout = begin(
+        decision(state, planned(state, {at("a", "g", Slice()): ONE})), 1, nodes, NO_CUTS
+    )
     assert rollout is not None
     assert next((s.action, s.target.batch) for s in rollout.spec.steps) == ("Launch", 16)
 
@@ -153,7 +160,7 @@ def test_a_copy_that_was_told_to_end_and_is_wanted_again_is_launched_again() -> 
     copy = seen(instance("vision.a", batch=16))
     nodes = [node("g", gpu("GPU-g-0", copy), told={}), node("h", gpu("GPU-h-0", copy))]
     plan = planned(state, {at("a", "g", Slice()): ONE})
-    rollout = begin(decision(state, plan), 1, (), nodes, ())
+    rollout = begin(decision(state, plan), 1, nodes, NO_CUTS)
     assert rollout is not None
     steps = [(each.action, each.target.node) for each in rollout.spec.steps]
     assert steps == [("Launch", "g"), ("Route", None), ("Unload", "h")]
@@ -165,7 +172,7 @@ def test_a_copy_of_which_not_all_instances_answer_is_launched_until_they_do() ->
     state = holding(state, {at("a", "h", Slice()): (16, 2)})
     half = seen(instance("vision.a", batch=16, count=2), ready=1)
     nodes = [nodes[0], node("h", gpu("GPU-h-0", half))]
-    rollout = begin(decision(state, more), 1, (), nodes, ())
+    rollout = begin(decision(state, more), 1, nodes, NO_CUTS)
     assert rollout is not None
     assert [each.action for each in rollout.spec.steps] == ["Launch", "Route"]
 
@@ -227,7 +234,10 @@ def test_an_approval_is_for_no_other_cuts() -> None:
 def test_without_approval_no_cut_is_begun(approved: bool) -> None:
     rollout = begun(recut(), [cutting("Manual")])
     nodes = {"g": node("g")}
-    found = proceed(rollout, nodes, (), lambda service: True, approved=approved)
+    granted = [to_object(replace(rollout.spec, approved=approved))]
+    cutters = [("g", "GPU-g-0")]
+    rules = rules_of([cutting("Manual")], nodes.values(), granted, cutters, to_time(NOW))
+    found = proceed(rollout, nodes, (), lambda service: True, rules, 0.0)
     assert any(step.action is Action.PARTITION for step in found.begun) is approved
     assert not found.is_done
 
@@ -332,6 +342,6 @@ def test_the_newest_plans_are_kept_and_the_current_one_always() -> None:
     plans = [
         dated(f"p{index:02}", f"2026-01-{index + 1:02}T00:00:00Z") for index in range(KEPT + 3)
     ]
-    assert obsolete(plans, None) == ("p02", "p01", "p00")
-    assert obsolete(plans, "p00") == ("p02", "p01")
-    assert obsolete(plans[:KEPT], None) == ()
+    assert obsolete(plans, ()) == ("p02", "p01", "p00")
+    assert obsolete(plans, {"p00"}) == ("p02", "p01")
+    assert obsolete(plans[:KEPT], ()) == ()

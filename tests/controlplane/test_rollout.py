@@ -29,6 +29,7 @@ from tessera_core.plan import plan as decide
 from tessera_core.plan.site import Memory, measured_memory
 from tessera_core.plan.steps import steps_to
 from tessera_operator.decide import Decision
+from tessera_operator.recutting import NO_CUTS
 from tessera_operator.rollout import begin
 from tessera_operator.world import World
 
@@ -163,7 +164,8 @@ def test_a_plan_that_takes_over_on_the_way_is_carried_out_and_keeps_what_serves(
     cuts = {(n.name, d.uuid): d.geometry for n in state.nodes for d in n.devices if not d.is_cpu}
     now = seen_by_the_operator(agents, state)
     back = planned(now, before, cuts)
-    rollout = begin(Decision(now, back, {}, {}, {}, is_new=True), 1, (), agents.nodes.values(), ())
+    decision = Decision(now, back, {}, {}, {}, is_new=True)
+    rollout = begin(decision, 1, agents.nodes.values(), NO_CUTS)
     lines = rollout.spec.diff if rollout is not None else ()
     interrupted = [tuple(line.split()[1].split("/")) for line in lines if line.startswith("!")]
     agents.promise(back, interrupted)  # type: ignore[arg-type]  # (service, member)

@@ -28,6 +28,13 @@ class MemoryCluster(Cluster):
         for document in documents:
             self._store(key_of(document), copy.deepcopy(dict(document)))
 
+    def copy(self) -> MemoryCluster:
+        """Another server with the same objects."""
+        found = MemoryCluster()
+        found.objects, found._applied = copy.deepcopy((self.objects, self._applied))
+        found._version = self._version
+        return found
+
     def list(
         self, kind: Kind, namespace: str = "", labels: str = ""
     ) -> tuple[list[dict[str, Any]], str]:

@@ -35,10 +35,11 @@ _ROWS = 16
 """Of the batches that corrections are taken of."""
 
 
-def profile(model: str) -> Document:
-    """A measurement of ``model`` on a whole A100."""
-    (document,) = state_to_dict(cluster([], [], [measured(model, gpu_place())]))["profiles"]
-    document["metadata"] = {"name": f"profile-{model}", "namespace": "vision"}
+def profile(model: str, piece: str = "full") -> Document:
+    """A measurement of ``model`` on a whole A100, or on a slice of one."""
+    (document,) = state_to_dict(cluster([], [], [measured(model, gpu_place(piece))]))["profiles"]
+    name = f"profile-{model}" if piece == "full" else f"profile-{model}-{piece}"
+    document["metadata"] = {"name": name, "namespace": "vision"}
     return ModelProfile.from_dict(document).to_dict()
 
 
@@ -47,7 +48,8 @@ class Operator:
 
     def __init__(self, *documents: Document, nodes: int, config: Config = DEFAULTS) -> None:
         self.cluster, self._config = MemoryCluster(*documents), config
-        self.controller = Controller(self.cluster, config, WHERE, epoch=1)
+        self.epoch = 1
+        self.controller = Controller(self.cluster, config, WHERE, self.epoch)
         self.now_s = 0.0
         self.slowness: dict[str, float] = {}
         """By member: what batches take over what was measured at first; nodes report nothing of others."""
@@ -73,23 +75,29 @@ class Operator:
 
     def restart(self) -> None:
         """Another leader, who knows only what the objects say."""
-        self.controller = Controller(self.cluster, self._config, WHERE, epoch=2)
+        self.epoch += 1
+        self.controller = Controller(self.cluster, self._config, WHERE, self.epoch)
         self._taken = {}
+
+    def lead(self, now: str) -> None:
+        """One round of the leader, with the news of all that has changed."""
+        objects = self.cluster.objects
+        changed: dict[Key, Document | None] = {
+            key: copy.deepcopy(each)
+            for key, each in objects.items()
+            if self._taken.get(key) != each
+        }
+        changed |= dict.fromkeys(self._taken.keys() - objects.keys())
+        self._taken = dict(copy.deepcopy(objects))
+        self.controller.take(changed)
+        self.controller.round(Now(self.now_s, now))
+        assert self.controller.writer.failed == []
 
     def rounds(self, count: int, seconds: float = 1.0) -> None:
         for _ in range(count):
             self.now_s += seconds
+            self.lead(NOW)
             objects = self.cluster.objects
-            changed: dict[Key, Document | None] = {
-                key: copy.deepcopy(each)
-                for key, each in objects.items()
-                if self._taken.get(key) != each
-            }
-            changed |= dict.fromkeys(self._taken.keys() - objects.keys())
-            self._taken = dict(copy.deepcopy(objects))
-            self.controller.take(changed)
-            self.controller.round(Now(self.now_s, NOW))
-            assert self.controller.writer.failed == []
             serving = self.running()
             for each in self.nodes():
                 name = each.metadata.name

@@ -99,7 +99,7 @@ class Agents:
         done: frozenset[str] = frozenset()
         for _ in range(most):
             present = Present(self.nodes, routed=self.is_routed)
-            begun, now_done = advance(steps, done, present, may_cut=True)
+            begun, now_done = advance(steps, done, present)
             assert done <= now_done
             done = now_done
             told = {name: ordered(node, begun) for name, node in self.nodes.items()}
@@ -245,8 +245,11 @@ class Agents:
         found: list[Callable[[], None]] = []
         for where, device in self.has.items():
             wanted = canonical(self._told(where).geometry)
-            told = any(d.uuid == where[1] for d in self.nodes[where[0]].spec.devices)
-            if told and wanted != _geometry(device) and _may_be_cut(device, wanted):
+            if (
+                self._told(where).cut
+                and wanted != _geometry(device)
+                and _may_be_cut(device, wanted)
+            ):
                 found.append(lambda where=where, wanted=wanted: self._cut(where, wanted))  # type: ignore[misc]
         return found
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from tessera_cli.kubectl.objects import Failed, Forbidden, condition, note
-from tessera_core.api import FieldError, ModelService, RuntimeNode, SpecInvalid
+from tessera_cli.kubectl.objects import Failed, Forbidden, condition, decoded, note
+from tessera_core.api import FieldError, ModelService, PlacementPlan, RuntimeNode, SpecInvalid
 from tessera_core.api.errors import Report, describe
 from tessera_core.api.records import record
 from tessera_core.plan import Budget, ClusterState, Plan
@@ -25,6 +25,7 @@ from tessera_operator.config import Config
 from tessera_operator.decide import Decider
 from tessera_operator.heartbeats import renewals
 from tessera_operator.kinds import Document, Key
+from tessera_operator.recutting import reported, rules_of
 from tessera_operator.traffic import PEAK_S, SCALED_TO_ZERO, Traffic
 from tessera_operator.world import World
 
@@ -37,6 +38,7 @@ SEEN_BY_A_PLAN = (
     "RuntimeNode",
     "ModelService",
     "ModelProfile",
+    "PlacementPlan",
     "PriorityClass",
     "ResourceQuota",
 )
@@ -52,6 +54,8 @@ class Facts:
 
     state: ClusterState
     plan: Plan
+    proposal: Plan | None
+    """A better one, whose cuts of GPUs have to wait."""
     nodes: tuple[RuntimeNode, ...]
     """As they are."""
     errors: Mapping[str, tuple[FieldError, ...]]
@@ -95,6 +99,8 @@ def read(cluster: Cluster, now: datetime) -> Facts:
         note(f"planned without RuntimeNode {name}: its agent gives no sign of life")
     for (kind, space, name), invalid in sorted(facts.rejected.items()):
         note(f"planned without {kind} {'.'.join(filter(None, (space, name)))}: {invalid}")
+    if facts.proposal is not None:
+        note("a plan that cuts GPUs anew is better and waits: see kubectl tessera plan list")
     for service, errors in sorted(facts.errors.items()):
         note(f"the spec of {service} is not planned: {SpecInvalid(errors)}")
     return facts
@@ -126,18 +132,24 @@ def decide(
     documents: Iterable[Document], leases: Iterable[Document], config: Config, now: datetime
 ) -> Facts:
     """What the operator would make of ``documents`` at ``now``. Raises Failed when nothing can be planned."""
-    world = World()
+    world, plans = World(), list[PlacementPlan]()
     for document in documents:
-        world.put(document)
+        if document["kind"] == "PlacementPlan":
+            plans += decoded([document], PlacementPlan)
+        else:
+            world.put(document)
     lost = lost_nodes(leases, now, config.lost_after_s)
     try:
-        decision = Decider(config, world, Reported(now)).decide(0.0, lost, afresh=True)
+        rules = rules_of(world.pools, world.nodes, plans, reported(world.nodes), now)
+        decider = Decider(config, world, Reported(now))
+        decision = decider.decide(0.0, lost, afresh=True, rules=rules)
         rejected = world.observe(config.policy, Budget(), lost=lost).rejected
     except SpecInvalid as invalid:
         raise Failed(f"the cluster's objects contradict each other: {invalid}") from None
     return Facts(
         state=decision.state,
         plan=decision.plan,
+        proposal=decision.proposal,
         nodes=world.nodes,
         errors=decision.errors,
         rejected={key: why for key, why in rejected.items() if key[0] != "ModelService"},

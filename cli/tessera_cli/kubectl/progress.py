@@ -7,7 +7,14 @@ from enum import StrEnum
 
 from tessera_cli.kubectl.objects import condition, holds
 from tessera_core.api import PlacementPlan
-from tessera_operator.plans import APPLIED, APPROVED, SUPERSEDED, needs_approval
+from tessera_operator.plans import (
+    APPLIED,
+    APPROVED,
+    ROLLED_BACK,
+    SUPERSEDED,
+    WAITING,
+    needs_approval,
+)
 
 
 class Stage(StrEnum):
@@ -58,6 +65,8 @@ def progress_of(plan: PlacementPlan) -> Progress:
     stage, telling = _stage(plan), None
     if stage.is_over:
         telling = condition(conditions, stage.value)
+    elif holds(conditions, WAITING):
+        telling = condition(conditions, WAITING)
     elif at is not None:
         telling = condition(conditions, APPLIED)
     message = telling.message if telling else ""
@@ -71,7 +80,7 @@ def progress_of(plan: PlacementPlan) -> Progress:
 def _stage(plan: PlacementPlan) -> Stage:
     conditions = plan.status.conditions
     for stage, name in (
-        (Stage.ROLLED_BACK, "RolledBack"),
+        (Stage.ROLLED_BACK, ROLLED_BACK),
         (Stage.SUPERSEDED, SUPERSEDED),
         (Stage.APPLIED, APPLIED),
     ):

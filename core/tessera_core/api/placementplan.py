@@ -60,6 +60,8 @@ class Target:
     """Launch, Unload: instances."""
     geometry: Annotated[tuple[Placement, ...], GEOMETRY] = ()
     """Partition: the geometry to have afterwards; empty: not partitioned."""
+    before: Annotated[tuple[Placement, ...], GEOMETRY] = ()
+    """Partition: the geometry before anything was cut, which the device gets back when it cannot be cut."""
 
 
 _NEEDED = {
@@ -148,11 +150,29 @@ class StepStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Recut:
+    """A device that is cut, from the moment on when what is in the way may go."""
+
+    device: Annotated[str, DEVICE_ID]
+    node: Annotated[str, SUBDOMAIN]
+    started_at: Annotated[str, TIMESTAMP]
+    ended_at: Annotated[str | None, TIMESTAMP] = None
+    """Since when it is as wanted, given up, or carried on by another plan; absent: it is under way."""
+    problem: Annotated[str, text(1024)] = ""
+    """Why it was given up; empty: it was not."""
+    failures: Annotated[int, integer(0, 1000)] = 0
+    """Of this device lately; this one counts once it has failed."""
+    retry_at: Annotated[str | None, TIMESTAMP] = None
+    """Not cut otherwise before; only after a failure."""
+
+
+@dataclass(frozen=True, slots=True)
 class PlacementPlanStatus:
     """How far it is."""
 
     conditions: Annotated[tuple[Condition, ...], CONDITIONS] = ()
     step: StepStatus | None = None
+    cuts: Annotated[tuple[Recut, ...], ListOf(record(Recut), most=MOST_STEPS, key="device")] = ()
 
 
 @dataclass(frozen=True, slots=True)
