@@ -15,9 +15,11 @@ from e2e.system.installation import Installation, pool
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples" / "kubernetes"
+NO_OBJECTS = ("kind", "values", "keda")
+"""For kind, for Helm, and for a cluster with KEDA's kinds."""
 COMMANDS = re.findall(r"^```sh\n(.*?)^```$", (ROOT / "docs/quickstart.md").read_text(), re.M | re.S)
 OBJECTS = [
-    *(path for path in sorted(EXAMPLES.glob("*.yaml")) if path.stem not in ("kind", "values")),
+    *(path for path in sorted(EXAMPLES.glob("*.yaml")) if path.stem not in NO_OBJECTS),
     ROOT / "examples" / "h100-pool.yaml",
 ]
 NAMED = "tessera-runtime-cpu:0.1.0"
