@@ -245,9 +245,21 @@ def test_install_upgrade_and_removal(place: Place, tmp_path: Path) -> None:
 
     place.helm("install", "tessera", str(CHART), "--set=crds.keep=false")
     assert place.admin.exists(SERVICE)
+    # As the operator does. A kind that was never listed has no storage yet, and an API server of 1.34 that is then told to
+    # delete it says that it is initializing, for minutes.
+    wait_until(lambda: all(lists(place, crd) for crd in CRDS), 30, "every kind can be listed")
     held = place.objects()
     place.helm("uninstall", "tessera", "--no-hooks")
     wait_until(lambda: not [each for each in held if place.admin.exists(each)], 30, "all is gone")
+
+
+def lists(place: Place, crd: Path) -> bool:
+    plural = crd.stem.partition("_")[2]
+    try:
+        place.admin.call("GET", f"/apis/{SERVICE['apiVersion']}/{plural}")
+    except Refused:
+        return False
+    return True
 
 
 def named_crd(plural: str) -> Object:
