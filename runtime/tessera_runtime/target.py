@@ -12,6 +12,9 @@ import msgspec
 
 from tessera_core.api.modelservice import Combine, OnTimeout
 
+PREPROCESS = "Preprocess"
+"""Format of a member that is a preprocessing stage; its file is a document of :mod:`tessera_core.api.stages`."""
+
 
 class TensorTarget(msgspec.Struct, frozen=True):
     """Declared metadata of one input or output; ``row_shape`` leaves out the batch dimension."""
@@ -103,6 +106,16 @@ class ServiceTarget(msgspec.Struct, frozen=True):
     """Most requests that may wait for the first instance or peer; 0: they are refused while there is none."""
     needs_key: bool = False
     """Whether only requests with one of its keys may name it. The keys are not here: targets are kept on disk."""
+
+    @property
+    def stage(self) -> MemberTarget | None:
+        """What makes the other members' inputs of encoded media: the last member, where its format says so."""
+        return self.members[-1] if self.members[-1].format == PREPROCESS else None
+
+    @property
+    def answering(self) -> tuple[MemberTarget, ...]:
+        """The members whose answers are combined."""
+        return self.members[:-1] if self.stage is not None else self.members
 
 
 class ServerTarget(msgspec.Struct, frozen=True):
@@ -262,6 +275,7 @@ def placed_alike(target: ServiceTarget, devices: Mapping[str, DeviceTarget]) -> 
     first, *others = target.members
     return (
         bool(others and first.instances)
+        and target.stage is None
         and all(member.required for member in target.members)
         and all(_is_single_core(devices[place.device]) for place in first.instances)
         and all(_placed(member) == _placed(first) for member in others)

@@ -9,6 +9,7 @@ import pytest
 
 from support.targets import member, service
 from tessera_runtime.dataplane import MemberCall
+from tessera_runtime.dispatch.arena import InputArena
 from tessera_runtime.dispatch.deadlines import Deadlines
 from tessera_runtime.dispatch.names import meant, named_member, named_version
 from tessera_runtime.dispatch.service import Service
@@ -39,7 +40,9 @@ def test_a_name_is_completed_by_the_host_or_where_it_is_unambiguous(
 def version(number: str) -> Service:
     """Of members whose model files differ from version to version."""
     members = [member(name, Path("/m"), digest=f"{name}{number}") for name in "ab"]
-    return Service(service("m", *members, version=number), Deadlines())
+    return Service(
+        service("m", *members, version=number), Deadlines(), InputArena(1 << 20, 1 << 20).allocate
+    )
 
 
 def test_a_version_is_the_one_that_serves_or_not_found():

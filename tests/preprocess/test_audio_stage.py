@@ -12,25 +12,12 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support.media import chirp, recorded
 from tessera_core.api.preprocess import AudioPreprocess
 from tessera_runtime.preprocess.audio import AudioStage
 from tessera_runtime.preprocess.errors import MediaRefused
 
 PLAIN = AudioPreprocess(normalise=False)
-
-
-def chirp(seconds: float, rate: int) -> np.ndarray:
-    """A tone that rises, with noise that comes and goes."""
-    t = np.arange(int(seconds * rate)) / rate
-    noise = np.random.default_rng(7).normal(size=len(t))
-    sound = 0.3 * np.sin(2 * np.pi * (200 * t + 300 * t * t)) + 0.05 * noise * np.abs(np.sin(3 * t))
-    return sound.astype(np.float32)
-
-
-def encoded(samples: np.ndarray, rate: int, form: str = "WAV", subtype: str = "PCM_16") -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, samples, rate, format=form, subtype=subtype)
-    return file.getvalue()
 
 
 def reference(spec: AudioPreprocess, data: bytes) -> np.ndarray:
@@ -61,7 +48,7 @@ def reference(spec: AudioPreprocess, data: bytes) -> np.ndarray:
     ids=["16 kHz", "8 kHz", "22.05 kHz"],
 )
 def test_features_are_those_of_kaldi(spec: AudioPreprocess, form: str) -> None:
-    data = encoded(chirp(5, spec.sample_rate), spec.sample_rate, form)
+    data = recorded(chirp(5, spec.sample_rate), spec.sample_rate, form)
     found, wanted = AudioStage(spec).features(data), reference(spec, data)
     assert found.dtype == np.float32
     assert found.shape == wanted.shape
@@ -70,7 +57,7 @@ def test_features_are_those_of_kaldi(spec: AudioPreprocess, form: str) -> None:
 
 
 def test_a_long_recording_is_the_same_in_parts() -> None:
-    data = encoded(chirp(25, 16_000), 16_000)  # 2498 frames, more than are worked out at once
+    data = recorded(chirp(25, 16_000), 16_000)  # 2498 frames, more than are worked out at once
     assert np.abs(AudioStage(PLAIN).features(data) - reference(PLAIN, data)).mean() <= 2e-5
 
 
@@ -79,8 +66,8 @@ def test_another_sample_rate_gives_nearly_the_same_features() -> None:
     t = np.arange(3 * 48_000) / 48_000
     sound = sum(0.1 * np.sin(2 * np.pi * hz * t) for hz in (310.0, 950.0, 2900.0))
     stage = AudioStage(PLAIN)
-    low = stage.features(encoded(sound[::3].astype(np.float32), 16_000, subtype="FLOAT"))
-    high = stage.features(encoded(sound.astype(np.float32), 48_000, subtype="FLOAT"))
+    low = stage.features(recorded(sound[::3].astype(np.float32), 16_000, subtype="FLOAT"))
+    high = stage.features(recorded(sound.astype(np.float32), 48_000, subtype="FLOAT"))
     assert low.shape == high.shape
     loud = low > low.max() - 7  # 30 dB: what lies beneath is the rounding of silence
     assert np.abs(low - high)[loud].max() <= 0.02
@@ -90,20 +77,20 @@ def test_channels_are_averaged() -> None:
     left = chirp(1, 16_000)
     both = np.stack([left, -0.5 * left], axis=1)
     stage = AudioStage(PLAIN)
-    mono = stage.features(encoded(0.25 * left, 16_000, subtype="FLOAT"))
+    mono = stage.features(recorded(0.25 * left, 16_000, subtype="FLOAT"))
     np.testing.assert_allclose(
-        stage.features(encoded(both, 16_000, subtype="FLOAT")), mono, atol=1e-3
+        stage.features(recorded(both, 16_000, subtype="FLOAT")), mono, atol=1e-3
     )
 
 
 def test_normalised_bands_have_mean_0_and_variance_1() -> None:
-    found = AudioStage(AudioPreprocess()).features(encoded(chirp(4, 16_000), 16_000))
+    found = AudioStage(AudioPreprocess()).features(recorded(chirp(4, 16_000), 16_000))
     np.testing.assert_allclose(found.mean(axis=0), 0.0, atol=1e-5)
     np.testing.assert_allclose(found.std(axis=0), 1.0, atol=1e-4)
 
 
 def test_silence_is_finite() -> None:
-    found = AudioStage(AudioPreprocess()).features(encoded(np.zeros(16_000, np.float32), 16_000))
+    found = AudioStage(AudioPreprocess()).features(recorded(np.zeros(16_000, np.float32), 16_000))
     np.testing.assert_array_equal(found, np.zeros_like(found))
 
 
@@ -111,7 +98,7 @@ def test_silence_is_finite() -> None:
 @given(st.integers(0, 40_000))
 def test_frames_are_counted_before_they_are_made(samples: int) -> None:
     stage = AudioStage(PLAIN)
-    data = encoded(chirp(samples / 16_000, 16_000), 16_000)
+    data = recorded(chirp(samples / 16_000, 16_000), 16_000)
     exact = soundfile.info(io.BytesIO(data)).frames
     if stage.frames(exact) == 0:
         with pytest.raises(MediaRefused, match="shorter than one window of 25 ms"):
@@ -123,7 +110,7 @@ def test_frames_are_counted_before_they_are_made(samples: int) -> None:
 def test_a_longer_recording_than_allowed_is_refused_before_it_is_decoded() -> None:
     stage = AudioStage(AudioPreprocess(max_length_s=1.0))
     with pytest.raises(MediaRefused, match=r"2\.0 s long, at most 1 s are taken: cut it"):
-        stage.features(encoded(chirp(2, 16_000), 16_000))
+        stage.features(recorded(chirp(2, 16_000), 16_000))
 
 
 @pytest.mark.parametrize(
@@ -131,11 +118,11 @@ def test_a_longer_recording_than_allowed_is_refused_before_it_is_decoded() -> No
     [
         (b"", "WAV or FLAC is expected"),
         (b"no sound at all", "WAV or FLAC is expected"),
-        (encoded(chirp(1, 16_000), 16_000, "AIFF"), "the recording is AIFF"),
-        (encoded(np.zeros((800, 9), np.float32), 16_000), "9 channels, at most 8"),
-        (encoded(np.zeros(800, np.float32), 500), "500 samples per second"),
+        (recorded(chirp(1, 16_000), 16_000, "AIFF"), "the recording is AIFF"),
+        (recorded(np.zeros((800, 9), np.float32), 16_000), "9 channels, at most 8"),
+        (recorded(np.zeros(800, np.float32), 500), "500 samples per second"),
         (
-            encoded(np.full(800, np.nan, np.float32), 16_000, subtype="FLOAT"),
+            recorded(np.full(800, np.nan, np.float32), 16_000, subtype="FLOAT"),
             "samples that are no numbers",
         ),
     ],
@@ -152,7 +139,7 @@ def test_what_cannot_be_used_is_refused(data: bytes, message: str) -> None:
 def test_damaged_recordings_are_refused_or_decoded_and_nothing_else(
     form: str, data: st.DataObject
 ) -> None:
-    whole = bytearray(encoded(chirp(0.2, 16_000), 16_000, form))
+    whole = bytearray(recorded(chirp(0.2, 16_000), 16_000, form))
     at = data.draw(st.integers(0, len(whole) - 1))
     if data.draw(st.booleans()):
         del whole[at:]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Iterator
 from contextlib import suppress
 
 import numpy as np
@@ -14,9 +13,9 @@ import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from sklearn.datasets import load_sample_images
 from torchvision import transforms
 
+from support.media import PHOTOGRAPHS, encoded, resized
 from tessera_core.api.preprocess import ImagePreprocess, Layout
 from tessera_runtime.preprocess.errors import MediaRefused
 from tessera_runtime.preprocess.image import MOST_PIXELS, ImageStage
@@ -24,19 +23,7 @@ from tessera_runtime.preprocess.image import MOST_PIXELS, ImageStage
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLASSIFIER = ImagePreprocess(size=(224, 224), resize=256, mean=MEAN, std=STD)
 STRETCHED = ImagePreprocess(size=(96, 160), mean=MEAN, std=STD)
-PHOTOGRAPHS = tuple(Image.fromarray(each) for each in load_sample_images().images)
 SIZES = ((640, 427), (1024, 768), (901, 1333), (3000, 2000), (257, 300), (120, 90))
-
-
-def encoded(image: Image.Image, form: str, **options: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, form, **options)
-    return file.getvalue()
-
-
-def pixels(size: tuple[int, int]) -> Iterator[Image.Image]:
-    for photograph in PHOTOGRAPHS:
-        yield photograph.resize(size, Image.Resampling.BICUBIC)
 
 
 def tensor(spec: ImagePreprocess, data: bytes) -> np.ndarray:
@@ -72,7 +59,7 @@ def steps_off(spec: ImagePreprocess, data: bytes) -> np.ndarray:
 def test_jpeg_that_is_decoded_smaller_stays_within_the_stated_distance(
     spec: ImagePreprocess, size: tuple[int, int]
 ) -> None:
-    for image in pixels(size):
+    for image in resized(size):
         for options in ({"quality": 90}, {"quality": 75, "progressive": True}, {"subsampling": 0}):
             off = steps_off(spec, encoded(image, "JPEG", **options))
             assert off.mean() <= 1.0
@@ -85,12 +72,12 @@ def test_jpeg_that_is_decoded_smaller_stays_within_the_stated_distance(
 def test_other_formats_are_within_one_step(
     spec: ImagePreprocess, form: str, size: tuple[int, int]
 ) -> None:
-    for image in pixels(size):
+    for image in resized(size):
         assert steps_off(spec, encoded(image, form)).max() <= 1.0
 
 
 def test_a_large_jpeg_is_not_decoded_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    (image, _) = pixels((3000, 2000))
+    (image, _) = resized((3000, 2000))
     seen: list[tuple[int, ...]] = []
     decode = "tessera_runtime.preprocess.image.simplejpeg.decode_jpeg"
     real = simplejpeg.decode_jpeg

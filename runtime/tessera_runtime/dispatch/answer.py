@@ -33,8 +33,8 @@ class AnswerMaker:
         self._times = times
         self._rule = target.combine
         self._weighted = target.combine in (Combine.WEIGHTED_MEAN, Combine.WEIGHTED_VOTE)
-        self._names = [member.name for member in target.members]
-        self._weights = [member.weight for member in target.members]
+        self._names = [member.name for member in target.answering]
+        self._weights = [member.weight for member in target.answering]
         self._published: tuple[_Published, ...] = ()
 
     def publish(self, outputs: Sequence[CombinedOutput]) -> None:

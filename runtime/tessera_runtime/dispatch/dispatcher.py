@@ -161,7 +161,7 @@ class Dispatcher:
             if self.serving.get(name) is current:
                 return
         elif current is None:
-            current = self.serving[name] = Service(target, self._deadlines)
+            current = self.serving[name] = Service(target, self._deadlines, self.allocate)
             self._arrange(current)
         else:
             if name in self.starting:
@@ -170,7 +170,7 @@ class Dispatcher:
                 self.serving[name].retarget(target)  # back to what is served: nothing to load
                 self._arrange(self.serving[name])
                 return
-            current = self.starting[name] = Service(target, self._deadlines)
+            current = self.starting[name] = Service(target, self._deadlines, self.allocate)
             self._arrange(current)
         self._promote(current)
 

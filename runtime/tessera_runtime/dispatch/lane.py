@@ -139,7 +139,7 @@ class Lane:
                     and self.batch
                     and 0 <= message.model < len(self.output_names)
                 ):
-                    self._member.batch_failed(self, message.reason, message.model)
+                    self._member.batch_failed(self, message)
                 case _:
                     raise msgspec.ValidationError(f"batch {message.batch}")
         except BlockingIOError:

@@ -25,7 +25,7 @@ from tessera_runtime.dispatch.pace import Pace
 from tessera_runtime.dispatch.request import InputNames, Work
 from tessera_runtime.dispatch.signatures import Signature
 from tessera_runtime.dispatch.statistics import MemberStatistics
-from tessera_runtime.errors import ModelFailed, ServeError, Unavailable
+from tessera_runtime.errors import InvalidRequest, ModelFailed, ServeError, Unavailable
 from tessera_runtime.target import ServiceTime
 from tessera_runtime.worker import messages as m
 
@@ -153,7 +153,8 @@ class Member:
         """Queue work. False when the queue is full. Starts nothing: see :meth:`pump`."""
         request = work.request
         shape = work if work.alone else request.shape
-        work.entry = self.queue.push(work, request.deadline, request.rows, shape)
+        deadline = request.deadline - work.ahead_s
+        work.entry = self.queue.push(work, deadline, request.rows, shape)
         return work.entry is not None
 
     def offer(self, work: Work) -> bool:
@@ -165,7 +166,7 @@ class Member:
         self.arrivals.came(now, rows)
         if self.service_time is not None and lanes.taking and not lanes.free:
             fills = self.queue.rows + rows > min(self.cap, self.largest)
-            left_s = work.request.deadline - now
+            left_s = work.request.deadline - work.ahead_s - now
             if not self._admission.admits(now, left_s, self.done_s(rows, now), fills):
                 self.statistics.lost += 1
                 return False
@@ -311,12 +312,16 @@ class Member:
             work.request.service.answered(work, answer)
             first = last
 
-    def batch_failed(self, lane: Lane, reason: str, model: int) -> None:
-        """The model raised: the instance is fine, the batch is not. ``model``: which one, where there are several."""
+    def batch_failed(self, lane: Lane, failed: m.Failed) -> None:
+        """The model raised, or refused what it was given: the instance is fine, the batch is not."""
         batch = self._next(lane)
-        blamed = self.blamed(model)
-        blamed.statistics.failed_batches += 1
-        error = ModelFailed(f"member {blamed.name}: {reason}")
+        blamed = self.blamed(failed.model)
+        error: ServeError
+        if failed.refused:
+            error = InvalidRequest(failed.reason)
+        else:
+            blamed.statistics.failed_batches += 1
+            error = ModelFailed(f"member {blamed.name}: {failed.reason}")
         for work in batch:
             work.request.release()
             if len(batch) == 1:

@@ -17,6 +17,7 @@ from tessera_runtime.errors import Overloaded, ServeError, Unavailable
 
 if TYPE_CHECKING:
     from tessera_runtime.dispatch.member import Member
+    from tessera_runtime.dispatch.stage import Staged
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ class Request:
         "rows",
         "service",
         "shape",
+        "slots",
         "submitting",
         "works",
     )
@@ -113,6 +115,8 @@ class Request:
         """In the order of the metadata."""
         self.names: InputNames | None = None
         """Where a member call's inputs are in another order than the service's: which one is which."""
+        self.slots = call.slots
+        """What is released in the end."""
         self.rows = shape.rows
         self.row_shapes = shape.row_shapes
         self.shape = shape.key
@@ -138,8 +142,15 @@ class Request:
         """The client was answered, or a batch that read the inputs ended."""
         self._readers -= 1
         if self._readers == 0:
-            for slot in self.call.slots:
+            for slot in self.slots:
                 slot.release()
+
+    def go_on_with(self, staged: Staged) -> None:
+        """Members read what preprocessing made of the client's inputs from now on."""
+        self.inputs = staged.inputs
+        self.row_shapes = staged.row_shapes
+        self.shape = staged.key
+        self.slots = (*self.slots, *staged.slots)
 
     def tell(self, outcome: InferReply | ServeError) -> None:
         """Answer. A front end that fails on one answer must not take the batch's other answers with it."""
@@ -157,13 +168,25 @@ class Request:
 class Work:
     """What one member has to do for one request."""
 
-    __slots__ = ("alone", "entry", "index", "kills", "member", "queued", "request", "trip")
+    __slots__ = (
+        "ahead_s",
+        "alone",
+        "entry",
+        "index",
+        "kills",
+        "member",
+        "queued",
+        "request",
+        "trip",
+    )
 
     def __init__(self, request: Request, member: Member, index: int) -> None:
         self.request = request
         self.member = member
         self.index = index
         """Position of the member in its service."""
+        self.ahead_s = 0.0
+        """What is left to do after it, at least: it has to be done that much earlier."""
         self.entry: Entry[Work] | None = None
         self.alone = False
         """Whether it must not share a batch: another request failed or died together with it."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from tessera_core.ensemble.metadata import CombinedOutput, CombineError
+from tessera_core.ensemble.metadata import CombineError
 from tessera_core.ensemble.quorum import Answer, Fail, MemberState, Wait, decide
 from tessera_runtime.dataplane import (
     Alike,
@@ -16,6 +17,7 @@ from tessera_runtime.dataplane import (
     ModelMetadata,
     OutputTensor,
     Parameter,
+    Slot,
 )
 from tessera_runtime.dispatch.answer import AnswerMaker
 from tessera_runtime.dispatch.deadlines import Deadlines
@@ -24,6 +26,7 @@ from tessera_runtime.dispatch.member import Member
 from tessera_runtime.dispatch.member_calls import MemberCalls
 from tessera_runtime.dispatch.request import Outputs, Request, Shape, Work
 from tessera_runtime.dispatch.request_log import log_request
+from tessera_runtime.dispatch.stage import StagedInput, staged
 from tessera_runtime.dispatch.statistics import ServiceStatistics
 from tessera_runtime.dispatch.validation import Buckets, check
 from tessera_runtime.errors import (
@@ -35,17 +38,24 @@ from tessera_runtime.errors import (
 )
 from tessera_runtime.target import ServiceTarget
 
+if TYPE_CHECKING:
+    from tessera_runtime.dispatch.signatures import Published
+
 MOST_SHAPES = 256
 
 
 TOGETHER = -1
 """Index of work that is done by all members as one."""
 
+Allocate = Callable[[int], Slot]
+"""A block of the input arena of so many bytes. Raises Overloaded, TooLarge."""
+
 
 class Service:
     """Members, their combination, and the requests that wait for it."""
 
-    def __init__(self, target: ServiceTarget, deadlines: Deadlines) -> None:
+    def __init__(self, target: ServiceTarget, deadlines: Deadlines, allocate: Allocate) -> None:
+        """``allocate``: for what preprocessing makes."""
         self.target = target
         self.statistics = ServiceStatistics()
         self.members = tuple(
@@ -66,13 +76,20 @@ class Service:
         self.problem = ""
         """Why the service cannot become ready, in words for the user."""
         self._deadlines = deadlines
+        self._allocate = allocate
+        self._stage = len(self.members) - 1 if target.stage is not None else None
+        """Index of the member that makes the others' inputs."""
+        self._staged: tuple[StagedInput, ...] = ()
         self._buckets: Buckets = ()
         self._shapes: dict[Alike, Shape] = {}
         """Of valid calls that were alike; bounded, for clients choose what they send."""
         self._answers = AnswerMaker(target, self.statistics.combine)
-        self._everybody = tuple(range(len(self.members)))
+        self._everybody = tuple(range(len(target.answering)))
         self._slo_s = target.slo_ms / 1e3
         self._required = frozenset(member.name for member in target.members if member.required)
+        """To be ready."""
+        self._needed = frozenset(member.name for member in target.answering if member.required)
+        """To answer."""
 
     @property
     def name(self) -> str:
@@ -99,14 +116,13 @@ class Service:
         required = [member for member in self.members if member.name in self._required]
         return min(member.burst(self._slo_s) for member in required or self.members)
 
-    def publish(
-        self, metadata: ModelMetadata, outputs: tuple[CombinedOutput, ...], buckets: Buckets
-    ) -> None:
+    def publish(self, published: Published) -> None:
         """Set what clients may ask; called once the members' signatures are known and fit together."""
-        self.metadata = metadata
-        self._buckets = buckets
+        self.metadata = published.metadata
+        self._buckets = published.buckets
+        self._staged = published.staged
         self._shapes.clear()
-        self._answers.publish(outputs)
+        self._answers.publish(published.outputs)
 
     def retarget(self, target: ServiceTarget) -> None:
         """Take over settings that need no other models: caps, service times, the SLO."""
@@ -207,9 +223,12 @@ class Service:
         request = work.request
         if request.answered:
             return
+        if work.index == self._stage:
+            self._go_on(request, outputs)
+            return
         answers = request.answers
         answers[work.index] = outputs
-        if len(answers) < len(self.members):
+        if len(answers) < len(self._everybody):
             return
         if any(isinstance(answer, Exception) for answer in answers.values()):
             self._decide(request, time.monotonic())
@@ -246,7 +265,7 @@ class Service:
         request = work.request
         if request.answered:
             return
-        if work.index == TOGETHER:
+        if work.index in (TOGETHER, self._stage):
             self._fail(request, error)
             return
         request.answers[work.index] = error
@@ -265,6 +284,9 @@ class Service:
             self.failed(work, Unavailable(gone))
 
     def _enqueue(self, request: Request) -> None:
+        if self._stage is not None:
+            self._to_stage(request, self._stage)
+            return
         gang = self.gang
         if gang is None or not gang.serves or self._leaves(request.rows):
             self._to_members(request)
@@ -276,6 +298,27 @@ class Service:
         else:
             self.failed(work, work.why_refused())
 
+    def _to_stage(self, request: Request, index: int) -> None:
+        stage = self.members[index]
+        work = Work(request, stage, index)
+        work.ahead_s = max(
+            [self.members[i].likely_s(request.rows) for i in self._everybody], default=0.0
+        )
+        request.works.append(work)
+        if _place(work):
+            stage.pump_soon()
+        else:
+            self.failed(work, work.why_refused())
+
+    def _go_on(self, request: Request, outputs: Outputs) -> None:
+        """The stage has made the members' inputs."""
+        try:
+            request.go_on_with(staged(outputs, self._staged, self._allocate))
+        except ServeError as error:
+            self._fail(request, error)
+            return
+        self._to_members(request)
+
     def _leaves(self, rows: int) -> bool:
         """Whether a peer is the better place for some of the members."""
         for member in self.members:
@@ -284,7 +327,8 @@ class Service:
         return False
 
     def _to_members(self, request: Request, kills: int = 0, alone: bool = False) -> None:
-        for index, member in enumerate(self.members):
+        members = [self.members[index] for index in self._everybody]
+        for index, member in enumerate(members):
             work = Work(request, member, index)
             work.kills, work.alone = kills, alone
             request.works.append(work)
@@ -292,13 +336,13 @@ class Service:
                 self.failed(work, work.why_refused())
             if request.answered:
                 return
-        for member in self.members:
+        for member in members:
             if request.answered:
                 return
             member.pump_soon()
 
     def _decide(self, request: Request, now: float) -> None:
-        if len(self.members) == 1:
+        if len(self._everybody) == 1:
             only = request.answers.get(0)
             if isinstance(only, ServeError):
                 self._fail(request, only)
@@ -308,9 +352,7 @@ class Service:
                 self._answer(request, self._everybody)
             return
         answers = request.answers
-        states = {
-            member.name: _state(answers.get(index)) for index, member in enumerate(self.members)
-        }
+        states = {self.members[index].name: _state(answers.get(index)) for index in self._everybody}
         decision = decide(
             states,
             now,
@@ -318,7 +360,7 @@ class Service:
             request.deadline
             if request.explicit or self.target.on_timeout == "Partial"
             else now + 1.0,
-            self._required,
+            self._needed,
             self.target.min_members,
             self.target.on_timeout,
         )
@@ -346,7 +388,7 @@ class Service:
         except CombineError as error:
             self._fail(request, _misfit(error))
             return
-        if len(answered) < len(self.members):
+        if len(answered) < len(self._everybody):
             self.statistics.partial += 1
         self._tell(request, tuple(outputs), self._answers.parameters(answered))
 

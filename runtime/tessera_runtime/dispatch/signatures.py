@@ -12,6 +12,7 @@ from tessera_core.api.tensors import Datatype, Tensor
 from tessera_core.ensemble.metadata import CombinedOutput, CombineError, check_combinable
 from tessera_runtime.dataplane import ModelMetadata, TensorSpec
 from tessera_runtime.dispatch.request import InputNames
+from tessera_runtime.dispatch.stage import StagedInput
 from tessera_runtime.dispatch.validation import Buckets
 from tessera_runtime.target import MemberTarget, ServiceTarget
 from tessera_runtime.worker import messages as m
@@ -98,18 +99,56 @@ class Published:
     buckets: Buckets
     input_names: tuple[InputNames, ...]
     """Per member."""
+    staged: tuple[StagedInput, ...] = ()
+    """What preprocessing makes, in the order of the members' inputs."""
 
 
 def publish(target: ServiceTarget, loaded: Sequence[Signature]) -> Published:
     """Join the members' signatures. Raises Incompatible, CombineError.
 
     Inputs of equal name are one input and must agree. Members that each take a single input take the same
-    one, whatever each calls it: the first member's name is published.
+    one, whatever each calls it: the first member's name is published. Where there is preprocessing, its own input
+    is published, and it must make all inputs of the members.
     """
+    inputs, names = _joined(target.answering, loaded[: len(target.answering)])
+    outputs = _outputs(target, loaded[: len(target.answering)])
+    largest = [
+        largest_batch(member, signature)
+        for member, signature in zip(target.members, loaded, strict=True)
+    ]
+    declared = {tensor.name: tensor.buckets for tensor in target.inputs}
+    staged: tuple[StagedInput, ...] = ()
+    taken: Sequence[m.Tensor] = inputs
+    if target.stage is not None:
+        stage = loaded[-1]
+        staged = tuple(_staged(tensor, stage, declared.get(tensor.name, ())) for tensor in inputs)
+        taken = stage.inputs
+        names = (*names, tuple((i, tensor.name) for i, tensor in enumerate(taken)))
+    metadata = ModelMetadata(
+        name=target.name,
+        versions=(target.version,),
+        platform="tessera_ensemble"
+        if len(target.answering) > 1
+        else _platform(target.members[0], loaded[0]),
+        inputs=tuple(TensorSpec(t.name, t.datatype, (-1, *t.row_shape)) for t in taken),
+        outputs=tuple(
+            TensorSpec(o.tensor.name, o.tensor.datatype.value, (-1, *o.tensor.shape))
+            for o in outputs
+        ),
+        max_rows=min(largest),
+    )
+    buckets = tuple(() if staged else declared.get(tensor.name, ()) for tensor in taken)
+    return Published(metadata, outputs, buckets, names, staged)
+
+
+def _joined(
+    members: Sequence[MemberTarget], loaded: Sequence[Signature]
+) -> tuple[Sequence[m.Tensor], tuple[InputNames, ...]]:
+    """The inputs of all, and per member which of them it takes by which name. Raises Incompatible."""
     inputs: list[m.Tensor] = []
     names: list[InputNames] = []
     single = all(len(signature.inputs) == 1 for signature in loaded)
-    for member, signature in zip(target.members, loaded, strict=True):
+    for member, signature in zip(members, loaded, strict=True):
         own: list[tuple[int, str]] = []
         for tensor in signature.inputs:
             position = _position(inputs, tensor, single)
@@ -124,25 +163,29 @@ def publish(target: ServiceTarget, loaded: Sequence[Signature]) -> Published:
                 )
             own.append((position, tensor.name))
         names.append(tuple(own))
-    outputs = _outputs(target, loaded)
-    largest = [
-        largest_batch(member, signature)
-        for member, signature in zip(target.members, loaded, strict=True)
-    ]
-    metadata = ModelMetadata(
-        name=target.name,
-        versions=(target.version,),
-        platform="tessera_ensemble" if len(loaded) > 1 else _platform(target.members[0], loaded[0]),
-        inputs=tuple(TensorSpec(t.name, t.datatype, (-1, *t.row_shape)) for t in inputs),
-        outputs=tuple(
-            TensorSpec(o.tensor.name, o.tensor.datatype.value, (-1, *o.tensor.shape))
-            for o in outputs
-        ),
-        max_rows=min(largest),
+    return inputs, tuple(names)
+
+
+def _staged(tensor: m.Tensor, stage: Signature, buckets: Sequence[tuple[int, ...]]) -> StagedInput:
+    """Where preprocessing makes ``tensor``. Raises Incompatible."""
+    for made in stage.outputs:
+        if made.datatype == tensor.datatype and _fits(made.row_shape, tensor.row_shape):
+            if -1 in made.row_shape and -1 not in tensor.row_shape:
+                buckets = (tensor.row_shape,)  # padded, as a model of one size wants it
+            return StagedInput(tensor.name, made.name, tensor.row_shape, buckets)
+    found = ", ".join(f"{made.datatype}{list(made.row_shape)}" for made in stage.outputs)
+    raise Incompatible(
+        f"the members take {tensor.name!r} as {tensor.datatype}{list(tensor.row_shape)}, preprocessing makes "
+        f"{found} (rows; -1 is variable)"
     )
-    declared = {tensor.name: tensor.buckets for tensor in target.inputs}
-    buckets = tuple(declared.get(tensor.name, ()) for tensor in inputs)
-    return Published(metadata, outputs, buckets, tuple(names))
+
+
+def _fits(made: tuple[int, ...], taken: tuple[int, ...]) -> bool:
+    if made == ():
+        return taken in ((), (1,))
+    return len(made) == len(taken) and all(
+        -1 in pair or pair[0] == pair[1] for pair in zip(made, taken, strict=True)
+    )
 
 
 def learn(service: Service, index: int, signature: Signature) -> None:
@@ -164,7 +207,7 @@ def learn(service: Service, index: int, signature: Signature) -> None:
         return
     for member, names in zip(service.members, published.input_names, strict=True):
         member.input_names = names
-    service.publish(published.metadata, published.outputs, published.buckets)
+    service.publish(published)
 
 
 def _position(inputs: Sequence[m.Tensor], tensor: m.Tensor, single: bool) -> int:
@@ -179,13 +222,15 @@ def _position(inputs: Sequence[m.Tensor], tensor: m.Tensor, single: bool) -> int
 def _outputs(target: ServiceTarget, loaded: Sequence[Signature]) -> tuple[CombinedOutput, ...]:
     members = {
         member.name: [Tensor(t.name, Datatype(t.datatype), t.row_shape) for t in signature.outputs]
-        for member, signature in zip(target.members, loaded, strict=True)
+        for member, signature in zip(target.answering, loaded, strict=True)
     }
     if len(members) == 1 and target.combine is Combine.NONE:
         # A lone model keeps the names of its outputs: nothing could be confused with anything.
         [(name, outputs)] = members.items()
         return tuple(CombinedOutput(output, ((name, output.name),)) for output in outputs)
-    partial = target.on_timeout is OnTimeout.PARTIAL or not all(x.required for x in target.members)
+    partial = target.on_timeout is OnTimeout.PARTIAL or not all(
+        x.required for x in target.answering
+    )
     return check_combinable(target.combine, members, partial=partial)
 
 

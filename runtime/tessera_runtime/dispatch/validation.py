@@ -39,7 +39,7 @@ def check(call: InferCall, metadata: ModelMetadata, buckets: Buckets) -> Shape:
         row_shape = tensor.shape[1:]
         if -1 in spec.shape[1:]:
             variable = True
-            row_shape = _bucket(tensor, row_shape, sizes)
+            row_shape = bucket_of(tensor.name, tensor.datatype, row_shape, sizes)
         row_shapes.append(row_shape)
     if call.outputs:
         known = {spec.name for spec in metadata.outputs}
@@ -78,17 +78,18 @@ def _check_tensor(tensor: InputTensor, spec: TensorSpec, rows: int) -> None:
             )
 
 
-def _bucket(
-    tensor: InputTensor, row_shape: tuple[int, ...], buckets: Sequence[tuple[int, ...]]
+def bucket_of(
+    name: str, datatype: str, row_shape: tuple[int, ...], buckets: Sequence[tuple[int, ...]]
 ) -> tuple[int, ...]:
+    """What rows of ``row_shape`` are padded up to. Raises InvalidRequest over the largest."""
     if not buckets:
         return row_shape
-    if tensor.datatype == "BYTES":
+    if datatype == "BYTES":
         return row_shape  # padding text with empty strings would change its meaning
     for bucket in buckets:
         if all(size <= limit for size, limit in zip(row_shape, bucket, strict=True)):
             return bucket
     raise InvalidRequest(
-        f"inputs.{tensor.name}.shape: found rows of {list(row_shape)}, the largest padding bucket is "
+        f"inputs.{name}.shape: found rows of {list(row_shape)}, the largest padding bucket is "
         f"{list(buckets[-1])}"
     )

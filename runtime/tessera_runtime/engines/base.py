@@ -23,6 +23,10 @@ class RunFailed(Exception):
     """The model raised or answered something malformed. The batch fails, the lane stays usable."""
 
 
+class InputRefused(RunFailed):
+    """What a client sent cannot be used, such as a corrupt image: the client is told so, and nothing is wrong here."""
+
+
 @dataclass(frozen=True, slots=True)
 class TensorMeta:
     """One input or output: ``datatype`` is the protocol's name, ``row_shape`` leaves out the batch
@@ -32,6 +36,8 @@ class TensorMeta:
     name: str
     datatype: str
     row_shape: tuple[int, ...]
+    example: bytes = b""
+    """Of BYTES: an element to warm up with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +54,7 @@ class ModelFile:
 
     path: str
     format: str
-    """``TorchExport``, ``TorchScript``, ``ONNX`` or ``Python``."""
+    """``TorchExport``, ``TorchScript``, ``ONNX``, ``Python`` or ``Preprocess``."""
     allow_code: bool
     """Whether formats that are programs (TorchScript, Python) may run here."""
     inputs: tuple[TensorMeta, ...] = ()

@@ -38,6 +38,10 @@ def load_engine(file: ModelFile, device: EngineDevice) -> Engine:
                 from tessera_runtime.engines.python_engine import load_python
 
                 return load_python(file, device)
+            case "Preprocess":
+                from tessera_runtime.engines.media_engine import load_media
+
+                return load_media(file, device)
     except ModuleNotFoundError as error:
         extra = {"torch": "runtime", "onnxruntime": "onnx"}.get(error.name or "")
         if extra is None:

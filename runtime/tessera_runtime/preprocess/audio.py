@@ -137,7 +137,8 @@ def _mel_bank(bands: int, fft: int, sample_rate: int) -> np.ndarray:
     of_bin = _mel(np.arange(fft // 2) * (sample_rate / fft))[:, None]
     left, middle, right = edges[:-2], edges[1:-1], edges[2:]
     rising, falling = (of_bin - left) / (middle - left), (right - of_bin) / (right - middle)
-    return np.maximum(np.minimum(rising, falling), 0.0).astype(np.float32)
+    bank: np.ndarray = np.maximum(np.minimum(rising, falling), 0.0).astype(np.float32)
+    return bank
 
 
 def _mel(hertz: np.ndarray) -> np.ndarray:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tessera_runtime.engines.base import InputRefused
 from tessera_runtime.engines.device import end_if_lost
 from tessera_runtime.memory import create_region, give_back_freed_memory
 from tessera_runtime.worker import messages as m
@@ -137,9 +138,12 @@ class Lane:
         except Exception as error:
             # Whatever a model raises ends its batch, not its instance.
             end_if_lost(error)
-            reason = f"{type(error).__name__}: {error}"[:1000]
+            refused = isinstance(error, InputRefused)
+            reason = f"{error}" if refused else f"{type(error).__name__}: {error}"
             model = min(len(infer_ns), len(self._parts) - 1)
-            m.send(self._sock, m.Failed(self._incarnation, run.batch, reason, model))
+            m.send(
+                self._sock, m.Failed(self._incarnation, run.batch, reason[:1000], model, refused)
+            )
             return
         output_ns += time.perf_counter_ns() - started
         m.send(

@@ -200,6 +200,8 @@ class Failed(Message, frozen=True):
     reason: str
     model: int = 0
     """Position of the one that raised."""
+    refused: bool = False
+    """Whether what was given is to blame, and not the model."""
 
 
 class Region(Message, frozen=True):

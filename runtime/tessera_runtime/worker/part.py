@@ -69,8 +69,9 @@ class Part:
             t.name: (rows, *row_shapes.get(t.name, (1 if n == -1 else n for n in t.row_shape)))
             for t in self._signature.inputs
         }
-        for name, buffer in self.engine.stage(shapes).items():
-            buffer.fill(b"" if self._datatypes[name] == "BYTES" else 0)
+        staged = self.engine.stage(shapes)
+        for tensor in self._signature.inputs:
+            staged[tensor.name].fill(tensor.example if tensor.datatype == "BYTES" else 0)
 
     def gather(self, run: m.Run, rows: int) -> None:
         """Copy every request's rows from the arena into the batch buffer: the second copy of two."""
