@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _measure(arguments: argparse.Namespace) -> tuple[ModelProfile, ...]:
     services = read_services(arguments.file, allow_code=not arguments.no_code)
-    formats = {member.model.format for service in services for member in service.spec.members}
+    formats = {member.model.format for service in services for member in service.spec.placed}
     libraries = {engine_version(each).split("-")[0] for each in formats} - {"python"}
     options = Options(
         state_dir=arguments.state_dir,

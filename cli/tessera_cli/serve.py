@@ -130,7 +130,7 @@ class _Prepared:
 def _prepare(arguments: argparse.Namespace) -> _Prepared:
     allow_code = not arguments.no_code
     services = read_services(arguments.file, allow_code=allow_code)
-    formats = {member.model.format for service in services for member in service.spec.members}
+    formats = {member.model.format for service in services for member in service.spec.placed}
     libraries = {engine_version(each).split("-")[0] for each in formats}
     seen = inventory()
     reserved = arguments.reserve_cores

@@ -43,8 +43,6 @@ def read_services(paths: Sequence[str], *, allow_code: bool) -> tuple[ModelServi
 
 def _not_acted_on(spec: ModelServiceSpec) -> Iterator[FieldError]:
     """What this version of the server would silently leave undone: refused, so that nobody relies on it."""
-    if spec.preprocess is not None:
-        yield FieldError("spec.preprocess", "set", "absent: this version serves tensors, not media")
     if spec.tuning.mode is not TuningMode.OFF:
         yield FieldError(
             "spec.tuning.mode", spec.tuning.mode.value, '"Off": this version does not tune'

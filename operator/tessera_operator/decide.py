@@ -251,7 +251,7 @@ class Decider:
             spec = replace(spec, members=plain, priority_class_name=None)
         members = tuple(
             MemberStatus(member.name, version.digests.get(member.name), member.model.uri)
-            for member in spec.members
+            for member in spec.placed
         )
         found = ModelService(
             metadata=ObjectMeta(name=metadata.name, namespace=metadata.namespace),

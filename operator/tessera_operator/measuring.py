@@ -50,7 +50,7 @@ class Measuring:
             for result in node.status.profiles:
                 candidate = candidates.get(result.service)
                 member = (
-                    next((m for m in candidate.spec.members if m.name == result.member), None)
+                    next((m for m in candidate.spec.placed if m.name == result.member), None)
                     if candidate is not None
                     else None
                 )

@@ -61,7 +61,7 @@ class Trust:
 
     def may_run(self, service: str, member: str, pool: RuntimePool) -> bool:
         version = self.versions[service]
-        found = next(each for each in version.service.spec.members if each.name == member)
+        found = next(each for each in version.service.spec.placed if each.name == member)
         return _may_run(version, pool, found.model.format.is_code)
 
 
@@ -139,7 +139,7 @@ def missing(
     found: dict[Wanted, None] = {}
     for version in versions:
         spec = version.service.spec
-        for member in spec.members:
+        for member in spec.placed:
             digest = version.digests.get(member.name)
             for pool, places in sorted(offered.items()):
                 if pool not in rules or not _may_run(

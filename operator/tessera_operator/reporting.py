@@ -187,7 +187,7 @@ class Reporter:
         newest, version = decision.newest.get(name), decision.versions.get(name)
         digests = {
             member.name: digest
-            for member in service.spec.members
+            for member in service.spec.placed
             if (digest := measuring.digests.get((name, member.name, member.model.uri))) is not None
         }
         if newest is not None:

@@ -35,7 +35,7 @@ class Version:
     @property
     def is_complete(self) -> bool:
         """Whether every model is known."""
-        return len(self.digests) == len(self.service.spec.members)
+        return len(self.digests) == len(self.service.spec.placed)
 
 
 def digest_of(service: ModelService, member: Member, named: Named) -> str | None:
@@ -60,7 +60,7 @@ def latest(service: ModelService, named: Named) -> Version:
     """The version that the object says."""
     found = {
         member.name: digest
-        for member in service.spec.members
+        for member in service.spec.placed
         if (digest := digest_of(service, member, named)) is not None
     }
     return Version(service, service.metadata.generation or 0, found)
@@ -83,7 +83,7 @@ def before(service: ModelService, served: ServedService) -> Version:
     digests = {each.name: each.digest for each in served.members if each.digest is not None}
     members = tuple(
         MemberStatus(member.name, digests.get(member.name), member.model.uri)
-        for member in served.spec.members
+        for member in served.spec.placed
     )
     old = replace(
         service,

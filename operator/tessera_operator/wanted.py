@@ -98,7 +98,7 @@ def _served(version: Version, node: str, context: Context) -> ServedService:
                 batch_lines=context.lines.get((name, member.name), ()),
                 routes=peers(context.homes.get((name, member.name), ()), node),
             )
-            for member in spec.members
+            for member in spec.placed
         ),
         hold=holds(spec),
     )

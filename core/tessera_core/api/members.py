@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Annotated
 
 from tessera_core.api.meta import LABEL, NameRef
-from tessera_core.api.scalars import decimal, integer, matching
+from tessera_core.api.scalars import Choice, decimal, integer, matching
 
 DIGEST = matching(r"sha256:[0-9a-f]{64}", '"sha256:" and 64 lower-case hexadecimal digits', 71)
 SCHEMES = ("s3", "gs", "az", "hf", "http", "https", "oci", "file")
@@ -22,13 +22,15 @@ MODEL_URI = matching(
 class ModelFormat(StrEnum):
     """What a model file is.
 
-    TorchExport and ONNX are graphs: data. TorchScript and Python run code of their author's choice.
+    TorchExport and ONNX are graphs: data. TorchScript and Python run code of their author's choice. Preprocess is no
+    user's to write: the document of a stage (``stages.py``).
     """
 
     TORCH_EXPORT = "TorchExport"
     TORCH_SCRIPT = "TorchScript"
     ONNX = "ONNX"
     PYTHON = "Python"
+    PREPROCESS = "Preprocess"
 
     @property
     def is_code(self) -> bool:
@@ -41,7 +43,7 @@ class Model:
 
     uri: Annotated[str, MODEL_URI]
     """A ``file`` URI may be relative (``file://./cnn.pt2``): to the document that holds it."""
-    format: ModelFormat
+    format: Annotated[ModelFormat, Choice(ModelFormat, frozenset({ModelFormat.PREPROCESS}))]
     digest: Annotated[str | None, DIGEST] = None
     """Checked after the download; absent: whatever is there, and its digest is reported."""
     secret_ref: NameRef | None = None

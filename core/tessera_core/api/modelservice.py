@@ -30,6 +30,7 @@ from tessera_core.api.preprocess import Preprocess
 from tessera_core.api.quantities import format_decimal
 from tessera_core.api.records import ListOf, Name, Record, Rule, record
 from tessera_core.api.scalars import Choice, decimal, duration, integer, number, text
+from tessera_core.api.stages import STAGE, stage_of
 from tessera_core.api.tensors import InputTensor, Tensor
 
 MOST_MEMBERS = 32
@@ -273,6 +274,13 @@ def _replicas_are_external(spec: ModelServiceSpec) -> Iterator[FieldError]:
         yield FieldError("replicas", str(spec.replicas), allowed)
 
 
+def _no_member_is_called_as_the_stage(spec: ModelServiceSpec) -> Iterator[FieldError]:
+    for index, member in enumerate(spec.members):
+        if spec.preprocess is not None and member.name == STAGE:
+            allowed = "another name; with spec.preprocess this one is the preprocessing stage's"
+            yield FieldError(f"members[{index}].name", STAGE, allowed)
+
+
 @dataclass(frozen=True, slots=True)
 class ModelServiceSpec:
     """What to serve and how well."""
@@ -282,6 +290,7 @@ class ModelServiceSpec:
         _quorum_within_members,
         _quorum_can_be_short,
         _replicas_are_external,
+        _no_member_is_called_as_the_stage,
     )
 
     members: Annotated[tuple[Member, ...], ListOf(record(Member), 1, MOST_MEMBERS, key="name")]
@@ -303,6 +312,13 @@ class ModelServiceSpec:
     service_account_name: Annotated[str | None, SUBDOMAIN] = None
     """Identity for fetching the models."""
     access: Access | None = None
+
+    @property
+    def placed(self) -> tuple[Member, ...]:
+        """What is measured and placed: the members, and after them the stage that makes their inputs, if there is one."""
+        return (
+            self.members if self.preprocess is None else (*self.members, stage_of(self.preprocess))
+        )
 
     @staticmethod
     def complete(document: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -56,18 +56,22 @@ class Choice:
     """One of the values of a string enum."""
 
     enum: type[Enum]
+    but: frozenset[Enum] = frozenset()
+    """Values that are not for documents."""
 
     @property
     def allowed(self) -> str:
-        return ", ".join(f'"{member.value}"' for member in self.enum)
+        return ", ".join(f'"{value}"' for value in self._values)
+
+    @property
+    def _values(self) -> list[str]:
+        return [member.value for member in self.enum if member not in self.but]
 
     def decode(self, value: object, path: str, report: Report) -> object:
         if isinstance(value, str):
-            try:
+            if value in self._values:
                 return self.enum(value)
-            except ValueError:
-                hint = suggestion(value, [member.value for member in self.enum])
-                return report.refuse(path, value, self.allowed + hint)
+            return report.refuse(path, value, self.allowed + suggestion(value, self._values))
         hint = ""
         if isinstance(value, bool):
             hint = " (in quotes: YAML reads a bare On, Off, Yes or No as a truth value)"

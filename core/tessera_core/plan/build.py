@@ -19,7 +19,7 @@ from tessera_core.gpu.geometry import maximal_multisets
 from tessera_core.gpu.mig import GpuModel, find_profile
 from tessera_core.plan.behaviour import Behaviour, Curves, Profiles
 from tessera_core.plan.capacity import Predictor
-from tessera_core.plan.demand import Demand, demands_of, priority_values
+from tessera_core.plan.demand import Demand, demands_of, priority_values, stage_share
 from tessera_core.plan.problem import Board, Kind, Problem
 from tessera_core.plan.shapes import Shape, shape_of, shape_of_cores
 from tessera_core.plan.state import CPU, ClusterState, DeviceState, Measured, NodeState, PoolRules
@@ -84,17 +84,28 @@ def demands_in(state: ClusterState, memory: Memory | None = None) -> tuple[Deman
     for name, member, digest in state.digests:
         known.setdefault(name, {})[member] = digest
     priorities = priority_values(state)
+    alone_ms = _alone_ms(state) if any(each.spec.preprocess for each in state.services) else {}
     demands: list[Demand] = []
     for service in state.services:
         name = service.served_name
         digests = known.get(name, {})
-        basis = (state.policy, tuple(digests.items()), priorities)
+        share = stage_share(service, digests, alone_ms)
+        basis = (state.policy, tuple(digests.items()), priorities, share)
         kept = memory.demands.get(name)
         if kept is None or kept[0] is not service or kept[1] != basis:
-            kept = (service, basis, demands_of(service, digests, state.policy, priorities))
+            kept = (service, basis, demands_of(service, digests, state.policy, priorities, share))
             memory.demands[name] = kept
         demands += kept[2]
     return tuple(sorted(demands, key=lambda demand: demand.key))
+
+
+def _alone_ms(state: ClusterState) -> dict[str, float]:
+    """By digest, how long one row takes where it takes least, ms."""
+    found: dict[str, float] = {}
+    for each in state.measured:
+        least = each.expected.cells(min(each.expected.instance_counts))[0].p50_ms
+        found[each.digest] = min(found.get(each.digest, least), least)
+    return found
 
 
 def problem_of(
@@ -110,7 +121,12 @@ def problem_of(
     services: dict[str, list[int]] = {}
     for member, demand in enumerate(demands):
         services.setdefault(demand.service, []).append(member)
-    fewest = {each.served_name: each.spec.ensemble.min_members for each in state.services}
+    fewest = {  # whatever members are missing, preprocessing is not
+        each.served_name: each.spec.ensemble.min_members
+        + len(each.spec.placed)
+        - len(each.spec.members)
+        for each in state.services
+    }
     numbers = {name: index for index, name in enumerate(services)}
     rules = {pool.name: pool for pool in state.pools}
     asked: dict[tuple[object, ...], tuple[int, ...]] = {}

@@ -7,8 +7,10 @@ found per member. Approach, for a service of M members that all have to answer:
 - percentile: every member gets q^(1/M). Latencies of members that see the same arrivals are positively
   associated, so P(all in time) is at least the product and the ensemble keeps q. Where partial answers are
   allowed, M is the number of members that an answer needs;
-- latency: the target less an allowance for what happens outside the member's queue (parsing, preprocessing,
-  combination, the way back).
+- latency: the target less an allowance for what happens outside the member's queue (parsing, combination, the way
+  back);
+- preprocessing comes before the members: it gets a part of the latency, in proportion to what a row alone takes, since
+  at equal load waiting grows with that, and of the failures that q allows half, as either may be late.
 
 - priority: the value of the service's PriorityClass, as of a pod in Kubernetes.
 
@@ -20,12 +22,15 @@ latency at that load is predicted for.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tessera_core.api import Isolation, ModelService, OnTimeout, ScalingMode
+from tessera_core.api.stages import stage_of
 from tessera_core.perf import member_percentile, members_waited_for
-from tessera_core.plan.state import ClusterState, Policy
+from tessera_core.plan.state import CPU, ClusterState, Policy
 
+UNKNOWN_SHARE, LEAST_SHARE, MOST_SHARE = 0.4, 0.1, 0.8
+"""Of the latency target that preprocessing gets: while nobody knows how long it takes, and bounds."""
 MOST_PARTS = 10_000
 """Bound where the service sets none."""
 # SystemPriorityClasses of k8s.io/kubernetes/pkg/apis/scheduling.
@@ -100,11 +105,13 @@ def demands_of(
     digests: dict[str, str],
     policy: Policy,
     priorities: Mapping[str, int] = BUILT_IN_PRIORITIES,
+    share: float = UNKNOWN_SHARE,
 ) -> tuple[Demand, ...]:
-    """The demands of ``service``, in the order of its members.
+    """The demands of ``service``, in the order of its members, preprocessing last.
 
     ``digests``: the digest by member name, of models that were fetched or refer to a profile; for others
-    the one that the spec states counts. ``priorities``: as of ``priority_values``.
+    the one that the spec states counts. ``priorities``: as of ``priority_values``. ``share``: of the latency target that
+    preprocessing gets, as of ``stage_share``.
     """
     spec = service.spec
     traffic, placement = spec.traffic, spec.placement
@@ -118,9 +125,14 @@ def demands_of(
         spec.ensemble.min_members,
         spec.ensemble.on_timeout is OnTimeout.PARTIAL,
     )
-    percentile = member_percentile(objective.percent, answering)
+    budget_ms = objective.target_s * 1e3 - policy.overhead_ms
+    percent = objective.percent
+    stages = spec.placed[len(spec.members) :]
+    if stages:
+        percent = 100 - (100 - percent) / 2
+    percentile = member_percentile(percent, answering)
     selector = placement.pool_selector
-    return tuple(
+    members = tuple(
         Demand(
             service=service.served_name,
             namespace=service.metadata.namespace,
@@ -129,8 +141,8 @@ def demands_of(
             load=load,
             rate=0.0 if counted else load * policy.headroom,
             rows_per_request=rows,
-            percentile=min(max(percentile, _LEAST_PERCENTILE), _MOST_PERCENTILE),
-            budget_ms=objective.target_s * 1e3 - policy.overhead_ms,
+            percentile=_resolved(percentile),
+            budget_ms=budget_ms * (1 - share) if stages else budget_ms,
             burstiness=traffic.burstiness,
             batch_max=member.batch.max,
             required=member.required,
@@ -145,6 +157,45 @@ def demands_of(
         )
         for member in spec.members
     )
+    return members + tuple(
+        replace(
+            members[0],
+            member=stage.name,
+            digest=stage.model.digest,
+            percentile=_resolved(percent),
+            budget_ms=budget_ms * share,
+            batch_max=stage.batch.max,
+            required=True,
+            code=False,
+            products=(CPU,),
+        )
+        for stage in stages
+    )
+
+
+def stage_share(
+    service: ModelService, digests: Mapping[str, str], alone_ms: Mapping[str, float]
+) -> float:
+    """The part of the latency target that preprocessing gets. ``alone_ms``: by digest, how long one row takes where it
+    takes least.
+    """
+    spec = service.spec
+    if spec.preprocess is None:
+        return 0.0
+    stage = alone_ms.get(stage_of(spec.preprocess).model.digest or "")
+    known = [
+        alone_ms[digest]
+        for each in spec.members
+        for digest in [digests.get(each.name) or each.model.digest or ""]
+        if each.required and digest in alone_ms
+    ]
+    if stage is None or not known:
+        return UNKNOWN_SHARE
+    return min(max(stage / (stage + max(known)), LEAST_SHARE), MOST_SHARE)
+
+
+def _resolved(percentile: float) -> float:
+    return min(max(percentile, _LEAST_PERCENTILE), _MOST_PERCENTILE)
 
 
 def _parts(service: ModelService) -> tuple[int, int, bool]:

@@ -90,9 +90,7 @@ class Homes:
         placement, labels = service.spec.placement, dict(pool.labels)
         wanted = placement.pool_selector.match_labels if placement.pool_selector else ()
         code = any(
-            each.model.format.is_code
-            for each in service.spec.members
-            if each.name == running.member
+            each.model.format.is_code for each in service.spec.placed if each.name == running.member
         )
         return (
             all(labels.get(name) == value for name, value in wanted)

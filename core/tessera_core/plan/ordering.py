@@ -130,7 +130,7 @@ class Ordering:
         self._optional = {
             (name, member.name)
             for name, service in site.services.items()
-            for member in service.spec.members
+            for member in service.spec.placed
             if not member.required
         }
 

@@ -8,8 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tessera_core.api import ModelService
+from tessera_core.api.stages import STAGE
 from tessera_core.plan.behaviour import MILLI, Behaviour, Running
 from tessera_core.plan.decision import Assignment, DevicePlan, Plan, Refusal, ServicePlan
+from tessera_core.plan.demand import Demand
 from tessera_core.plan.layout import Layout
 from tessera_core.plan.matrix import Part, Row
 from tessera_core.plan.place import Placer
@@ -199,6 +201,10 @@ def _fresh_device(problem: Problem, index: int, row: Row, flows: Flows) -> Devic
     )
 
 
+def _is_stage(service: ModelService, demand: Demand) -> bool:
+    return service.spec.preprocess is not None and demand.member == STAGE
+
+
 def _service(
     state: ClusterState,
     service: ModelService,
@@ -211,7 +217,9 @@ def _service(
     required = problem.needed(problem.home[members[0]])
     lacking = [m for m in members if _lacks(placer, m)]
     worst = min(lacking, key=lambda m: (m not in required, _share(placer, m), m), default=None)
-    latency = max(slowest[member] for member in members if member in slowest)
+    stages = [m for m in members if _is_stage(service, problem.demands[m])]
+    latency = max((slowest[m] for m in members if m in slowest and m not in stages), default=0.0)
+    latency += sum(slowest.get(m, 0.0) for m in stages)
     rows = problem.demands[members[0]].rows_per_request
     return ServicePlan(
         service=service.served_name,

@@ -46,7 +46,7 @@ def known_digests(state: ClusterState) -> dict[tuple[str, str], str | None]:
     digests = {
         (service.served_name, member.name): member.model.digest
         for service in state.services
-        for member in service.spec.members
+        for member in service.spec.placed
     }
     digests.update({(service, member): digest for service, member, digest in state.digests})
     return digests

@@ -340,7 +340,7 @@ def _digests(
     found = []
     for index, service in enumerate(services):
         fetched = {(each.name, each.uri): each.digest for each in service.status.members}
-        for position, member in enumerate(service.spec.members):
+        for position, member in enumerate(service.spec.placed):
             uri = member.model.uri
             digest = member.model.digest or fetched.get((member.name, uri))
             reference = member.profile_ref

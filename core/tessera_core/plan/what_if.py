@@ -196,7 +196,7 @@ def _digests(state: ClusterState, edit: ServiceAdded) -> Iterator[tuple[str, str
     profiles = _profiles(state)
     for each in edit.profiles:
         profiles[each.metadata.namespace, each.metadata.name] = each.spec.model_digest
-    for index, member in enumerate(service.spec.members):
+    for index, member in enumerate(service.spec.placed):
         digest = member.model.digest or fetched.get(member.name)
         reference = member.profile_ref
         if digest is None and reference is not None:
@@ -218,7 +218,7 @@ def _profiles(state: ClusterState) -> dict[tuple[str, str], str]:
     return {
         (service.metadata.namespace, member.profile_ref.name): digest
         for service in state.services
-        for member in service.spec.members
+        for member in service.spec.placed
         if member.profile_ref is not None and member.model.digest is None
         for digest in [known.get((service.served_name, member.name))]
         if digest is not None

@@ -240,7 +240,7 @@ class LocalAgent:
             await asyncio.sleep(REPORT_INTERVAL_S)
 
     def _members(self) -> list[tuple[ModelService, Member]]:
-        return [(service, member) for service in self._services for member in service.spec.members]
+        return [(service, member) for service in self._services for member in service.spec.placed]
 
     async def _profile(
         self, service: ModelService, member: Member, digest: str, spot: Spot
@@ -289,7 +289,7 @@ class LocalAgent:
                     self._models[service.served_name, member.name].digest,
                     times.get(member.name),
                 )
-                for member in service.spec.members
+                for member in service.spec.placed
             ),
         )
 

@@ -24,6 +24,7 @@ _LIBRARY = {
     ModelFormat.TORCH_SCRIPT: "torch",
     ModelFormat.ONNX: "onnxruntime",
     ModelFormat.PYTHON: "python",
+    ModelFormat.PREPROCESS: "simplejpeg",
 }
 
 

@@ -178,7 +178,7 @@ def _declared(node: RuntimeNode, task: ProfilingTask) -> tuple[ServedService, Me
         (service, member)
         for service in node.spec.candidates
         if service.name == task.service
-        for member in service.spec.members
+        for member in service.spec.placed
         if member.name == task.member
     )
 

@@ -124,7 +124,7 @@ def _sources(
     return {
         (service.name, member.name): _source(service, member)
         for service in services
-        for member in service.spec.members
+        for member in service.spec.placed
         if (service.name, member.name) in needed
     }
 
@@ -276,14 +276,14 @@ def _served_here(service: ServedService, placed: Placed) -> bool:
     return (
         service.hold > 0
         or any(member.routes for member in service.members)
-        or any((service.name, member.name) in placed for member in service.spec.members)
+        or any((service.name, member.name) in placed for member in service.spec.placed)
     )
 
 
 def _devices(service: ServedService, placed: Placed, site: Site) -> dict[str, DeviceTarget]:
     found = [
         device_target(uuid, instance.slice, site)
-        for member in service.spec.members
+        for member in service.spec.placed
         for uuid, instance in placed.get((service.name, member.name), ())
     ]
     return {device.id: device for device in found}
@@ -317,7 +317,7 @@ def _service_target(
                 placed.get((service.name, member.name), ()),
                 allow_code=allow_code,
             )
-            for member in spec.members
+            for member in spec.placed
         ),
         combine=spec.ensemble.combine,
         min_members=spec.ensemble.min_members,

@@ -14,16 +14,25 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from tessera_core.api.modelservice import Combine, OnTimeout
+from tessera_core.api.stages import from_document
 from tessera_runtime.datatypes import DATATYPES, encode_bytes
 from tessera_runtime.dispatch.arena import ArenaSlot, InputArena
 from tessera_runtime.dispatch.instances import load_message
 from tessera_runtime.dispatch.processes import place_of
 from tessera_runtime.dispatch.workers import LoadFailed, OpenedLane, Worker, WorkerLost, WorkerPool
-from tessera_runtime.target import ProfileCell, ProfileReport, ProfileRequest, ServiceTarget
+from tessera_runtime.preprocess.examples import example
+from tessera_runtime.target import (
+    PREPROCESS,
+    ProfileCell,
+    ProfileReport,
+    ProfileRequest,
+    ServiceTarget,
+)
 from tessera_runtime.worker import messages as m
 
 FEWEST_RUNS = 5
@@ -129,13 +138,14 @@ class _Session:
     ) -> tuple[list[ArenaSlot], list[_Noise]]:
         """Values are noise: zeros make some kernels faster than they are."""
         rng = np.random.default_rng(0)
+        element = _element(self._request)
         slots: list[ArenaSlot] = []
         inputs: list[_Noise] = []
         for tensor in signature.inputs:
             row_shape = _concrete(tensor, self._request)
-            row_bytes = len(_noise(rng, tensor.datatype, row_shape))
+            row_bytes = len(_noise(rng, tensor.datatype, row_shape, element))
             rows = max(1, min(largest, NOISE_BYTES // max(1, row_bytes)))
-            data = _noise(rng, tensor.datatype, (rows, *row_shape))
+            data = _noise(rng, tensor.datatype, (rows, *row_shape), element)
             slot = self._arena.allocate(len(data))
             slot.view[:] = data
             slots.append(slot)
@@ -228,9 +238,23 @@ def _concrete(tensor: m.Tensor, request: ProfileRequest) -> tuple[int, ...]:
     return tuple(1 if size == -1 else size for size in tensor.row_shape)
 
 
-def _noise(rng: np.random.Generator, datatype: str, shape: tuple[int, ...]) -> bytes:
+def _element(request: ProfileRequest) -> bytes:
+    """Of an input of BYTES. Raises LoadFailed for a stage that is none."""
+    if request.member.format != PREPROCESS:
+        return b"measure"
+    try:
+        return example(from_document(Path(request.member.path).read_bytes()))
+    except (OSError, ValueError) as error:
+        raise LoadFailed(f"the preprocessing stage is refused: {error}") from error
+
+
+def _noise(
+    rng: np.random.Generator, datatype: str, shape: tuple[int, ...], element: bytes
+) -> bytes:
     if datatype == "BYTES":
-        return encode_bytes(np.full(shape, b"measure", dtype=object))
+        elements = np.empty(shape, dtype=object)
+        elements.fill(element)
+        return encode_bytes(elements.reshape(-1))
     dtype = DATATYPES[datatype]
     if dtype.kind == "f":
         return rng.standard_normal(shape).astype(dtype).tobytes()

@@ -26,6 +26,7 @@ MODULES = {
         "tessera_runtime.engines.torch_engine",
         "tessera_runtime.engines.torch_export",
     ),
+    "simplejpeg": ("tessera_runtime.engines.media_engine",),
     # Importing ONNX Runtime starts a thread, and takes a tenth of a second: each worker does it for itself.
     "onnxruntime": (),
 }

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 import fsspec
 
+from tessera_core.api.stages import SCHEME
 from tessera_runtime.models.errors import (
     AddressForbidden,
     Denied,
@@ -120,6 +121,16 @@ def open_source(
     # fsspec reads "::" as a chain of filesystems, which would get around the list of schemes.
     if not separator or not rest.strip("/") or "::" in uri or len(uri) > MAX_URI or "\0" in uri:
         raise InvalidUri(f"{label}: expected scheme://path of one file")
+    if scheme == SCHEME:
+        data = fsspec.filesystem("data")
+        path = f"data:application/json;base64,{rest}"
+        return Source(
+            f"{SCHEME}://",
+            hashlib.sha256(f"{reader} {uri}".encode()).hexdigest(),
+            ".json",
+            data,
+            path,
+        )
     if scheme not in schemes:
         raise SchemeUnsupported(
             f"{label}: scheme {scheme!r} is not allowed here; allowed: {', '.join(sorted(schemes))}"
