@@ -14,7 +14,7 @@ from tessera_core.api.runtimenode import BatchLine, ServedMember, ServedService
 from tessera_core.perf.health import mean_ms
 from tessera_core.perf.histogram import BOUNDS_S
 from tessera_core.perf.profile import LatencyProfile, ProfileRow
-from tessera_runtime.agent.places import Profiles
+from tessera_runtime.agent.places import Profiles, find_places
 from tessera_runtime.agent.steering import (
     FEWEST_BATCHES,
     MOST_DECIDING_S,
@@ -32,6 +32,7 @@ from tessera_runtime.target import (
     ServerTarget,
     ServiceReport,
     ServiceTarget,
+    ServiceTime,
 )
 
 KIND = ("gpu", "full")
@@ -346,3 +347,21 @@ class Clock:
     def __call__(self) -> float:
         self._now += self._step
         return self._now
+
+
+def test_preprocessing_and_members_share_the_latency_target_by_what_they_take() -> None:
+    stage = MemberTarget(
+        "preprocess", "/m/s", "Preprocess", "d", 64, 1, (InstanceTarget("cpu-0", 2, 1),),
+        service_time=ServiceTime(3.0, 0.0),
+    )  # fmt: skip
+    first = msgspec.structs.replace(
+        member("a", InstanceTarget("gpu-0", 4, 16)), service_time=ServiceTime(0.5, 0.5)
+    )
+    on_core = ("cpu", "cpu-1")
+    profiles = PROFILES | {("test.m", "preprocess", on_core): PROFILE}
+    of_both = service(first, stage)
+    places = find_places(of_both, {}, profiles, kind_of)
+    assert {each.members: each.part for each in places} == {("a",): 0.25, ("preprocess",): 0.75}
+    assert {each.percent for each in places} == {99.5}
+    (alone,) = find_places(service(first), {}, profiles, kind_of)
+    assert (alone.part, alone.percent) == (1.0, 99.0)

@@ -11,6 +11,26 @@ from math import comb
 
 _TOLERANCE = 1e-12
 
+UNKNOWN_PART, LEAST_PART, MOST_PART = 0.4, 0.1, 0.8
+"""Of a latency target that preprocessing gets: while nobody knows how long it takes, and bounds."""
+
+
+def stage_part(stage_ms: float | None, members_ms: float | None) -> float:
+    """The part of a latency target that preprocessing gets; the members, which come after it, get the rest.
+
+    In proportion to what one row takes alone, ms: at equal load waiting grows with that. ``members_ms``: of the slowest.
+    """
+    if stage_ms is None or members_ms is None:
+        return UNKNOWN_PART
+    return min(max(stage_ms / (stage_ms + members_ms), LEAST_PART), MOST_PART)
+
+
+def stage_percentile(percentile: float) -> float:
+    """Percentile, in percent, for preprocessing and for the members that wait for it: each may be late half as often, since
+    a request is late when either is, and they are not independent.
+    """
+    return 100 - (100 - percentile) / 2
+
 
 def quorum_probability(member: float, members: int, quorum: int, required: int = 0) -> float:
     """P(all ``required`` members and at least ``quorum`` of all have answered), members independent.

@@ -27,10 +27,9 @@ from dataclasses import dataclass, replace
 from tessera_core.api import Isolation, ModelService, OnTimeout, ScalingMode
 from tessera_core.api.stages import stage_of
 from tessera_core.perf import member_percentile, members_waited_for
+from tessera_core.perf.ensemble import UNKNOWN_PART, stage_part, stage_percentile
 from tessera_core.plan.state import CPU, ClusterState, Policy
 
-UNKNOWN_SHARE, LEAST_SHARE, MOST_SHARE = 0.4, 0.1, 0.8
-"""Of the latency target that preprocessing gets: while nobody knows how long it takes, and bounds."""
 MOST_PARTS = 10_000
 """Bound where the service sets none."""
 # SystemPriorityClasses of k8s.io/kubernetes/pkg/apis/scheduling.
@@ -105,7 +104,7 @@ def demands_of(
     digests: dict[str, str],
     policy: Policy,
     priorities: Mapping[str, int] = BUILT_IN_PRIORITIES,
-    share: float = UNKNOWN_SHARE,
+    share: float = UNKNOWN_PART,
 ) -> tuple[Demand, ...]:
     """The demands of ``service``, in the order of its members, preprocessing last.
 
@@ -129,7 +128,7 @@ def demands_of(
     percent = objective.percent
     stages = spec.placed[len(spec.members) :]
     if stages:
-        percent = 100 - (100 - percent) / 2
+        percent = stage_percentile(percent)
     percentile = member_percentile(percent, answering)
     selector = placement.pool_selector
     members = tuple(
@@ -189,9 +188,7 @@ def stage_share(
         for digest in [digests.get(each.name) or each.model.digest or ""]
         if each.required and digest in alone_ms
     ]
-    if stage is None or not known:
-        return UNKNOWN_SHARE
-    return min(max(stage / (stage + max(known)), LEAST_SHARE), MOST_SHARE)
+    return stage_part(stage, max(known, default=None))
 
 
 def _resolved(percentile: float) -> float:

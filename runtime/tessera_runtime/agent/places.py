@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tessera_core.api.modelservice import OnTimeout
 from tessera_core.control.setpoint import Setpoint
 from tessera_core.control.steer import in_turn, pooled
 from tessera_core.perf import LatencyProfile, member_percentile, members_waited_for
+from tessera_core.perf.ensemble import stage_part, stage_percentile
 from tessera_runtime.target import (
     DeviceTarget,
     InstanceTarget,
@@ -46,6 +47,8 @@ class Place:
     """Of all devices together."""
     percent: float
     """Of the requests, that are to be within the SLO here so that enough are in all."""
+    part: float = 1.0
+    """Of the SLO's target, that is for this place."""
 
     @property
     def carries(self) -> float:
@@ -91,16 +94,23 @@ def find_places(
     ``devices``: by id.
     """
     together = placed_alike(service, devices)
-    groups = [service.members] if together else [(member,) for member in service.members]
+    groups = [service.members] if together else [(member,) for member in service.answering]
+    percent, part, stage = service.percent, 0.0, service.stage
+    if stage is not None:
+        percent = stage_percentile(percent)
+        required = [member for member in service.answering if member.required]
+        part = stage_part(_alone_ms([stage]), _alone_ms(required))
     waited_for = members_waited_for(
         len(groups),
         sum(group[0].required for group in groups),
         service.min_members,
         service.on_timeout is OnTimeout.PARTIAL,
     )
-    percent = member_percentile(service.percent, waited_for)
     found = []
-    for members in groups:
+    wanted = [(group, member_percentile(percent, waited_for), 1 - part) for group in groups]
+    if stage is not None:
+        wanted.append(((stage,), percent, part))
+    for members, percent, part in wanted:
         by_kind: dict[Kind, list[InstanceTarget]] = {}
         for instance in members[0].instances:
             by_kind.setdefault(kind_of(instance.device), []).append(instance)
@@ -110,7 +120,7 @@ def find_places(
             profile = in_turn(known) if len(known) == len(members) else None
             if profile is None:
                 continue
-            place = _place(members, kind, instances, profile, percent)
+            place = _place(members, kind, instances, profile, percent, part)
             if place.planned.instances in place.profile.instance_counts:
                 found.append(place)
     return tuple(found)
@@ -122,6 +132,7 @@ def _place(
     instances: list[InstanceTarget],
     profile: LatencyProfile,
     percent: float,
+    part: float,
 ) -> Place:
     first, count = members[0], len(instances)
     most = max(each.count for each in instances)
@@ -135,4 +146,11 @@ def _place(
         of_one=profile,
         profile=pooled(profile, count),
         percent=percent,
+        part=part,
     )
+
+
+def _alone_ms(members: Sequence[MemberTarget]) -> float | None:
+    """What one row takes at the slowest of ``members``; None where it is not known of one."""
+    known = [each.service_time.seconds(1) for each in members if each.service_time is not None]
+    return 1e3 * max(known) if known and len(known) == len(members) else None

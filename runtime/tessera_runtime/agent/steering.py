@@ -173,7 +173,7 @@ class Steering:
             if told is not None:
                 one = self._steered[place.key(service.name)]
                 share = place.carries / of_all[place.members]
-                yield _Look(one, told_of(told, at_s), service.slo_ms, share)
+                yield _Look(one, told_of(told, at_s), service.slo_ms * place.part, share)
 
     def _take_up(self, service: str, place: Place) -> _Steered:
         """What is known of ``place``; from the plan on, where that is new."""
