@@ -62,8 +62,8 @@ def compared(codec: object, schema: dict[str, Any], path: str) -> Iterator[str]:
             yield f"{path}: {codec.least} to {codec.most} keys in the class"
         yield from compared(codec.value, schema["additionalProperties"], f"{path}{{}}")
     elif isinstance(codec, Choice):
-        if schema.get("enum") != [member.value for member in codec.enum]:
-            yield f"{path}: {[member.value for member in codec.enum]} in the class"
+        if schema.get("enum") != codec.values:
+            yield f"{path}: {codec.values} in the class"
     elif "properties" in schema or "items" in schema:
         yield f"{path}: one value in the class"
     elif schema.get("type") == "string" and "maxLength" not in schema and "enum" not in schema:

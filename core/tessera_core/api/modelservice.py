@@ -34,6 +34,8 @@ from tessera_core.api.stages import STAGE, stage_of
 from tessera_core.api.tensors import InputTensor, Tensor
 
 MOST_MEMBERS = 32
+MOST_PLACED = MOST_MEMBERS + 1
+"""With preprocessing."""
 MOST_OBJECTIVES = 8
 MOST_REPLICAS = 10_000
 MOST_COUNT = 2**63 - 1
@@ -395,7 +397,7 @@ class ModelServiceStatus:
     plan_ref: NameRef | None = None
     conditions: Annotated[tuple[Condition, ...], CONDITIONS] = ()
     members: Annotated[
-        tuple[MemberStatus, ...], ListOf(record(MemberStatus), most=MOST_MEMBERS, key="name")
+        tuple[MemberStatus, ...], ListOf(record(MemberStatus), most=MOST_PLACED, key="name")
     ] = ()
     slo: SloStatus | None = None
     shortfall: Shortfall | None = None

@@ -25,7 +25,7 @@ from tessera_core.api.meta import (
     Resource,
 )
 from tessera_core.api.modelprofile import DEVICE_CLASS, ROW
-from tessera_core.api.modelservice import MOST_COUNT, MOST_MEMBERS, ModelServiceSpec
+from tessera_core.api.modelservice import MOST_COUNT, MOST_PLACED, ModelServiceSpec
 from tessera_core.api.places import (
     DEVICE_ID,
     GEOMETRY,
@@ -194,7 +194,7 @@ class ServedService:
     """``metadata.generation`` of the ModelService whose spec this is."""
     spec: ModelServiceSpec
     members: Annotated[
-        tuple[ServedMember, ...], ListOf(record(ServedMember), most=MOST_MEMBERS, key="name")
+        tuple[ServedMember, ...], ListOf(record(ServedMember), most=MOST_PLACED, key="name")
     ] = ()
     hold: Annotated[int, integer(0, 100_000)] = 0
     """Requests that may wait here while no instance runs anywhere."""

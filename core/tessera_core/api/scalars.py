@@ -61,17 +61,17 @@ class Choice:
 
     @property
     def allowed(self) -> str:
-        return ", ".join(f'"{value}"' for value in self._values)
+        return ", ".join(f'"{value}"' for value in self.values)
 
     @property
-    def _values(self) -> list[str]:
+    def values(self) -> list[str]:
         return [member.value for member in self.enum if member not in self.but]
 
     def decode(self, value: object, path: str, report: Report) -> object:
         if isinstance(value, str):
-            if value in self._values:
+            if value in self.values:
                 return self.enum(value)
-            return report.refuse(path, value, self.allowed + suggestion(value, self._values))
+            return report.refuse(path, value, self.allowed + suggestion(value, self.values))
         hint = ""
         if isinstance(value, bool):
             hint = " (in quotes: YAML reads a bare On, Off, Yes or No as a truth value)"
