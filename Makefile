@@ -102,9 +102,11 @@ format: env-check  ## rewrite the sources as `make check` wants them
 	$(RUN)/ruff format
 
 .PHONY: proto
-proto: env-test  ## regenerate the gRPC descriptors from oip.proto
+proto: env-test  ## regenerate the gRPC descriptors from oip.proto and device_plugin.proto
 	$(RUN)/python -m grpc_tools.protoc --include_imports \
 	  -I runtime/tessera_runtime/protocol --descriptor_set_out=runtime/tessera_runtime/protocol/oip.binpb oip.proto
+	$(RUN)/python -m grpc_tools.protoc -I runtime/tessera_runtime/partitioner \
+	  --descriptor_set_out=runtime/tessera_runtime/partitioner/device_plugin.binpb device_plugin.proto
 
 # The environments share .venv and only add to it. `check` stays without torch (5 GB).
 .PHONY: env-check env-test env-demo env-bench env-e2e

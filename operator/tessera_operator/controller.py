@@ -199,7 +199,7 @@ class Controller:
         known = self._documents
         self._scaling.keep(self.writer, known, found, present, decision, self._measuring, now_s)
         for pool in self._world.pools:
-            if partitioners.is_cut_here(pool):
+            if pools.is_cut_here(pool):
                 self.writer.put(partitioners.daemon_set(pool, self._where))
             else:
                 self.writer.remove(partitioners.key_of_set(pool, self._where))

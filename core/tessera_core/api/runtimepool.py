@@ -25,6 +25,8 @@ from tessera_core.api.scalars import decimal, duration, integer, matching, quant
 
 GPU_RESOURCE = "nvidia.com/gpu"
 """Extended resource of the NVIDIA device plugin; a pool without it is a CPU pool."""
+CAPABILITIES_RESOURCE = "tessera.dev/mig-capabilities"
+"""Extended resource of the partitioner: the device nodes of all MIG instances that a node's GPUs can ever have."""
 MOST_GPUS = 64
 """Of one node."""
 

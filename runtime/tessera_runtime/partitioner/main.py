@@ -1,6 +1,7 @@
 """The partitioner of a node: what ``python -m tessera_runtime.partitioner`` runs.
 
-The node is named by ``NODE_NAME`` (downward API). It opens no port and keeps no secret.
+The node is named by ``NODE_NAME`` (downward API). It opens no port and keeps no secret; the kubelet calls it on a socket that
+only root reaches.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from pathlib import Path
 
 from tessera_runtime import logs
 from tessera_runtime.kube import Access, Kube, KubeError
+from tessera_runtime.partitioner.capability_nodes import Machine
+from tessera_runtime.partitioner.device_plugin import DevicePlugin
 from tessera_runtime.partitioner.loop import Partitioner
 
 log = logging.getLogger(__name__)
@@ -65,7 +68,11 @@ async def run(arguments: argparse.Namespace, node: str) -> None:
         else Access.in_cluster()
     )
     async with Kube(access, MANAGER) as kube:
-        await Partitioner(kube, node, patience_s=arguments.patience).run(stop)
+        plugin = asyncio.create_task(DevicePlugin(Machine()).run())
+        try:
+            await Partitioner(kube, node, patience_s=arguments.patience).run(stop)
+        finally:
+            plugin.cancel()
 
 
 def main() -> None:
