@@ -95,7 +95,7 @@ def test_runtime_pods_ask_for_the_instances_that_are_cut_later_and_the_plugin_ha
     for resources in asked:
         assert resources["requests"][CAPABILITIES_RESOURCE] == "1"
         assert resources["limits"][CAPABILITIES_RESOURCE] == "1"
-    assert device_plugin.COUNT == len(asked)
+    assert len(asked) == device_plugin.COUNT
     for other in (pool(), pool(partition={"backend": "Static"})):
         pod = deployment(other, 1, WHERE)["spec"]["template"]["spec"]
         for each in pod["containers"]:

@@ -40,6 +40,7 @@ LEAST_COUNTERS_S = 1.0
 WRITES_PER_IDLE_TIMEOUT = 3
 
 MOST_MESSAGE = 1024
+MOST_DEVICE_PROBLEM = 256
 MOST_PROFILES = 64
 """In one status; further ones follow when the first have been taken away."""
 
@@ -189,7 +190,7 @@ def _gpu(facts: Facts, gpu: Gpu) -> DeviceStatus:
         ),
         instances=_instances(facts, gpu.uuid, slices),
         health=verdict.health,
-        problem=verdict.problem,
+        problem=(verdict.problem or gpu.problem)[:MOST_DEVICE_PROBLEM],
     )
 
 

@@ -41,7 +41,9 @@ class Gpu:
     sm_count: int
     mig_enabled: bool
     slices: tuple[MigSlice, ...] = ()
-    """What it is cut into, in the order of places."""
+    """What it is cut into and can be used, in the order of places."""
+    problem: str = ""
+    """Why something else that it is cut into cannot be used here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,5 +205,5 @@ def _as_cut(gpu: Gpu, handle: Any) -> Gpu:
     """Raises NVMLError."""
     cut = is_cut(handle)
     model = model_of(gpu.product)
-    slices = find_slices(handle, model) if cut and model is not None else ()
-    return replace(gpu, mig_enabled=cut, slices=slices)
+    slices, problem = find_slices(handle, model) if cut and model is not None else ((), "")
+    return replace(gpu, mig_enabled=cut, slices=slices, problem=problem)
