@@ -206,7 +206,10 @@ def daemon_set(of_host: str = "/dev", **container: Any) -> Object:
         "args": ["--patience=120"],
         "env": [{"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"}],
         "securityContext": {"privileged": True},
-        "volumeMounts": [{"name": "host", "mountPath": "/dev"}],
+        "volumeMounts": [
+            {"name": "host", "mountPath": "/dev"},
+            {"name": "device-plugins", "mountPath": DEVICE_PLUGINS},
+        ],
     }
     return {
         "apiVersion": "apps/v1",
@@ -224,7 +227,10 @@ def daemon_set(of_host: str = "/dev", **container: Any) -> Object:
                     "serviceAccountName": "tessera-partitioner",
                     "hostPID": True,
                     "containers": [{**made, **container}],
-                    "volumes": [{"name": "host", "hostPath": {"path": of_host}}],
+                    "volumes": [
+                        {"name": "host", "hostPath": {"path": of_host}},
+                        {"name": "device-plugins", "hostPath": {"path": DEVICE_PLUGINS}},
+                    ],
                 },
             },
         },
@@ -256,6 +262,7 @@ def plan(name: str = "00ff") -> Object:
     }
 
 
+DEVICE_PLUGINS = "/var/lib/kubelet/device-plugins"
 OURS = {"app.kubernetes.io/managed-by": "tessera"}
 MIG_CONFIG = {"metadata": {"labels": {"nvidia.com/mig.config": "all-1g.10gb"}}}
 REPARTITION = {"tessera.dev/repartition": "true"}
@@ -445,6 +452,7 @@ def test_the_operator_runs_partitioners(installed: Installed) -> None:
         {"args": ["--api-server=https://elsewhere"]},
         {"workingDir": "/elsewhere"},
         {"of_host": "/"},
+        {"of_host": "/var/lib/kubelet"},
     ],
     ids=lambda change: next(iter(change)),
 )
