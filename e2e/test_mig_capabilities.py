@@ -23,8 +23,8 @@ from e2e.native.processes import run, wait_until
 NAMESPACE = "mig-capabilities"
 RESOURCE = "tessera.dev/mig-capabilities"
 DRIVER = "macvtap"
-INSTANCES = 40
-"""More than there are interfaces of the driver on any machine that runs tests."""
+RIGHTS = 8 * 15 * (1 + 8)
+"""Of eight GPUs: 15 GPU instances each, with up to 8 compute instances."""
 WITHIN_S = 60.0
 _LOWER, _OTHER, _CUT = "tessera-low", "tessera-other", "tessera-cut"
 
@@ -63,9 +63,9 @@ print(json.dumps(found))
 
 
 def of_driver(major: int) -> dict[str, str]:
-    """Files below /proc of a machine with one GPU."""
-    minors = "".join(f"gpu0/gi{minor}/access {minor}\n" for minor in range(1, INSTANCES + 1))
-    privileges = f"config {INSTANCES + 1}\nmonitor {INSTANCES + 2}\n"
+    """Files below /proc. All rights are of one GPU here, and begin with the first minor of the driver that stands in."""
+    minors = "".join(f"gpu0/gi{minor}/access {minor}\n" for minor in range(1, RIGHTS + 1))
+    privileges = f"config {RIGHTS + 1}\nmonitor {RIGHTS + 2}\n"
     return {
         "devices": f"Character devices:\n{major} nvidia-caps\n\nBlock devices:\n",
         "driver/nvidia/gpus/0000:07:00.0/information": "Device Minor: \t 0\n",
@@ -100,7 +100,7 @@ def plugin_pod(node: str, files: dict[str, str]) -> list[dict[str, Any]]:
             "metadata": {"name": "of-driver", "namespace": NAMESPACE},
             "data": {key: files[path] for key, path in keys.items()},
         },
-        pod("plugin", {"nodeName": node, "containers": [container], "volumes": volumes}),
+        pod("plugin", 20, {"nodeName": node, "containers": [container], "volumes": volumes}),
     ]
 
 
@@ -120,15 +120,15 @@ def idle_pod(name: str, node: str, **limits: str) -> dict[str, Any]:
         },
     }
     selector = {"kubernetes.io/hostname": node}
-    return pod(name, {"nodeSelector": selector, "containers": [container]})
+    return pod(name, 1, {"nodeSelector": selector, "containers": [container]})
 
 
-def pod(name: str, spec: dict[str, Any]) -> dict[str, Any]:
+def pod(name: str, grace_s: int, spec: dict[str, Any]) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": name, "namespace": NAMESPACE},
-        "spec": {"terminationGracePeriodSeconds": 1, **spec},
+        "spec": {"terminationGracePeriodSeconds": grace_s, **spec},
     }
 
 
@@ -223,9 +223,7 @@ def scene(cluster: Cluster, major: int) -> Iterator[Scene]:
 
 def test_who_asks_has_a_node_for_every_instance_that_there_can_be(scene: Scene) -> None:
     scene.start(idle_pod("asks", scene.node, **{RESOURCE: "1"}), idle_pod("other", scene.node))
-    assert scene.opened("asks").keys() == {
-        f"nvidia-cap{minor}" for minor in range(1, INSTANCES + 1)
-    }
+    assert scene.opened("asks").keys() == {f"nvidia-cap{minor}" for minor in range(1, RIGHTS + 1)}
     assert scene.opened("other") == {}
 
 
@@ -253,7 +251,7 @@ def test_the_plugin_outlives_the_kubelet(scene: Scene) -> None:
     scene.wait(lambda: scene.allocatable() == "2", f"{scene.node} has the resource again")
     scene.kubectl("delete", "pod", "--ignore-not-found", "asks", "serves")
     scene.start(idle_pod("later", scene.node, **{RESOURCE: "1"}))
-    assert len(scene.opened("later")) == INSTANCES
+    assert len(scene.opened("later")) == RIGHTS
     [container] = scene.status("plugin")["containerStatuses"]
     assert container["restartCount"] == 0
 

@@ -128,6 +128,13 @@ def test_a_driver_that_is_not_loaded_or_knows_no_instances_has_no_nodes(tmp_path
     assert not machine.nodes.exists()
 
 
+def test_a_file_that_is_too_long_is_not_read_in_part(tmp_path: Path) -> None:
+    machine = machine_of(tmp_path)
+    load_driver(machine.proc, minors={f"gpu0/gi{instance}/access": 3 for instance in range(50_000)})
+    with pytest.raises(NoCapabilities, match="mig-minors: found more than"):
+        make_nodes(machine)
+
+
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     machine = machine_of(tmp_path)
     load_driver(machine.proc)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -17,9 +19,10 @@ from grpc_tools import protoc
 
 from support.capability_files import load_driver, need_mknod
 from support.kubelet_player import Kubelet, kubelet
+from support.runtime_node_server import NodeServer
 from tessera_core.api.runtimepool import CAPABILITIES_RESOURCE
-from tessera_runtime.partitioner import device_plugin
-from tessera_runtime.partitioner.capability_nodes import Machine
+from tessera_runtime.partitioner import device_plugin, main
+from tessera_runtime.partitioner.capability_nodes import Machine, make_nodes
 from tessera_runtime.partitioner.device_plugin import DevicePlugin
 
 LOOK_S = 0.02
@@ -179,6 +182,19 @@ async def test_a_driver_that_goes_makes_it_unhealthy_and_one_that_comes_back_hea
         assert len(found.registrations) == 1
 
 
+async def test_it_goes_on_after_what_nobody_has_thought_of(
+    machine: Machine, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Machine) -> tuple[str, ...]:
+        monkeypatch.setattr(device_plugin, "make_nodes", make_nodes)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(device_plugin, "MOST_PAUSE_S", LOOK_S)
+    monkeypatch.setattr(device_plugin, "make_nodes", fail)
+    async with both(machine, folder) as found:
+        assert await found.heard(1) == HEALTHY
+
+
 async def test_a_driver_that_hangs_holds_up_no_pod_for_long(
     machine: Machine, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +223,20 @@ async def test_a_driver_that_hangs_holds_up_no_pod_for_long(
                     break
                 except grpc.aio.AioRpcError:
                     pass
+
+
+async def test_a_partitioner_is_a_device_plugin_until_it_ends(
+    machine: Machine, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main, "Machine", lambda: machine)
+    monkeypatch.setattr(main, "DevicePlugin", partial(DevicePlugin, folder=folder))
+    async with NodeServer("n").running() as server, kubelet(folder) as found:
+        arguments = main.parser().parse_args([f"--api-server={server.url}"])
+        task = asyncio.create_task(main.run(arguments, "n"))
+        assert await found.heard(1) == HEALTHY
+        os.kill(os.getpid(), signal.SIGTERM)
+        async with asyncio.timeout(20):
+            await task
 
 
 def test_the_shipped_descriptors_are_those_of_the_proto_file(tmp_path: Path) -> None:

@@ -92,6 +92,9 @@ def _gpus(proc: Path) -> Iterator[int]:
 def _read(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            return file.read(_MOST_BYTES).decode(errors="replace")
+            text = file.read(_MOST_BYTES + 1)
     except OSError as error:
         raise NoCapabilities(str(error)) from error
+    if len(text) > _MOST_BYTES:
+        raise NoCapabilities(f"{path}: found more than the {_MOST_BYTES} bytes that are read")
+    return text.decode(errors="replace")

@@ -96,9 +96,14 @@ class DevicePlugin:
 
     async def run(self) -> None:
         """For ever. What fails is told and tried again: cutting GPUs does not depend on it."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._look_after_nodes())
-            group.create_task(self._stay_registered())
+        while True:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._look_after_nodes())
+                    group.create_task(self._stay_registered())
+            except* Exception:
+                log.exception("the device plugin failed")
+            await asyncio.sleep(MOST_PAUSE_S)
 
     # --- the driver ----------------------------------------------------------------------------------
 
