@@ -191,6 +191,10 @@ def take_away() -> None:
 def major() -> Iterator[int]:
     """Of the driver whose devices come and go."""
     try:
+        run("ip", "link", "delete", _LOWER)
+    except (OSError, RuntimeError):
+        pass  # no earlier run was killed
+    try:
         run("ip", "link", "add", _LOWER, "type", "veth", "peer", "name", _OTHER)
     except (OSError, RuntimeError) as error:
         pytest.skip(f"no network interfaces can be made: {error}")
@@ -218,7 +222,8 @@ def scene(cluster: Cluster, major: int) -> Iterator[Scene]:
         made.wait(lambda: made.allocatable() == "2", f"{made.node} has the resource")
         yield made
     finally:
-        cluster.kubectl("delete", "namespace", NAMESPACE)
+        made.kubectl("delete", "pods", "--all")  # the plugin takes its nodes away
+        cluster.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
 
 
 def test_who_asks_has_a_node_for_every_instance_that_there_can_be(scene: Scene) -> None:

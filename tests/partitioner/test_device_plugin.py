@@ -25,6 +25,8 @@ from tessera_runtime.partitioner import device_plugin, main
 from tessera_runtime.partitioner.capability_nodes import Machine, make_nodes
 from tessera_runtime.partitioner.device_plugin import DevicePlugin
 
+UNUSED = 240
+"""A major for local use, which no driver has: https://docs.kernel.org/admin-guide/devices.html."""
 LOOK_S = 0.02
 LONG_S = 600.0
 HEALTHY = [("0", "Healthy"), ("1", "Healthy")]
@@ -91,6 +93,25 @@ async def test_each_container_is_given_the_nodes_of_all_instances_and_no_privile
         assert {field.name for field, _ in server.ListFields()} == {"devices"}
         for _, host_path, _ in nodes:
             os.close(os.open(host_path, os.O_RDONLY))
+
+
+async def test_all_nodes_of_eight_gpus_fit_into_one_answer(machine: Machine, folder: Path) -> None:
+    rights = [
+        f"gpu{gpu}/gi{instance}/{part}access"
+        for gpu in range(8)
+        for instance in range(15)
+        for part in ("", *(f"ci{compute}/" for compute in range(8)))
+    ]
+    load_driver(
+        machine.proc,
+        major=UNUSED,
+        gpus={f"0000:{gpu:02x}:00.0": gpu for gpu in range(8)},
+        minors={name: minor for minor, name in enumerate(rights, start=3)},
+    )
+    async with both(machine, folder) as found:
+        await found.heard(1)
+        [given] = await found.allocate(["0"])
+        assert len(given.devices) == len(rights) == 8 * 15 * 9
 
 
 async def test_nodes_that_somebody_removed_are_there_when_a_container_is_made(
