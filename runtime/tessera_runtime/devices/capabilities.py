@@ -1,7 +1,7 @@
 """Whether this container was given what lets it use a MIG instance: device nodes (:mod:`tessera_core.gpu.capabilities`).
 
-They are given to a container when it is made. The server's and the agent's of one pod ask for the same, so that what the agent
-can open, workers can.
+They are given to a container when it is made. Where GPUs are cut by partitioners, server and agent of a pod ask for the same, so
+that what the agent can open, workers can.
 """
 
 from __future__ import annotations
