@@ -289,7 +289,9 @@ def _second_chance(placer: Placer, refused: list[int], full: list[int]) -> set[i
 
 
 def _use_up(placer: Placer, members: Sequence[int]) -> None:
-    """Give what is left, service by service, the smallest first, where it raises what the service answers."""
+    """Give what is left, service by service, the smallest first, where it raises what the service answers; then where
+    only copies or nodes are too few.
+    """
     layout, problem = placer.layout, placer.problem
     services = sorted(
         {problem.home[member] for member in members},
@@ -302,6 +304,11 @@ def _use_up(placer: Placer, members: Sequence[int]) -> None:
             placer.place(member)
         if _shares(placer, service) <= before:
             layout.rollback(mark)
+    for service in services:
+        if share_of(placer, service):
+            for member in problem.services[service]:
+                if not placer.missing(member):
+                    placer.place(member)
 
 
 def _shares(placer: Placer, service: int) -> tuple[float, float]:
