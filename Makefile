@@ -93,7 +93,7 @@ e2e-scale: env-e2e  ## the operator beside 300 simulated nodes of 8 GPUs and 300
 	$(RUN)/pytest e2e/scale --override-ini pythonpath=. -s
 
 .PHONY: e2e-autoscaling
-e2e-autoscaling: env-e2e  ## pools that grow and shrink under the real Karpenter, on simulated nodes
+e2e-autoscaling: env-e2e  ## pools that grow and shrink under the real Karpenter, on simulated nodes; a service that KEDA scales
 	$(RUN)/pytest e2e/autoscaling --override-ini pythonpath=. -s $(E2E_ARGS)
 
 .PHONY: format

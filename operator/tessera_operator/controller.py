@@ -16,7 +16,7 @@ from typing import Any
 
 from tessera_core.api import Device, ModelService, RuntimeNode
 from tessera_core.api.placementplan import Step
-from tessera_operator import partitioners, pools, quarantine, routes
+from tessera_operator import activators, partitioners, pools, quarantine, routes
 from tessera_operator.cluster import Cluster
 from tessera_operator.config import Config
 from tessera_operator.costs import Meter
@@ -92,7 +92,11 @@ class Controller:
         self.writer.failed.clear()
         nodes = self._world.nodes
         present = self._pods.see(self._documents, nodes, self.heartbeats.lost(now.s), now.s)
-        self._traffic.note(self._world.services, nodes, now.s)
+        staying = activators.holders(
+            node for node in present.answering if node.metadata.name not in present.unsure
+        )
+        unheld = activators.unheld(self._world.services, nodes, staying)
+        self._traffic.note(self._world.services, nodes, now.s, unheld)
         steady = [node for node in present.answering if node.metadata.name in present.steady]
         self._drifting.keep(self._world.profiles, steady, now.s, now.text)
         # What a node that is about to go runs gets another home while it still answers.
@@ -131,8 +135,10 @@ class Controller:
         for node in present.answering:
             for served in node.status.services:
                 serving[served.name].append(node)
+        # One that leaves is better than none.
+        held = {**activators.holders(present.answering), **staying}
         addresses = {
-            name: self._addresses(service, serving[name], told, present.unsure)
+            name: self._addresses(service, serving[name], told, present.unsure, held)
             for service in self._world.services
             for name in [service.served_name]
         }
@@ -230,6 +236,7 @@ class Controller:
         nodes: Sequence[RuntimeNode],
         told: routes.Orders,
         unsure: frozenset[str],
+        held: activators.Holders,
     ) -> tuple[str, ...]:
         """Of the pods that clients are sent to. ``nodes``: those that know ``service``."""
         if service.metadata.deletion_timestamp is not None:
@@ -237,13 +244,7 @@ class Controller:
         name = service.served_name
         places = [node for node in nodes if not is_activator(node)]
         found = routes.endpoints(name, places, told, unsure)
-        if found or not holds(service.spec):
-            return found
-        return tuple(
-            sorted(
-                node.status.address for node in nodes if is_activator(node) and node.status.address
-            )
-        )
+        return found or (held.get(name, ()) if holds(service.spec) else ())
 
     def _tell(
         self,

@@ -71,9 +71,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="between two looks at a Secret with keys of a service (%(default)g)",
     )
-    arguments.add_argument("--api-server", metavar="URL", help="default: as in a pod")
-    arguments.add_argument("--token-file", type=Path)
-    arguments.add_argument("--ca-file", type=Path)
+    Access.add_options(arguments)
     arguments.add_argument("--log-level", default="info")
     return arguments
 
@@ -124,11 +122,7 @@ async def run(arguments: argparse.Namespace, who: Identity, seen: Inventory | No
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
-    access = (
-        Access(arguments.api_server, arguments.token_file, arguments.ca_file)
-        if arguments.api_server
-        else Access.in_cluster()
-    )
+    access = Access.of(arguments)
     arguments.models.mkdir(parents=True, exist_ok=True)
     size = arguments.models_mib << 20 or int(DISK_SHARE * shutil.disk_usage(arguments.models).total)
     cache = ModelCache(arguments.models, size, schemes=SCHEMES, single_tenant=False)

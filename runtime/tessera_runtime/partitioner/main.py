@@ -13,7 +13,6 @@ import math
 import os
 import signal
 import sys
-from pathlib import Path
 
 from tessera_runtime import logs
 from tessera_runtime.kube import Access, Kube, KubeError
@@ -39,9 +38,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="that one try of a cut waits for what is in use (%(default)g); it is tried again",
     )
-    arguments.add_argument("--api-server", metavar="URL", help="default: as in a pod")
-    arguments.add_argument("--token-file", type=Path)
-    arguments.add_argument("--ca-file", type=Path)
+    Access.add_options(arguments)
     arguments.add_argument("--log-level", default="info")
     return arguments
 
@@ -62,11 +59,7 @@ async def run(arguments: argparse.Namespace, node: str) -> None:
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
-    access = (
-        Access(arguments.api_server, arguments.token_file, arguments.ca_file)
-        if arguments.api_server
-        else Access.in_cluster()
-    )
+    access = Access.of(arguments)
     async with Kube(access, MANAGER) as kube:
         plugin = asyncio.create_task(DevicePlugin(Machine()).run())
         try:
