@@ -26,6 +26,8 @@ from tessera_operator.write import Writer
 
 _FIRST_PAUSE_S, _MOST_PAUSE_S = 15.0, 600.0
 """After a measurement failed, before it is tried again; twice as long each time."""
+_GIVEN_UP = 3
+"""Failures after which no GPU is cut for a measurement any more."""
 
 
 class Measuring:
@@ -90,6 +92,11 @@ class Measuring:
             self._missing, places, usable, waiting, now_s, self._cpu_slices, self._trust.allows
         )
         return self._tasks
+
+    @property
+    def given_up(self) -> frozenset[Wanted]:
+        """What failed so often that other slices are not kept waiting for it."""
+        return frozenset(key for key, found in self._failed.items() if found[1] >= _GIVEN_UP)
 
     def cramped(self, nodes: Sequence[RuntimeNode]) -> frozenset[str]:
         """Pools that need one node more than ``nodes``, because those have models of other namespaces."""
