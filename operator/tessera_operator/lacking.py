@@ -112,18 +112,25 @@ def _rows(
 def _is_early(
     kind: Kind, left: Iterable[Wanted], nodes: Sequence[RuntimeNode], trust: Trust
 ) -> bool:
+    """Whether something is being measured on GPUs of ``kind``, or is about to be."""
     pool, product = kind
+    own = [node for node in nodes if dict(node.metadata.labels)[POOL_LABEL] == pool]
+    gpus = {
+        (node.metadata.name, device.uuid)
+        for node in own
+        for device in node.status.devices
+        if label(device.product) == product
+    }
     places: dict[str, set[Place]] = {
-        node.metadata.name: {each.place for each in spots(node, ())}
-        for node in nodes
-        if dict(node.metadata.labels)[POOL_LABEL] == pool
+        node.metadata.name: {each.place for each in spots(node, ())} for node in own
     }
     return any(
+        (node.metadata.name, task.device) in gpus for node in own for task in node.spec.profiling
+    ) or any(
         place in places[node.metadata.name] and trust.allows(service, member, node)
         for service, member, place in left
         if place[0] == product
-        for node in nodes
-        if node.metadata.name in places
+        for node in own
     )
 
 

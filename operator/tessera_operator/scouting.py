@@ -86,8 +86,7 @@ def scout(
     if not found.lacks:
         return Scouting(found)
     served_first = not diff(plan, state).empty
-    tasks = {(node.metadata.name, task.device) for node in nodes for task in node.spec.profiling}
-    taken = {(each.node, each.device) for each in plan.assignments} | tasks | rules.promised.keys()
+    taken = {(each.node, each.device) for each in plan.assignments} | rules.promised.keys()
     begun, put_off, why = list[Scout](), list[Scout](), dict[Kind, str]()
     for kind in sorted({lack.kind for lack in found.lacks}):
         lacks = [lack for lack in found.lacks if lack.kind == kind]
