@@ -63,23 +63,22 @@ def unseen(
     too often.
     """
     scouted = {pool.metadata.name: pool for pool in pools if _is_scouted(pool)}
-    cut_here = {node for node, _ in rules.cuttable}
-    there = [
-        node
-        for node in nodes
-        if node.metadata.name in cut_here and dict(node.metadata.labels).get(POOL_LABEL) in scouted
-    ]
-    if not there:
+    there = [node for node in nodes if dict(node.metadata.labels).get(POOL_LABEL) in scouted]
+    offered: dict[Kind, set[str]] = {
+        (dict(node.metadata.labels)[POOL_LABEL], label(device.product)): set()
+        for node in there
+        for device in node.status.devices
+        if (node.metadata.name, device.uuid) in rules.cuttable
+    }
+    if not offered:
         return Unseen()
-    versions, profiles = tuple(versions), tuple(profiles)
-    offered: dict[Kind, set[str]] = {}
     for node in there:
         pool = dict(node.metadata.labels)[POOL_LABEL]
-        for device in node.status.devices:
-            if (node.metadata.name, device.uuid) in rules.cuttable:
-                offered.setdefault((pool, label(device.product)), set())
         for spot in spots(node, ()):
-            offered.setdefault((pool, spot.place[0]), set()).add(spot.place[1])
+            product, name = spot.place
+            if (pool, product) in offered:
+                offered[pool, product].add(name)
+    versions, profiles = tuple(versions), tuple(profiles)
     left = [key for key in missing(versions, profiles, there, pools, ()) if key not in given_up]
     return Unseen(
         tuple(sorted(_lacks(versions, _rows(profiles), offered, scouted, trust, given_up))),
