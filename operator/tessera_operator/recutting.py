@@ -29,7 +29,9 @@ from tessera_operator.plans import is_open
 from tessera_operator.schedules import ScheduleError, schedule
 
 RECUT_AT = "tessera.dev/recut-at"
-"""Annotation of a RuntimeNode: when it was last told to cut a GPU. It comes with the order and goes with the node."""
+"""Annotation of a RuntimeNode: when it was last told to cut a GPU that somebody uses before or afterwards. It comes with the
+order and goes with the node.
+"""
 FIRST_PAUSE_S, MOST_PAUSE_S = 600.0, 86_400.0
 """For which a GPU whose cut failed is left alone; twice as long each time within these bounds."""
 

@@ -152,22 +152,18 @@ def test_without_a_free_gpu_nothing_is_cut_and_the_service_says_so() -> None:
     assert message.endswith(": no GPU of pool p is free to be cut for it")
 
 
-def test_no_gpu_is_cut_while_a_service_lacks_capacity() -> None:
-    """It wants more copies on slices of its own than there is room for, beside a GPU whose node it does not count."""
-    cluster = fresh("a", "b", gpus=3)
-    for name in "ab":
-        cluster.change(
-            "ModelService",
-            name,
-            "vision",
-            placement={"isolation": "Partition", "spread": {"minNodes": 1}},
-            scaling={"minReplicas": 2},
-        )
+def test_a_service_that_comes_takes_the_gpu_that_was_to_be_measured_on() -> None:
+    cluster = fresh("a", gpus=2, approval="Manual")
     cluster.settle()
-    assert cluster.ready() == {("vision.a", "a"): 2, ("vision.b", "b"): 1} or cluster.ready() == {
-        ("vision.a", "a"): 1,
-        ("vision.b", "b"): 2,
-    }
+    (proposal,) = scouting_plans(cluster)
+    cluster.nets["b"] = Net()
+    cluster.cluster.create(wanted("b", 1))
+    cluster.settle()
+    assert cluster.ready() == {("vision.a", "a"): 1, ("vision.b", "b"): 1}
+    (given_up,) = scouting_plans(cluster)
+    assert conditions(given_up)["Superseded"] == ("True", "NewerPlan")
+    cluster.change("PlacementPlan", proposal.metadata.name, approved=True)
+    cluster.settle()
     assert cluster.ever_told == set()
 
 

@@ -80,7 +80,7 @@ class GpuModel:
         return hash(self.name)
 
 
-@lru_cache(maxsize=1024)  # of few products, asked for each device and profile of a cluster in each round
+@lru_cache(maxsize=1024)  # of few products, asked for each device and profile of a cluster
 def label(product: str) -> str:
     """An NVML product name in its label form: ``NVIDIA H100 PCIe`` → ``NVIDIA-H100-PCIe``.
 
