@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import inf
 
 from tessera_core.api import Isolation, ModelProfile, RuntimeNode, RuntimePool
+from tessera_core.api.modelservice import Objective
 from tessera_core.api.runtimepool import Measure, PartitionBackend
 from tessera_core.gpu.devices import FULL
 from tessera_core.gpu.mig import GpuModel, Profile, find_profile, label
@@ -146,32 +147,32 @@ def _lacks(
         failed.setdefault((service, one, product), set()).add(name)
     for (pool, product), present in offered.items():
         model = model_of(product)
-        useful = () if model is None else _useful(model, pools[pool])
+        if model is None:
+            continue
+        useful = [each for each in _useful(model, pools[pool]) if each.name not in present]
         for version in versions:
             spec = version.service.spec
             # A part of a GPU that it has to itself costs as much as all of it.
             alone = spec.placement.isolation is Isolation.EXCLUSIVE
             if alone or not may_use(spec.placement, product):
                 continue
-            objective = spec.slo.objectives[0]
-            # Of a percentile below the median the median says nothing.
-            most_ms = 1e3 * objective.target_s if objective.percent >= 50 else inf
+            most_ms = _most_ms(spec.slo.objectives[0])
             for member in spec.members:
                 digest = version.digests.get(member.name, "")
                 known = rows.get((digest, product), {})
-                lacking = [each for each in useful if each.name not in (*known, *present)]
-                if not digest or not lacking:
-                    continue
-                if not trust.may_run(version.name, member.name, pools[pool]):
+                left = [each for each in useful if each.name not in known]
+                if not (digest and left and trust.may_run(version.name, member.name, pools[pool])):
                     continue
                 tried = failed.get((version.name, member.name, product), ())
-                helpful = tuple(
-                    each.name
-                    for each in lacking
-                    if model is not None and _may_help(model, each, known, tried, most_ms)
-                )
+                helpful = [each for each in left if _may_help(model, each, known, tried, most_ms)]
                 if helpful:
-                    yield Lack((pool, product), version.name, member.name, helpful)
+                    names = tuple(each.name for each in helpful)
+                    yield Lack((pool, product), version.name, member.name, names)
+
+
+def _most_ms(objective: Objective) -> float:
+    """What the median may be; of a percentile below it the median says nothing."""
+    return 1e3 * objective.target_s if objective.percent >= 50 else inf
 
 
 def _useful(model: GpuModel, pool: RuntimePool) -> tuple[Profile, ...]:

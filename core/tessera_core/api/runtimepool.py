@@ -224,6 +224,7 @@ class Partition:
     """Empty: every profile of the product."""
     approval: Approval = Approval.MANUAL
     measure: Measure = Measure.AUTO
+    """Only where the backend is NVML."""
     disruption: Disruption = Disruption()
 
 
