@@ -150,7 +150,7 @@ def _best(
     nodes: Sequence[RuntimeNode],
     rules: Rules,
 ) -> Scout | None:
-    """On a GPU that may be cut now, where that can be; for most kinds of slices; not on one whose MIG is off."""
+    """On a GPU that may be cut now, rather than one that has to wait; then for most kinds of slices; then one whose MIG is on."""
     by_name = {node.metadata.name: node for node in nodes}
     found: list[tuple[tuple[bool, int, bool, Key], Scout]] = []
     for node in state.nodes:

@@ -59,22 +59,22 @@ def test_models_share_the_cuts_and_then_there_are_no_more() -> None:
     cluster.settle()
     assert_each_model_was_measured_once_wherever_it_can_be(cluster)
     assert len(scouting_plans(cluster)) == CUTS
-    plans, cut = len(cluster.plan_objects()), [*cluster.scouted]
+    plans, cut = len(cluster.plan_objects()), [*cluster.cuts]
     cluster.tick(60, seconds=60.0)
-    assert (len(cluster.plan_objects()), cluster.scouted) == (plans, cut)
+    assert (len(cluster.plan_objects()), cluster.cuts) == (plans, cut)
 
 
 def test_a_second_service_with_the_same_model_costs_no_cut() -> None:
     cluster = fresh("a")
     cluster.settle()
-    cut = [*cluster.scouted]
+    cut = [*cluster.cuts]
     twin = wanted("a", 1)
     twin["metadata"] = {**twin["metadata"], "name": "twin", "uid": "uid-twin"}
     cluster.cluster.create(twin)
     cluster.settle()
     assert cluster.ready()["vision.twin", "a"] == 1
     assert set(cluster.tried.values()) == {1}
-    assert len([each for each in cluster.scouted if each not in cut]) <= 1, "to serve, if at all"
+    assert len([each for each in cluster.cuts if each not in cut]) <= 1, "to serve, if at all"
 
 
 def test_where_a_person_has_to_agree_the_cut_is_proposed_with_what_it_is_for() -> None:
@@ -194,7 +194,7 @@ def test_measuring_waits_for_the_interval_after_a_cut_but_begins_none() -> None:
     """A cut of a GPU that nobody uses disturbs nobody, and must not keep a service from what it saves."""
     cluster = fresh("a", gpus=2)
     cluster.settle()
-    assert len(cluster.scouted) >= CUTS
+    assert len(cluster.cuts) >= CUTS
     notes = [
         dict(RuntimeNode.from_dict(each).metadata.annotations)
         for key, each in cluster.cluster.objects.items()
@@ -283,5 +283,5 @@ def test_slices_that_are_there_are_measured_before_another_gpu_is_cut() -> None:
     )
     cluster.settle()
     assert {kind for _, kind in cluster.known()} == set(SLICES), "no GPU is whole"
-    kinds: list[Any] = [{each.profile for each in geometry} for _, geometry in cluster.scouted]
+    kinds: list[Any] = [{each.profile for each in geometry} for _, geometry in cluster.cuts]
     assert not any(one & other for one in kinds for other in kinds if one is not other)

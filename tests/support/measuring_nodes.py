@@ -43,9 +43,9 @@ class MeasuringNodes(CuttingNodes):
         super().__init__(*documents, gpus=gpus)
         self.nets = nets
         self.tried: Counter[Measurement] = Counter()
-        """How often measuring began, by agents that had measured something else before."""
-        self.scouted: list[tuple[str, Geometry]] = []
-        """GPUs, and what they were cut into while nothing ran there."""
+        """How often agents began to measure."""
+        self.cuts: list[tuple[str, Geometry]] = []
+        """GPUs, and what they were ordered to be cut into, once they are."""
         self._last: dict[str, tuple[ProfilingTask, ...]] = {}
 
     def twin(self) -> MeasuringNodes:
@@ -63,7 +63,7 @@ class MeasuringNodes(CuttingNodes):
                     told = RuntimeNode.from_dict(self.cluster.objects["RuntimeNode", "", key[0]])
                     goals = {each.uuid: each.geometry for each in told.spec.devices}
                     if goals.get(key[1]) == found.geometry:
-                        self.scouted.append((key[1], found.geometry))
+                        self.cuts.append((key[1], found.geometry))
 
     def known(self) -> set[Measurement]:
         """What was measured, of A100s."""
