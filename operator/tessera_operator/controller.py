@@ -27,7 +27,7 @@ from tessera_operator.instants import to_time
 from tessera_operator.kinds import Document, Key, key_of
 from tessera_operator.measuring import Measuring
 from tessera_operator.orders import ordered, remaining
-from tessera_operator.recutting import notes_of
+from tessera_operator.recutting import for_nobody, notes_of
 from tessera_operator.reporting import Reporter, Round
 from tessera_operator.rollout import unsettled
 from tessera_operator.runtime_pods import Present, RuntimePods, node_document, owned_labels
@@ -103,7 +103,10 @@ class Controller:
         away = present.away
         rules = self._plans.rules(self._world.pools, nodes, now.s, to_time(now.text))
         afresh = self._geometries.have_changed(nodes) or self._plans.afresh
-        decision = self._decider.decide(now.s, away, afresh=afresh, rules=rules)
+        given_up, settled = self._measuring.given_up, self._plans.rollout is None
+        decision = self._decider.decide(
+            now.s, away, afresh=afresh, rules=rules, given_up=given_up, settled=settled
+        )
         names = [service.served_name for service in self._world.services]
         self.meter.note(decision.state, names, now.s)
         self._measuring.see(nodes, decision, self.writer, now.s)
@@ -151,7 +154,8 @@ class Controller:
             self._epoch,
             rollout.name if rollout is not None else None,
         )
-        self._tell(nodes, told, tasks, addresses, context, present.lost, now)
+        free = for_nobody(rollout.spec.steps) if rollout is not None else frozenset()
+        self._tell(nodes, told, tasks, addresses, context, present.lost, free, now)
         self._keep_endpoints(addresses)
         self._finish([node for node in nodes if node.metadata.name not in present.lost])
         self._plans.finish(rules, nodes)
@@ -254,8 +258,10 @@ class Controller:
         addresses: Mapping[str, tuple[str, ...]],
         context: Context,
         lost: frozenset[str],
+        free: frozenset[tuple[str, str]],
         now: Now,
     ) -> None:
+        """``free``: GPUs that are cut although nobody is there."""
         alive = {
             service.served_name
             for service in self._world.services
@@ -282,7 +288,7 @@ class Controller:
             spec = spec_of(node, devices, routed, tasks.get(name, ()), context)
             labels = self._pods.labels.get(name) or owned_labels(node)
             if spec != node.spec or not labels.items() <= dict(node.metadata.labels).items():
-                notes = notes_of(node, devices, now.text)
+                notes = notes_of(node, devices, now.text, free)
                 documents.append(node_document(name, labels, spec, notes))
         self.writer.put_all(documents)
         self._routers.forget(nodes)

@@ -138,7 +138,11 @@ def test_a_node_is_not_cut_again_before_the_interval_is_over_also_by_another_lea
 
 def one_each(percent: str) -> list[Document]:
     """Two services that are to run once each, on GPUs that are cut where that saves so much."""
-    partition = {"approval": "Auto", "disruption": {"minGainPercent": percent}}
+    partition = {
+        "approval": "Auto",
+        "measure": "Never",
+        "disruption": {"minGainPercent": percent},
+    }
     size = {"min": 3, "max": 3}
     services = [wanted(name, 1) for name in "ab"]
     return [pool(partition=partition, size=size).to_dict(), *measured("a", "b"), *services]

@@ -68,6 +68,13 @@ class Approval(StrEnum):
     MANUAL = "Manual"
 
 
+class Measure(StrEnum):
+    """Whether GPUs that nothing runs on are cut to measure models on slices that are not there yet."""
+
+    AUTO = "Auto"
+    NEVER = "Never"
+
+
 def _no_key_means_every_key(toleration: Toleration) -> Iterator[FieldError]:
     if not toleration.key and toleration.operator is not TolerationOperator.EXISTS:
         allowed = '"Exists" where key is absent, which means every taint'
@@ -218,6 +225,8 @@ class Partition:
     allowed_profiles: Annotated[tuple[str, ...], ListOf(MIG_PROFILE, most=32)] = ()
     """Empty: every profile of the product."""
     approval: Approval = Approval.MANUAL
+    measure: Measure = Measure.AUTO
+    """Only where the backend is NVML."""
     disruption: Disruption = Disruption()
 
 
