@@ -14,7 +14,7 @@ from typing import Any
 from tessera_core.api import RuntimePool
 from tessera_core.api.quantities import Quantity
 from tessera_core.api.records import record
-from tessera_core.api.runtimepool import GPU_RESOURCE, Toleration
+from tessera_core.api.runtimepool import GPU_RESOURCE, Sharing, Toleration
 from tessera_core.plan.state_in import POOL_LABEL
 from tessera_operator import pod_tls
 from tessera_operator.routes import GRPC_PORT, HTTP_PORT, MANAGED_BY
@@ -245,6 +245,7 @@ def _agent(pool: RuntimePool, image: str, where: Installation) -> dict[str, Any]
             "--models=/models",
             "--state=/state",
             *(["--allow-code"] if pool.spec.trust.allow_code else []),
+            *(["--mps"] if pool.spec.sharing is Sharing.MPS else []),
             *where.agent_args,
         ],
         "env": [

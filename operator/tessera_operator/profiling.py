@@ -17,6 +17,7 @@ from tessera_core.api.modelprofile import ModelProfileSpec, ModelProfileStatus
 from tessera_core.api.runtimenode import Health, MigMode, ProfileResult, ProfilingTask
 from tessera_core.gpu.devices import FULL
 from tessera_core.gpu.mig import label
+from tessera_core.gpu.mps import is_one_of
 from tessera_core.perf import LatencyProfile
 from tessera_core.perf.profile import LinearFit
 from tessera_core.plan.decision import Assignment
@@ -147,9 +148,8 @@ def missing(
                 ):
                     continue
                 for place in sorted(places):
-                    if spec.placement.products and place[0] not in map(
-                        label, spec.placement.products
-                    ):
+                    products = spec.placement.products
+                    if products and not is_one_of(place[0], products):
                         continue
                     if digest is None or (digest, *place) not in measured:
                         found[version.name, member.name, place] = None

@@ -34,6 +34,8 @@ class DeviceTarget(msgspec.Struct, frozen=True):
     threads: int = 1
     memory_mib: int = 0
     environment: dict[str, str] = {}
+    mps_clients: int = 0
+    """Processes that a namespace may have on it, through MPS; 0: they do not share it."""
 
 
 class InstanceTarget(msgspec.Struct, frozen=True):

@@ -223,7 +223,8 @@ class Instance:
             if lane is not None:
                 lane.close()
                 self._member.detach(lane)
-            self._workers.release(worker, load.model, self._company)
+            idle = not suspect and (lane is None or not lane.batch)
+            self._workers.release(worker, load.model, self._company, idle=idle)
             if lane is not None and await decide_lost(self._member, lane):
                 suspect = True
             if suspect and not worker.orphaned:
