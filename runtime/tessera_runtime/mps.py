@@ -42,7 +42,7 @@ def control() -> str:
 
 
 def clear(directory: Path) -> None:
-    """Kill every daemon and server of MPS whose pipes are in ``directory``, and remove what is in it, if it is there."""
+    """Kill every daemon and server of MPS whose pipes are in ``directory``, and remove it, if it is there."""
     for pidfd in _processes(directory):
         try:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -50,8 +50,7 @@ def clear(directory: Path) -> None:
             pass
         finally:
             os.close(pidfd)
-    for each in directory.glob("*"):
-        shutil.rmtree(each, ignore_errors=True)
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def _processes(directory: Path) -> Iterator[int]:

@@ -11,7 +11,6 @@ import argparse
 import fcntl
 import logging
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -296,9 +295,7 @@ def _new_scratch(run_dir: Path, name: str) -> Path:
 def _remove_scratch(run_dir: Path, name: str) -> None:
     link = run_dir / name
     if link.is_symlink():
-        scratch = link.readlink()
-        mps.clear(scratch)  # who was killed has left its daemons
-        shutil.rmtree(scratch, ignore_errors=True)
+        mps.clear(link.readlink())  # a server that was killed has left its daemons too
         link.unlink()
 
 

@@ -15,11 +15,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import count
 from pathlib import Path
 
 from tessera_runtime.dispatch.workers import FaultDomain, Place, Worker, WorkerLost, WorkerPool
@@ -115,7 +115,7 @@ class MpsServer:
                 await self.process.wait()
         except TimeoutError:
             log.warning("the MPS daemon of %s does not end: killed", self.directory)
-        await asyncio.to_thread(_remove, self.directory)
+        await asyncio.to_thread(clear, self.directory)
         await self.process.wait()
         self.gone.set()
 
@@ -164,11 +164,10 @@ class MpsServers:
         """``root``: of their directories, with a short path, for there are sockets in them. None: there is no MPS."""
         self._pool = pool
         self._root = root
-        self._numbers = count()
         self._seats: dict[Key, Seat] = {}
         self._watching: set[asyncio.Task[None]] = set()
-        if root is not None:
-            clear(root)  # of a dispatcher that was killed
+        for left in root.iterdir() if root is not None else ():
+            clear(left)  # of a dispatcher that was killed
 
     def __iter__(self) -> Iterator[tuple[Key, Seat]]:
         """Wherever MPS was wanted."""
@@ -228,13 +227,13 @@ class MpsServers:
         program = control()
         if not program:
             raise MpsRefused(f"{CONTROL} is not installed")
-        directory = self._root / str(next(self._numbers))
+        directory = Path(tempfile.mkdtemp(prefix="", dir=self._root))
         pipes, logs = directory / "pipes", directory / "log"
         visible = place.environment.get(VISIBLE)
         environment = {PIPES: str(pipes), LOG: str(logs)}
         try:
             for each in (pipes, logs):
-                each.mkdir(parents=True, mode=0o700)
+                each.mkdir()
             with _said(directory).open("wb") as said:
                 process = await asyncio.create_subprocess_exec(
                     *(program, "-f"),
@@ -246,7 +245,7 @@ class MpsServers:
                 )
             await _answers(environment, process, directory)
         except BaseException as error:
-            _remove(directory)
+            clear(directory)
             if isinstance(error, OSError):
                 raise MpsRefused(f"{program}: {error.strerror}") from error
             raise
@@ -326,9 +325,3 @@ def _last_words(directory: Path) -> str:
     for path in (_said(directory), *sorted((directory / "log").glob("*.log"))):
         lines += path.read_text(errors="replace").splitlines()[-4:]
     return " | ".join(lines)[:500] or "it said nothing"
-
-
-def _remove(directory: Path) -> None:
-    if directory.is_dir():
-        clear(directory)
-        directory.rmdir()
