@@ -254,7 +254,9 @@ def test_without_a_daemon_the_instances_share_one_process(
     seen = failures(server)
     assert seen["tessera_mps_failures_total" + OF_ONE] == MOST_FAILURES
     assert seen["tessera_mps_running" + OF_ONE] == 0
-    said = [line["message"] for line in server.log_lines() if "one process instead" in line["message"]]
+    said = [
+        line["message"] for line in server.log_lines() if "one process instead" in line["message"]
+    ]
     assert len(said) == 1
     assert "status 3: no such device" in said[0]
     mps.refuse(False)
@@ -264,9 +266,7 @@ def test_without_a_daemon_the_instances_share_one_process(
     assert [each.visible for each in mps.wait_living(1)] == ["GPU-1"], "each place for itself"
 
 
-def test_a_daemon_that_does_not_quit_is_killed(
-    server: Server, mps: MpsStandIn, model: Path
-):
+def test_a_daemon_that_does_not_quit_is_killed(server: Server, mps: MpsStandIn, model: Path):
     apply(server, on(model, "m", {"gpu-0": 1}))
     mps.wait_living(1)
     mps.be_stubborn()

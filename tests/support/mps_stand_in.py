@@ -13,6 +13,9 @@ from pathlib import Path
 from support.server import started, wait_until
 from tessera_runtime.mps import CONTROL, PIPES
 
+PID_FILE = "nvidia-cuda-mps-control.pid"
+"""Of the daemon, in the directory of its pipes (NVIDIA, Multi-Process Service, "Utilities and Daemons")."""
+
 _PROGRAM = """#!/bin/sh
 control="$CUDA_MPS_PIPE_DIRECTORY/nvidia-cuda-mps-control.pid"
 if [ "$1" = -f ]; then
@@ -42,6 +45,17 @@ class Daemon:
     pipes: Path
     visible: str
     """What GPU or slice it was given."""
+
+    @classmethod
+    def of(cls, pipes: Path) -> Daemon | None:
+        """The one whose pipes are there, also of NVIDIA's; None where none is, or it ends."""
+        try:
+            pid = int((pipes / PID_FILE).read_text())
+            variables = Path(f"/proc/{pid}/environ").read_text().split("\0")
+        except (OSError, ValueError):
+            return None
+        values = dict(each.partition("=")[::2] for each in variables)
+        return cls(pid, pipes, values.get("CUDA_VISIBLE_DEVICES", ""))
 
     @property
     def directory(self) -> Path:

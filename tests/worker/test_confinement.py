@@ -53,7 +53,10 @@ def test_a_kernel_without_the_system_calls_has_version_0(monkeypatch: pytest.Mon
 
 
 def rights(kind: str, pipes: str = "") -> dict[str, int]:
-    granted = *c.grants("/scratch/1", kind, ["/weights"], pipes), *c.grants_inside(kind, "/models/m.onnx")
+    granted = (
+        *c.grants("/scratch/1", kind, ["/weights"], pipes),
+        *c.grants_inside(kind, "/models/m.onnx"),
+    )
     return {grant.path: grant.rights for grant in granted}
 
 
