@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-code", action="store_true", help="refuse TorchScript and Python models"
     )
-    mps.add_option(parser)
+    mps.add_options(parser)
     parser.add_argument("--again", action="store_true", help="measure also what is known already")
     add_output_argument(parser)
     parser.set_defaults(
@@ -77,7 +77,7 @@ async def _measure(arguments: argparse.Namespace) -> tuple[ModelProfile, ...]:
         allow_code=not arguments.no_code,
         measure_again=arguments.again,
         hang_s=arguments.hang_timeout,
-        mps=arguments.mps,
+        mps=mps.processes(arguments),
     )
     async with running_server(arguments, tuple(sorted(libraries))) as (control, _):
         with Bars() as bars:

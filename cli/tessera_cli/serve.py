@@ -88,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="run on processor cores what is placed on GPUs: for trials without any",
     )
-    mps.add_option(parser)
+    mps.add_options(parser)
     server_options.add(parser, *server_options.CONFINEMENT)
     server_options.add(parser, "hang-timeout", "drain-timeout", "log-level")
     parser.set_defaults(log_level="warning")
@@ -157,7 +157,7 @@ def _prepare(arguments: argparse.Namespace) -> _Prepared:
             allow_code=allow_code,
             hang_s=arguments.hang_timeout,
             gpus_on_cores=arguments.gpus_on_cores,
-            mps=arguments.mps,
+            mps=mps.processes(arguments),
         ),
         libraries=tuple(sorted(libraries - {"python"})),
     )

@@ -21,18 +21,25 @@ ALSO_IN = ("/usr/bin", "/usr/local/nvidia/bin", "/usr/local/cuda/bin")
 PIPES, LOG = "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"
 
 
-def add_option(parser: argparse.ArgumentParser) -> None:
-    """``--mps``: how many processes of a namespace share a whole GPU through MPS, 0 for none."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """``--mps`` and ``--mps-processes``, for :func:`processes`."""
     parser.add_argument(
         "--mps",
-        type=_clients,
-        nargs="?",
-        const=MOST_CLIENTS,
-        default=0,
-        metavar="PROCESSES",
-        help="give each instance on a GPU a process of its own, through NVIDIA's Multi-Process Service, up to so many of a "
-        f"namespace on a whole GPU and fewer on a slice (default {MOST_CLIENTS}); without, they share one process",
+        action="store_true",
+        help="give each instance on a GPU a process of its own, through NVIDIA's Multi-Process Service",
     )
+    parser.add_argument(
+        "--mps-processes",
+        type=_clients,
+        default=MOST_CLIENTS,
+        metavar="N",
+        help="under MPS: most of a namespace on a whole GPU, fewer on a slice; further instances share them (%(default)d)",
+    )
+
+
+def processes(arguments: argparse.Namespace) -> int:
+    """Of a namespace that share a whole GPU through MPS; 0: none."""
+    return int(arguments.mps_processes) if arguments.mps else 0
 
 
 def control() -> str:

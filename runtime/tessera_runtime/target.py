@@ -222,6 +222,8 @@ class ServerReport(msgspec.Struct, frozen=True):
     instances: tuple[InstanceReport, ...] = ()
     draining: bool = False
     """Whether it was told to end: clients are to look away."""
+    mps_problem: str = ""
+    """Why instances that were to share a GPU through MPS run in one process."""
 
 
 class ProfileRequest(msgspec.Struct, frozen=True):

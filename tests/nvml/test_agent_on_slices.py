@@ -26,9 +26,9 @@ from tessera_core.gpu.geometry import Placement
 from tessera_core.gpu.mig import find_profile, match_profile
 from tessera_core.gpu.mps import under_mps
 from tessera_core.gpu.tables import H100_80_SXM
-from tessera_runtime.partitioner.cut import cut
 from tessera_runtime.devices.mig import mig_devices
 from tessera_runtime.mps import control
+from tessera_runtime.partitioner.cut import cut
 from tessera_runtime.partitioner.gpu import MigGpu
 
 pytestmark = pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="run on processor cores what is placed on GPUs: for trials without any",
     )
-    mps.add_option(arguments)
+    mps.add_options(arguments)
     arguments.add_argument(
         "--allow-loopback-stores", action="store_true", help="fetch models from this machine"
     )
@@ -144,7 +144,7 @@ async def run(arguments: argparse.Namespace, who: Identity, seen: Inventory | No
             allow_code=arguments.allow_code,
             keys_read_s=arguments.keys_interval,
             gpus_on_cores=arguments.gpus_on_cores,
-            mps=arguments.mps,
+            mps=mps.processes(arguments),
         )
         await agent.run(stop)
 
