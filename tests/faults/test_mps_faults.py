@@ -201,6 +201,24 @@ def test_a_worker_reaches_the_daemon_of_its_own_namespace_only(
     assert opened == {mine: "opens", theirs: "refused"}
 
 
+def test_a_model_that_cannot_be_loaded_ends_nobody(
+    server: Server, mps: MpsStandIn, model: Path, tmp_path: Path
+):
+    serves = on(model, "m", {"gpu-0": 2})
+    apply(server, serves)
+    before = server.worker_pids()
+    bad = tmp_path / "bad.py"
+    bad.write_text("def load(device, options):\n    raise ValueError('no weights')\n")
+    server.apply(target(serves, on(bad, "n", {"gpu-0": 1}), devices=GPUS), wait=False)
+    server.wait_for(
+        lambda report: any("no weights" in m.problem for s in report.services for m in s.members),
+        "the problem to be told",
+    )
+    server.apply(target(serves, devices=GPUS))
+    assert server.worker_pids() >= before
+    assert len(mps.starts) == 1
+
+
 @pytest.mark.slow
 def test_a_fault_ends_all_clients_and_fails_its_own_request_only(
     server: Server, crowd: Crowd, mps: MpsStandIn, model: Path

@@ -53,7 +53,9 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument(
         "--secret-digest", required=True, help="of what agents say on the control socket"
     )
-    arguments.add_argument("--mps-root", type=Path, help="for the directories of MPS daemons")
+    arguments.add_argument(
+        "--mps-root", type=Path, required=True, help="for the directories of MPS daemons"
+    )
     server_options.add(arguments, "host", "metrics", "hang-timeout", "drain-timeout")
     server_options.add(arguments, "shutdown-delay", "log-level")
     arguments.add_argument("--arena-mib", type=int, default=256)

@@ -18,7 +18,7 @@ import os
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -115,6 +115,7 @@ class MpsServer:
                 await self.process.wait()
         except TimeoutError:
             log.warning("the MPS daemon of %s does not end: killed", self.directory)
+            self.process.kill()
         await asyncio.to_thread(clear, self.directory)
         await self.process.wait()
         self.gone.set()
@@ -132,6 +133,8 @@ class Seat:
     reason: str = ""
     """Of the last failure."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    asked: int = 0
+    """How many are about to get a server from it."""
 
     @property
     def runs(self) -> bool:
@@ -140,6 +143,14 @@ class Seat:
 
     def works(self, now: float) -> bool:
         return not gives_up(self.failures, now)
+
+    def forgettable(self, now: float) -> bool:
+        """Whether nothing is there, and nothing went wrong of late."""
+        return (
+            not self.asked
+            and (self.server is None or self.server.gone.is_set())
+            and (not self.failures or now - self.failures[-1] >= FAILURES_WITHIN_S)
+        )
 
     def fail(self, key: Key, reason: str) -> None:
         now = time.monotonic()
@@ -152,7 +163,7 @@ class Seat:
             log.error("%s for %s gets one process instead of MPS: %s", *key, reason)
 
 
-def gives_up(failures: deque[float], now: float) -> bool:
+def gives_up(failures: Sequence[float], now: float) -> bool:
     """Whether a place with these last failures does without MPS; monotonic seconds."""
     return len(failures) == MOST_FAILURES and now - failures[0] < FAILURES_WITHIN_S
 
@@ -170,7 +181,7 @@ class MpsServers:
             clear(left)  # of a dispatcher that was killed
 
     def __iter__(self) -> Iterator[tuple[Key, Seat]]:
-        """Wherever MPS was wanted."""
+        """Wherever MPS is wanted, or was lately."""
         return iter(self._seats.items())
 
     def works(self, place: Place, namespace: str) -> bool:
@@ -203,27 +214,33 @@ class MpsServers:
     async def _reserved(self, place: Place, namespace: str) -> MpsServer:
         """One that takes clients, reserved for one. Raises MpsRefused."""
         key = _key(place, namespace)
+        if key not in self._seats:  # a slice that is cut anew has another name
+            now = time.monotonic()
+            self._seats = {k: seat for k, seat in self._seats.items() if not seat.forgettable(now)}
         seat = self._seats.setdefault(key, Seat())
-        async with seat.lock:
-            if not self.works(place, namespace):
-                raise MpsRefused(seat.reason)
-            if seat.server is None or seat.server.over:
-                try:
-                    if seat.server is not None and not await _wait(seat.server.gone):
-                        raise MpsRefused(
-                            f"the daemon before, or a client, is left after {GONE_S:.0f} s"
-                        )
-                    seat.server = await self._launch(place)
-                except MpsRefused as error:
-                    seat.fail(key, str(error))
-                    raise
-                self._watch(key, seat, seat.server)
-            seat.server.reserve()
-            return seat.server
+        seat.asked += 1
+        try:
+            async with seat.lock:
+                if not self.works(place, namespace):
+                    raise MpsRefused(seat.reason)
+                if not seat.runs:
+                    try:
+                        seat.server = await self._launch(place, seat.server)
+                    except MpsRefused as error:
+                        seat.fail(key, str(error))
+                        raise
+                    self._watch(key, seat, seat.server)
+                assert seat.server is not None
+                seat.server.reserve()
+                return seat.server
+        finally:
+            seat.asked -= 1
 
-    async def _launch(self, place: Place) -> MpsServer:
-        """Raises MpsRefused."""
+    async def _launch(self, place: Place, before: MpsServer | None) -> MpsServer:
+        """One in the place of ``before``, which ends. Raises MpsRefused."""
         assert self._root is not None
+        if before is not None and not await _wait(before.gone):
+            raise MpsRefused(f"the daemon before, or a client, is left after {GONE_S:.0f} s")
         program = control()
         if not program:
             raise MpsRefused(f"{CONTROL} is not installed")

@@ -194,7 +194,7 @@ class Worker:
 
     def finish(self) -> None:
         """End the process, in which nothing runs any more."""
-        self.finished = True
+        self.finished = self.alive
         self.kill()
 
     def kill(self) -> None:
