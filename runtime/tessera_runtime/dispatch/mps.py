@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 READY_S = 10.0
-ASK_S = 5.0
-QUIT_S = 5.0
+ASK_S = 3.0
+QUIT_S = 3.0
 GONE_S = 20.0
 """Most that a daemon may take to answer for the first time, each time, and to end, and it and its clients to be gone."""
 
@@ -248,6 +248,7 @@ class MpsServers:
         pipes, logs = directory / "pipes", directory / "log"
         visible = place.environment.get(VISIBLE)
         environment = {PIPES: str(pipes), LOG: str(logs)}
+        process: asyncio.subprocess.Process | None = None
         try:
             for each in (pipes, logs):
                 each.mkdir()
@@ -262,7 +263,9 @@ class MpsServers:
                 )
             await _answers(environment, process, directory)
         except BaseException as error:
-            clear(directory)
+            if process is not None and process.returncode is None:
+                process.kill()
+            await asyncio.to_thread(clear, directory)
             if isinstance(error, OSError):
                 raise MpsRefused(f"{program}: {error.strerror}") from error
             raise

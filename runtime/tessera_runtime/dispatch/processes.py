@@ -202,8 +202,10 @@ class Workers:
         if not process.tenants.models:
             self._processes.remove(process)
             process.start.cancel()
-            if worker is not None:
-                worker.finish() if idle else worker.kill()
+            if worker is not None and idle:
+                worker.finish()
+            elif worker is not None:
+                worker.kill()
         elif worker is not None and not process.tenants.models[model]:
             worker.unload(model)
 

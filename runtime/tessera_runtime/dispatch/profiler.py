@@ -118,7 +118,7 @@ class _Session:
         for lane in self._lanes:
             lane.sock.close()
         for worker in self._workers:
-            worker.finish()
+            worker.finish()  # whatever runs there: under MPS they share a daemon with nobody else
         for worker in self._workers:
             await asyncio.shield(worker.lost)
 
