@@ -18,6 +18,7 @@ from tessera_core.api.runtimepool import (
     CAPABILITIES_RESOURCE,
     GPU_RESOURCE,
     PartitionBackend,
+    Sharing,
     Toleration,
 )
 from tessera_core.plan.state_in import POOL_LABEL
@@ -257,6 +258,7 @@ def _agent(pool: RuntimePool, image: str, where: Installation) -> dict[str, Any]
             "--models=/models",
             "--state=/state",
             *(["--allow-code"] if pool.spec.trust.allow_code else []),
+            *(["--mps"] if pool.spec.sharing is Sharing.MPS else []),
             *where.agent_args,
         ],
         "env": [

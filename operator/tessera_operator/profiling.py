@@ -18,6 +18,7 @@ from tessera_core.api.modelservice import Placement
 from tessera_core.api.runtimenode import Health, MigMode, ProfileResult, ProfilingTask
 from tessera_core.gpu.devices import FULL
 from tessera_core.gpu.mig import label
+from tessera_core.gpu.mps import is_one_of
 from tessera_core.perf import LatencyProfile
 from tessera_core.perf.profile import LinearFit
 from tessera_core.plan.decision import Assignment
@@ -243,7 +244,7 @@ def _rounded(number: float) -> float:
 
 def may_use(placement: Placement, product: str) -> bool:
     """Whether a service may run on ``product`` devices."""
-    return not placement.products or product in map(label, placement.products)
+    return not placement.products or is_one_of(product, placement.products)
 
 
 def _may_run(version: Version, pool: RuntimePool, code: bool) -> bool:

@@ -61,6 +61,15 @@ class PartitionBackend(StrEnum):
     STATIC = "Static"
 
 
+class Sharing(StrEnum):
+    """How the instances of a namespace share a GPU or slice: in one process, or each in its own through NVIDIA's
+    Multi-Process Service.
+    """
+
+    STREAMS = "Streams"
+    MPS = "MPS"
+
+
 class Approval(StrEnum):
     """Whether a plan that re-cuts waits for a person."""
 
@@ -237,11 +246,18 @@ def _partition_needs_gpus(spec: RuntimePoolSpec) -> Iterator[FieldError]:
         yield FieldError("partition", "a partition", allowed)
 
 
+def _mps_needs_gpus(spec: RuntimePoolSpec) -> Iterator[FieldError]:
+    gpus = dict(spec.node.resources).get(GPU_RESOURCE)
+    if spec.sharing is Sharing.MPS and (gpus is None or not gpus.value):
+        allowed = f'"Streams" in a pool whose nodes have no {GPU_RESOURCE}'
+        yield FieldError("sharing", "'MPS'", allowed)
+
+
 @dataclass(frozen=True, slots=True)
 class RuntimePoolSpec:
     """The nodes and the rules for them."""
 
-    RULES: ClassVar[tuple[Rule, ...]] = (_partition_needs_gpus,)
+    RULES: ClassVar[tuple[Rule, ...]] = (_partition_needs_gpus, _mps_needs_gpus)
 
     node: NodeShape
     size: PoolSize
@@ -249,6 +265,8 @@ class RuntimePoolSpec:
     trust: Trust = Trust()
     partition: Partition | None = None
     """Absent: the geometry is never touched."""
+    sharing: Sharing = Sharing.STREAMS
+    """GPUs under MPS are another product: what was measured on the others does not count there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from tessera_core.gpu.classes import full_class, slice_class
 from tessera_core.gpu.devices import FULL, DeviceClass, cpu_class
 from tessera_core.gpu.geometry import maximal_multisets
 from tessera_core.gpu.mig import GpuModel, find_profile
+from tessera_core.gpu.mps import is_one_of
 from tessera_core.plan.behaviour import Behaviour, Curves, Profiles
 from tessera_core.plan.capacity import Predictor
 from tessera_core.plan.demand import Demand, demands_of, priority_values
@@ -133,7 +134,7 @@ def selected(demand: Demand, pool: PoolRules, product: str) -> bool:
     """Whether pool selector and product list of ``demand`` take the pool's devices of ``product``."""
     labels = dict(pool.labels)
     return all(labels.get(key) == value for key, value in demand.pool_selector) and (
-        not demand.products or product in demand.products
+        not demand.products or is_one_of(product, demand.products)
     )
 
 

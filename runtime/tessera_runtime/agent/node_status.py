@@ -264,6 +264,9 @@ def _conditions(facts: Facts, before: Sequence[Condition], now: str) -> tuple[Co
         found.append(_condition("SpecAccepted", reason == "Accepted", reason, message))
     if facts.gpus_on_cores:
         found.append(_condition("Emulated", True, "GpusOnCores", _EMULATED))
+    if facts.report is not None and facts.report.mps_problem:
+        said = f"instances share one process instead: {facts.report.mps_problem}"
+        found.append(_condition("MpsRuns", False, "DaemonFailed", said))
     times = {(each.type, each.status): each.last_transition_time for each in before}
     return tuple(
         replace(each, last_transition_time=times.get((each.type, each.status)) or now)

@@ -14,6 +14,7 @@ import pynvml
 
 from tessera_core.gpu.geometry import Placement
 from tessera_core.gpu.mig import GpuModel
+from tessera_core.gpu.mps import under_mps
 from tessera_core.gpu.tables import model_of
 from tessera_runtime.devices.mig import MigSlice, find_slices, is_cut, placed
 
@@ -137,6 +138,13 @@ def of_pod(seen: Inventory, cores: int | None, memory_mib: int | None) -> Invent
         seen,
         cores=seen.cores[: max(1, cores)] if cores is not None else seen.cores,
         memory_mib=max(1, memory - min(SERVER_MIB, memory // 2)),
+    )
+
+
+def shared_by_mps(seen: Inventory) -> Inventory:
+    """``seen`` with its GPUs called what they are under MPS."""
+    return replace(
+        seen, gpus=tuple(replace(gpu, product=under_mps(gpu.product)) for gpu in seen.gpus)
     )
 
 
