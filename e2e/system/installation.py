@@ -41,8 +41,8 @@ _PATHS = {
     "RuntimeNode": ("apis/tessera.dev/v1alpha1", "runtimenodes"),
 }
 _POLL_S = 0.1
-_KEYS_S = 5
-"""Between two looks of agents at Secrets of keys: tests change them, and wait until it is noticed."""
+KEYS = "--keys-interval=5"
+"""Of agents, seconds between two looks at Secrets of keys: tests change them, and wait until it is noticed."""
 _INSTALL_S = 180
 _READY_S = 90.0
 _RESTART_S = 90.0
@@ -219,7 +219,7 @@ def installation(cluster: Cluster, folder: Path, **values: object) -> Iterator[I
         )
         found = Installation(cluster, models, client, files)
         found.apply(pool())
-        found.wait("the pool has its nodes", lambda: _all_ready(found), _READY_S)
+        found.wait("the pool has its nodes", lambda: all_ready(found), _READY_S)
         yield found
     client.close()
 
@@ -256,7 +256,8 @@ def _running(system: Installation, namespace: str) -> list[str]:
     ]
 
 
-def _all_ready(system: Installation) -> bool:
+def all_ready(system: Installation) -> bool:
+    """Whether the agents of all nodes say that they serve."""
     ready = {
         node["metadata"]["name"]
         for node in system.objects("RuntimeNode")
@@ -279,7 +280,7 @@ def _values(cluster: Cluster, models: Store) -> Mapping[str, object]:
             "runtimeCpu": image("runtime-cpu"),
         },
         "config": {"modelPrefixes": {"default": [models.prefix]}},
-        "runtime": {"agentArgs": [f"--keys-interval={_KEYS_S}"]},
+        "runtime": {"agentArgs": [KEYS]},
         "networkPolicy": {
             "apiServer": {"ports": sorted({443, 6443, port})},
             "modelStores": {"ports": [8080, models.port]},
