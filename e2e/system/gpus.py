@@ -20,7 +20,7 @@ from e2e.chart import NAMESPACE as SYSTEM
 from e2e.chart import Object
 from e2e.native import gpu_runtime
 from e2e.native.node import Machine
-from e2e.system.installation import KEYS, RUNTIME, Installation, all_ready
+from e2e.system.installation import KEYS, PARTITIONER, RUNTIME, Installation, all_ready
 from e2e.system.installation import pool as processors
 
 from tessera_core.api.runtimepool import GPU_RESOURCE
@@ -29,7 +29,8 @@ from tessera_core.gpu.tables import H100_80_SXM
 MODEL = H100_80_SXM
 """MIG is switched on without a reset, which is an administrator's to make."""
 POOL = "gpu"
-PARTITIONER = "app.kubernetes.io/name=tessera-partitioner"
+CAPABILITIES = "tessera.dev/mig-capabilities"
+"""The right to use slices that are cut later, for a server and its agent: there is no driver to have it from."""
 VALUES: Mapping[str, object] = {
     "image": {"runtime": {"repository": images.tag("runtime-cpu").rpartition(":")[0]}},
     "runtime": {"agentArgs": [KEYS, "--gpus-on-cores"]},
@@ -56,7 +57,8 @@ class Gpus:
         """By (node, GPU), what partitioners say that it is cut into."""
         return {
             (node["metadata"]["name"], cut["uuid"]): {
-                f"{each['profile']}@{each['start']}": each["uuid"] for each in cut["slices"]
+                f"{each['profile']}@{each['start']}": each["uuid"]
+                for each in cut.get("slices") or ()
             }
             for node in self.system.objects("RuntimeNode")
             for cut in (node.get("status") or {}).get("cuts") or ()
@@ -115,15 +117,20 @@ def gpus(
     folder: Path,
     partition: Mapping[str, object],
     boards: Sequence[str] = (MODEL.name, MODEL.name),
+    faults: str = "",
 ) -> Iterator[Gpus]:
     """Give each node of a release with ``VALUES`` these GPUs, in a pool in place of that of processors.
 
-    ``partition``: of the pool; ``folder``: an empty one, for files. When it ends all is as before; by then no service may
+    ``partition``: of the pool; ``folder``: an empty one, for files; ``faults``: of the driver, as in ``Gpus.fail``. When it ends all is as before; by then no service may
     be left.
     """
     stand_in, nodes = library(folder), system.cluster.nodes
     for number, node in enumerate(nodes, start=1):
-        machine = {"NVML_STAND_IN_BOARDS": ",".join(boards), "NVML_STAND_IN_NUMBER": str(number)}
+        machine = {
+            "NVML_STAND_IN_BOARDS": ",".join(boards),
+            "NVML_STAND_IN_NUMBER": str(number),
+            _FAULTS: faults,
+        }
         gpu_runtime.give_gpus(_folder(system, node), stand_in, machine)
         _advertise(system, node, len(boards))
     system.apply(_runtime_class())
@@ -161,11 +168,12 @@ def _has_its_pods(system: Installation) -> bool:
 
 
 def _advertise(system: Installation, node: str, count: int) -> None:
-    """Say that a node has so many GPUs, as a device plugin would.
+    """Say that a node has so many GPUs, and what goes with them, as device plugins would.
 
     https://kubernetes.io/docs/tasks/administer-cluster/extended-resource-node/
     """
-    amounts = {GPU_RESOURCE: str(count) if count else None}
+    there = {GPU_RESOURCE: str(count), CAPABILITIES: "2"}
+    amounts = there if count else dict.fromkeys(there)
     patch = json.dumps({"status": {"capacity": amounts, "allocatable": amounts}})
     system.kubectl(
         "patch", "node", node, "--subresource=status", "--type=merge", f"--patch={patch}"

@@ -27,6 +27,7 @@ T = TypeVar("T")
 EXAMPLES = Path(__file__).parents[2] / "examples" / "kubernetes"
 RUNTIME = "app.kubernetes.io/name=tessera-runtime"
 ACTIVATOR = "app.kubernetes.io/name=tessera-activator"
+PARTITIONER = "app.kubernetes.io/name=tessera-partitioner"
 OPERATOR = "app.kubernetes.io/name=tessera-operator"
 _PATHS = {
     "APIService": ("apis/apiregistration.k8s.io/v1", "apiservices"),
@@ -159,11 +160,13 @@ class Installation:
             "objects": ("get", _SHOWN, "--all-namespaces"),
             "conditions": ("get", "msvc", "--all-namespaces", f"--output=jsonpath={_CONDITIONS}"),
             "nodes": ("get", "rnode", f"--output=jsonpath={_TOLD}"),
+            "plans": ("get", "pplan", f"--output=jsonpath={_PLANS}"),
             "pods": ("get", "pods", "--all-namespaces", "--output=wide"),
             "events": ("get", "events", "--all-namespaces", "--sort-by=.lastTimestamp"),
             "operator": (*logs, f"--selector={OPERATOR}"),
             "agents": (*logs, f"--selector={RUNTIME}", "--container=agent"),
             "servers": (*logs, f"--selector={RUNTIME}", "--container=server"),
+            "partitioners": (*logs, f"--selector={PARTITIONER}"),
             "activators": (*logs, f"--selector={ACTIVATOR}", "--all-containers"),
         }
         parts = []
@@ -191,6 +194,7 @@ _CONDITIONS = (
     '{range .items[*]}{.metadata.namespace}/{.metadata.name}{"\\n"}{range .status.conditions[*]}'
     '{"  "}{.type}={.status} {.reason} {.message}{"\\n"}{end}{end}'
 )
+_PLANS = '{range .items[*]}{.metadata.name} {.spec.diff}{"\\n"}  {.status}{"\\n"}{end}'
 _TOLD = (
     "{range .items[*]}{.metadata.name} told {.spec.devices[*].instances} has "
     '{.status.devices[*].instances} serves {.status.services}{"\\n"}{end}'
