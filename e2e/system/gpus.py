@@ -40,7 +40,7 @@ _TESTS = Path(__file__).parents[2] / "tests"
 _BUILD = (
     "import pathlib, sys; from support.nvml_stand_in import build; build(pathlib.Path(sys.argv[1]))"
 )
-_BUILD_S, _READY_S, _GONE_S, _RESTART_S = 300, 90.0, 90.0, 90.0
+_BUILD_S, _READY_S, _GONE_S = 300, 90.0, 90.0
 _FAULTS = "NVML_STAND_IN_FAULTS"
 
 Slices = Mapping[str, str]
@@ -72,9 +72,15 @@ class Gpus:
 
     def fail(self, faults: str) -> None:
         """Have the driver fail partitioners so from now on: rules as in tests/nvml/machine.c; none: it works again."""
-        for name in self.system.cluster.nodes:
-            gpu_runtime.change_gpus(_folder(self.system, name), {_FAULTS: faults})
-            self.system.restart(self.partitioner(name), "partitioner")
+        for node in self.system.cluster.nodes:
+            gpu_runtime.change_gpus(_folder(self.system, node), {_FAULTS: faults})
+        names = [each["metadata"]["name"] for each in self.system.pods(PARTITIONER)]
+        self.system.kubectl("delete", "pod", *names, f"--namespace={SYSTEM}")
+        self.system.wait(
+            "other partitioners run",
+            lambda: len(self.system.pods(PARTITIONER)) == len(names),
+            _READY_S,
+        )
 
     def change_pool(self, **partition: object) -> None:
         """Merge into what the pool says of cutting."""
@@ -86,13 +92,11 @@ def pool(gpus: int, partition: Mapping[str, object]) -> Object:
     """Both nodes with one core and all GPUs of each."""
     document = processors()
     document["metadata"]["name"] = POOL
-    node, size = document["spec"]["node"], document["spec"]["size"]
+    document["spec"]["partition"] = dict(partition)
+    node = document["spec"]["node"]
     node["resources"][GPU_RESOURCE] = str(gpus)
     node["runtimeClassName"] = gpu_runtime.HANDLER
-    return {
-        **document,
-        "spec": {**document["spec"], "node": node, "size": size, "partition": dict(partition)},
-    }
+    return document
 
 
 def library(folder: Path) -> Path:
