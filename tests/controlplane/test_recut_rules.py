@@ -189,6 +189,19 @@ def test_a_cut_that_cannot_be_is_undone_and_left_alone_for_longer_each_time() ->
     assert (cut.device, cut.failures) == ("GPU-n0-0", 1)
 
 
+def test_what_the_driver_refuses_for_good_is_undone_at_once() -> None:
+    """Its refusal is of the cut that was ordered then, not of the way back."""
+    cluster = two_of_each()
+    gpu = cluster.gpus["n0", "GPU-n0-0"]
+    gpu.broken = CutProblem.NOT_PERMITTED
+    cluster.settle()
+    assert gpu.geometry == (WHOLE,)
+    assert cluster.fewest["vision.a", "a"] == 1
+    (failed,) = [plan for plan in cutting(cluster) if "RolledBack" in conditions(plan)]
+    assert conditions(failed)["RolledBack"] == ("True", "NotPermitted")
+    assert failures(cluster) == [1]
+
+
 def test_gpus_whose_cuts_fail_are_left_alone_for_longer_each_time_whoever_leads() -> None:
     cluster = two_of_each()
     both = [cluster.gpus[name, f"GPU-{name}-0"] for name in ("n0", "n1")]
