@@ -93,7 +93,7 @@ e2e-scale: env-e2e  ## the operator beside 300 simulated nodes of 8 GPUs and 300
 	$(RUN)/pytest e2e/scale --override-ini pythonpath=. -s
 
 .PHONY: e2e-autoscaling
-e2e-autoscaling: env-e2e  ## pools that grow and shrink under the real Karpenter, on simulated nodes
+e2e-autoscaling: env-e2e  ## pools that grow and shrink under the real Karpenter, on simulated nodes; a service that KEDA scales
 	$(RUN)/pytest e2e/autoscaling --override-ini pythonpath=. -s $(E2E_ARGS)
 
 .PHONY: format
@@ -102,9 +102,11 @@ format: env-check  ## rewrite the sources as `make check` wants them
 	$(RUN)/ruff format
 
 .PHONY: proto
-proto: env-test  ## regenerate the gRPC descriptors from oip.proto
+proto: env-test  ## regenerate the gRPC descriptors from oip.proto and device_plugin.proto
 	$(RUN)/python -m grpc_tools.protoc --include_imports \
 	  -I runtime/tessera_runtime/protocol --descriptor_set_out=runtime/tessera_runtime/protocol/oip.binpb oip.proto
+	$(RUN)/python -m grpc_tools.protoc -I runtime/tessera_runtime/partitioner \
+	  --descriptor_set_out=runtime/tessera_runtime/partitioner/device_plugin.binpb device_plugin.proto
 
 # The environments share .venv and only add to it. `check` stays without torch (5 GB).
 .PHONY: env-check env-test env-demo env-bench env-e2e

@@ -22,13 +22,20 @@ from e2e.faults.fixtures import scene as scene
 from e2e.faults.fixtures import stage as stage
 from e2e.native.build import kubernetes
 from e2e.native.control_plane import control_plane
+from e2e.system import gpus
 from e2e.system.installation import Installation, installation
 from e2e.system.installation import namespace as one_namespace
 
 _HERE = Path(__file__).parent
 _CRDS = _HERE.parent / "crds"
 _TEST_S = 120
-_OF_RELEASE = ("test_drift.py", "test_helm_life_cycle.py", "test_tls.py", "test_uninstall.py")
+_OF_RELEASE = (
+    "test_drift.py",
+    "test_recutting.py",
+    "test_helm_life_cycle.py",
+    "test_tls.py",
+    "test_uninstall.py",
+)
 """What shares one release, in this order: once TLS is on it stays on, and in the end the release is gone."""
 
 SaidAloud = Callable[[], AbstractContextManager[None]]
@@ -111,7 +118,7 @@ def release(
                     "this machine reaches no ClusterIP of that cluster: TESSERA_E2E=native does"
                 )
             soon = {"driftAfter": "20s"}
-            found = stack.enter_context(installation(cluster, folder, config=soon))
+            found = stack.enter_context(installation(cluster, folder, config=soon, **gpus.VALUES))
         yield found
 
 

@@ -12,9 +12,11 @@ from typing import Any, Protocol
 
 from bench.dataplane.children import Child, ChildFailed
 from bench.dataplane.closed import Bench
-from bench.dataplane.mps import MpsFailed, control, mps, servers
+from bench.dataplane.mps import MpsFailed, mps, servers
 from bench.harness import Figures, Row, Variant, alternate
 from bench.peers.base import WORKS
+
+from tessera_runtime.mps import control
 
 LANES = "bench.dataplane.lanes"
 

@@ -7,7 +7,6 @@ of its pipes, so those of others are never touched, and the GPU's settings stay 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,8 +15,8 @@ from pathlib import Path
 
 from bench.processes import end_session, start_session
 
-CONTROL = "nvidia-cuda-mps-control"
-ALSO_IN = ("/usr/bin", "/usr/local/nvidia/bin", "/usr/local/cuda/bin")
+from tessera_runtime.mps import CONTROL, LOG, PIPES, control
+
 READY_S = 10.0
 ASK_S = 10.0
 _POLL_S = 0.05
@@ -25,12 +24,6 @@ _POLL_S = 0.05
 
 class MpsFailed(Exception):
     """The daemon did not start; the message says what it said."""
-
-
-def control() -> str:
-    """The daemon's program; empty where it is not installed."""
-    path = os.pathsep.join((os.environ.get("PATH", ""), *ALSO_IN))
-    return shutil.which(CONTROL, path=path) or ""
 
 
 @contextmanager
@@ -42,8 +35,8 @@ def mps(directory: Path, cores: Sequence[int]) -> Iterator[Mapping[str, str]]:
     program = control()
     if not program:
         raise MpsFailed(f"{CONTROL} is not installed")
-    clients = {"CUDA_MPS_PIPE_DIRECTORY": str(directory / "pipes")}
-    environment = clients | {"CUDA_MPS_LOG_DIRECTORY": str(directory / "log")}
+    clients = {PIPES: str(directory / "pipes")}
+    environment = clients | {LOG: str(directory / "log")}
     for name in ("pipes", "log"):
         (directory / name).mkdir(parents=True, mode=0o700)
     with (directory / "said").open("wb") as said:

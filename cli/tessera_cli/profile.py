@@ -19,7 +19,7 @@ from tessera_cli.serve import (
 from tessera_cli.services import read_services
 from tessera_core.api import ModelProfile
 from tessera_core.plan.state import Policy
-from tessera_runtime import server_options
+from tessera_runtime import mps, server_options
 from tessera_runtime.agent.local import LocalAgent, Options
 from tessera_runtime.agent.profiles import EngineMissing, engine_version
 from tessera_runtime.control import ControlError
@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-code", action="store_true", help="refuse TorchScript and Python models"
     )
+    mps.add_options(parser)
     parser.add_argument("--again", action="store_true", help="measure also what is known already")
     add_output_argument(parser)
     parser.set_defaults(
@@ -76,6 +77,7 @@ async def _measure(arguments: argparse.Namespace) -> tuple[ModelProfile, ...]:
         allow_code=not arguments.no_code,
         measure_again=arguments.again,
         hang_s=arguments.hang_timeout,
+        mps=mps.processes(arguments),
     )
     async with running_server(arguments, tuple(sorted(libraries))) as (control, _):
         with Bars() as bars:

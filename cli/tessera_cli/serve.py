@@ -24,7 +24,7 @@ from tessera_core.api import ModelProfile, ModelService
 from tessera_core.plan.decision import Plan
 from tessera_core.plan.explain import explain
 from tessera_core.plan.state import Goal, Policy
-from tessera_runtime import server_options
+from tessera_runtime import mps, server_options
 from tessera_runtime.agent.local import LocalAgent, Options
 from tessera_runtime.agent.local import Progress as AgentProgress
 from tessera_runtime.agent.profiles import EngineMissing, engine_version, read_profiles
@@ -88,6 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="run on processor cores what is placed on GPUs: for trials without any",
     )
+    mps.add_options(parser)
     server_options.add(parser, *server_options.CONFINEMENT)
     server_options.add(parser, "hang-timeout", "drain-timeout", "log-level")
     parser.set_defaults(log_level="warning")
@@ -156,6 +157,7 @@ def _prepare(arguments: argparse.Namespace) -> _Prepared:
             allow_code=allow_code,
             hang_s=arguments.hang_timeout,
             gpus_on_cores=arguments.gpus_on_cores,
+            mps=mps.processes(arguments),
         ),
         libraries=tuple(sorted(libraries - {"python"})),
     )

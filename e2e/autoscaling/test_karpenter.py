@@ -93,7 +93,8 @@ def scene(binaries: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """A cluster without nodes, a pool that may have some, and a service."""
     with site(binaries, tmp_path_factory.mktemp("autoscaling"), 0, starts=False) as running:
         install(running.api, SHAPES)
-        found = Scene(running, Timeline(running.kubeconfig, NAMESPACE))
+        watched = (kinds.NODE, ""), (kinds.RUNTIME_NODE, ""), (kinds.POD, NAMESPACE)
+        found = Scene(running, Timeline(running.kubeconfig, *watched))
         with found.karpenter:
             found.start_karpenter(buffers=True)
             running.start_operator()

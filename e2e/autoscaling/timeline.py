@@ -1,4 +1,4 @@
-"""What happened to nodes, pods and RuntimeNodes, in the order in which the API server stored it."""
+"""What happened to objects of some kinds, in the order in which the API server stored it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tessera_operator import kinds
 from tessera_operator.cluster import Cluster, ClusterError, connect
 from tessera_operator.kinds import Kind
 
@@ -32,16 +31,22 @@ class Event:
 
 
 class Timeline:
-    """Follows until the test ends. Thread-safe."""
+    """Follows until the test ends, or until ``end``. Thread-safe."""
 
-    def __init__(self, kubeconfig: Path, namespace: str) -> None:
+    def __init__(self, kubeconfig: Path, *watched: tuple[Kind, str]) -> None:
+        """``watched``: kinds, each with a namespace, empty for kinds that are of none."""
         self._cluster = Cluster(connect(str(kubeconfig)))
         self._events: list[Event] = []
         self._lock = threading.Lock()
-        self._listed = threading.Barrier(4)
-        for kind, place in ((kinds.NODE, ""), (kinds.RUNTIME_NODE, ""), (kinds.POD, namespace)):
-            threading.Thread(target=self._follow, args=(kind, place), daemon=True).start()
+        self._ended = False
+        self._listed = threading.Barrier(len(watched) + 1)
+        for kind, namespace in watched:
+            threading.Thread(target=self._follow, args=(kind, namespace), daemon=True).start()
         self._listed.wait(30)
+
+    def end(self) -> None:
+        """Note nothing more, and follow no longer than until the next change."""
+        self._ended = True
 
     def events(self) -> list[Event]:
         """So far, in order."""
@@ -53,9 +58,11 @@ class Timeline:
         for document in documents:
             self._note(kind, "ADDED", document)
         self._listed.wait(30)
-        while True:
+        while not self._ended:
             try:
                 for event in self._cluster.watch(kind, namespace, "", version, _WATCH_S):
+                    if self._ended:
+                        return
                     document = event["object"]
                     version = document["metadata"]["resourceVersion"]
                     if event["type"] != "BOOKMARK":

@@ -35,6 +35,9 @@ TOOLS = {
     "kwok": ("sigs.k8s.io/kwok/cmd/kwok", "v0.8.0"),
 }
 """Package and version of the programs that come as they are."""
+KEDA = ("github.com/kedacore/keda/v2", "v2.21.0")
+"""Module and version. It replaces a module that it needs, so that ``go install`` refuses to build it from elsewhere."""
+KEDAS = ("operator", "adapter")
 _SOURCES = Path(__file__).parent / "kubernetes"
 _TIMEOUT_S = 45 * 60
 _STAMPED = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
@@ -67,6 +70,22 @@ def tool(name: str) -> Path:
                 (built,) = Path(fresh).iterdir()  # named for its folder: two of them are "kwok"
                 built.rename(program)
     return program
+
+
+def keda() -> Path:
+    """A folder with the programs KEDAS, built when they are not there yet. Raises as ``kubernetes`` does."""
+    name, version = KEDA
+    folder = _cache() / f"keda-{version}"
+    with _locked(folder):
+        if not all((folder / each).exists() for each in KEDAS):
+            print(f"building KEDA {version} into {folder}: some minutes, once", flush=True)
+            with tempfile.TemporaryDirectory(dir=folder) as fresh:
+                packages = (f"./cmd/{each}" for each in KEDAS)
+                arguments = ("build", "-trimpath", "-ldflags=-s -w", "-o", f"{fresh}/", *packages)
+                go(arguments, module(name, version))
+                for each in KEDAS:
+                    (Path(fresh) / each).rename(folder / each)
+    return folder
 
 
 def module(name: str, version: str) -> Path:
@@ -127,3 +146,4 @@ if __name__ == "__main__":
     print(kubernetes())
     for each in TOOLS:
         print(tool(each))
+    print(keda())

@@ -108,6 +108,8 @@ def _remove_shared() -> None:
             plugins.unlink()
         except FileNotFoundError:
             pass
+    if not plugins.exists():
+        (_PLUGINS / "kubelet_internal_checkpoint").unlink(missing_ok=True)
     for path in _SHARED:
         try:
             path.rmdir()

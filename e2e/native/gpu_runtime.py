@@ -8,6 +8,7 @@ they would the GPUs. Containers of other runtime classes see none of it.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 HANDLER = "nvidia"
 _INSIDE = "/run/gpus"
 _MACHINE = "machine"
+_ENVIRONMENT = "environment.json"
 
 
 def program(folder: Path) -> str:
@@ -28,10 +30,10 @@ if "create" in arguments and os.path.isdir(gpus):
     path = os.path.join(arguments[arguments.index("--bundle") + 1], "config.json")
     with open(path) as file:
         config = json.load(file)
-    with open(os.path.join(gpus, "environment.json")) as file:
-        config["process"]["env"] += json.load(file)
+    with open(os.path.join(gpus, {_ENVIRONMENT!r})) as file:
+        config["process"].setdefault("env", []).extend(json.load(file))
     mount = {{"destination": {_INSIDE!r}, "type": "bind", "source": gpus, "options": ["rbind", "rw"]}}
-    config["mounts"].append(mount)
+    config.setdefault("mounts", []).append(mount)
     with open(path, "w") as file:
         json.dump(config, file)
 os.execvp("runc", ["runc", *arguments])
@@ -49,13 +51,26 @@ def give_gpus(folder: Path, library: Path, environment: Mapping[str, str]) -> No
     machine = gpus / _MACHINE
     machine.touch()
     machine.chmod(0o666)  # agents are nobody, and the library writes its lock into it
-    inside = {
-        **environment,
-        "LD_LIBRARY_PATH": _INSIDE,
-        "NVML_STAND_IN_STATE": f"{_INSIDE}/{_MACHINE}",
-    }
-    lines = [f"{name}={value}" for name, value in inside.items()]
-    (gpus / "environment.json").write_text(json.dumps(lines))
+    inside = {"LD_LIBRARY_PATH": _INSIDE, "NVML_STAND_IN_STATE": f"{_INSIDE}/{_MACHINE}"}
+    _tell(gpus, {**environment, **inside})
+
+
+def change_gpus(folder: Path, environment: Mapping[str, str]) -> None:
+    """Have containers that start from now on be told this beside what they were told before, or in its place."""
+    before = json.loads((_gpus(folder) / _ENVIRONMENT).read_text())
+    _tell(_gpus(folder), {**dict(line.split("=", 1) for line in before), **environment})
+
+
+def take_gpus(folder: Path) -> None:
+    """Have containers see none any more; by now none with the class may run."""
+    shutil.rmtree(_gpus(folder))
+
+
+def _tell(gpus: Path, environment: Mapping[str, str]) -> None:
+    lines = [f"{name}={value}" for name, value in environment.items()]
+    written = gpus / f"{_ENVIRONMENT}.new"
+    written.write_text(json.dumps(lines))
+    written.rename(gpus / _ENVIRONMENT)  # the runtime may be reading it
 
 
 def _gpus(folder: Path) -> Path:

@@ -1,6 +1,6 @@
-"""An adapter of external metrics that says what a test says: external.metrics.k8s.io behind the API server's aggregation.
+"""Adapters of external metrics: external.metrics.k8s.io behind the API server's aggregation, and one that says what a test says.
 
-It runs on this machine as adapters run in a pod: TLS by a certificate of its own, which the APIService carries, and only
+They run on this machine as adapters run in a pod: TLS by a certificate of their own, which the APIService carries, and only
 for the API server, which proves itself by a certificate of the front proxy's authority.
 """
 
@@ -25,6 +25,8 @@ from e2e.system.installation import Installation
 
 _GROUP, _VERSION, _NAME = "external.metrics.k8s.io", "v1beta1", "external-metrics"
 _ROOT = f"/apis/{_GROUP}/{_VERSION}"
+ADAPTER = f"{_NAME}.{SYSTEM}.svc"
+"""Whom the API server takes an adapter for: its certificate is to say so."""
 _TIMEOUT_S = 10.0
 _AVAILABLE_S = 60.0
 
@@ -40,16 +42,13 @@ class Metrics:
 
 @contextmanager
 def external_metrics(system: Installation, folder: Path, metrics: Metrics) -> Iterator[None]:
-    """Serve ``metrics`` through the API server. Nothing of it is left, or no namespace could be deleted any more."""
-    host = system.cluster.host
-    assert host is not None, "this machine is not in the cluster's network"
+    """Serve ``metrics`` through the API server."""
+    host = host_of(system)
     authority = Authority(folder / "adapter")
-    certificate, key = authority.issue("adapter", hosts=(f"{_NAME}.{SYSTEM}.svc",))
-    callers = folder / "front-proxy.crt"
-    callers.write_text(_front_proxy(system))
+    certificate, key = authority.issue("adapter", hosts=(ADAPTER,))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
-    context.load_verify_locations(callers)
+    context.load_verify_locations(callers(system, folder))
     context.verify_mode = ssl.CERT_REQUIRED
     server = ThreadingHTTPServer((host, 0), _handler(metrics))
     server.daemon_threads = True
@@ -58,7 +57,21 @@ def external_metrics(system: Installation, folder: Path, metrics: Metrics) -> It
     )
     thread = threading.Thread(target=server.serve_forever, name="external metrics", daemon=True)
     thread.start()
-    objects = _objects(host, server.server_port, authority.certificate)
+    try:
+        with aggregated(system, server.server_port, authority):
+            yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@contextmanager
+def aggregated(system: Installation, port: int, authority: Authority) -> Iterator[None]:
+    """Have the API server ask the adapter on this machine's ``port``, whose certificate is of ``authority``. Nothing of it is
+    left, or no namespace could be deleted any more.
+    """
+    objects = _objects(host_of(system), port, authority.certificate)
     try:
         system.apply(*objects)
         system.wait("the adapter is available", lambda: _is_available(system), _AVAILABLE_S)
@@ -68,9 +81,20 @@ def external_metrics(system: Installation, folder: Path, metrics: Metrics) -> It
             metadata = each["metadata"]
             where = f"--namespace={metadata.get('namespace', SYSTEM)}"
             system.kubectl("delete", each["kind"], metadata["name"], where, "--ignore-not-found")
-        server.shutdown()
-        server.server_close()
-        thread.join()
+
+
+def host_of(system: Installation) -> str:
+    """By what the cluster reaches this machine."""
+    host = system.cluster.host
+    assert host is not None, "this machine is not in the cluster's network"
+    return host
+
+
+def callers(system: Installation, folder: Path) -> Path:
+    """A file with the authority of those whom an adapter answers: the API server."""
+    path = folder / "front-proxy.crt"
+    path.write_text(_front_proxy(system))
+    return path
 
 
 def _front_proxy(system: Installation) -> str:

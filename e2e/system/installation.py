@@ -27,6 +27,7 @@ T = TypeVar("T")
 EXAMPLES = Path(__file__).parents[2] / "examples" / "kubernetes"
 RUNTIME = "app.kubernetes.io/name=tessera-runtime"
 ACTIVATOR = "app.kubernetes.io/name=tessera-activator"
+PARTITIONER = "app.kubernetes.io/name=tessera-partitioner"
 OPERATOR = "app.kubernetes.io/name=tessera-operator"
 _PATHS = {
     "APIService": ("apis/apiregistration.k8s.io/v1", "apiservices"),
@@ -41,8 +42,8 @@ _PATHS = {
     "RuntimeNode": ("apis/tessera.dev/v1alpha1", "runtimenodes"),
 }
 _POLL_S = 0.1
-_KEYS_S = 5
-"""Between two looks of agents at Secrets of keys: tests change them, and wait until it is noticed."""
+KEYS = "--keys-interval=5"
+"""Of agents, seconds between two looks at Secrets of keys: tests change them, and wait until it is noticed."""
 _INSTALL_S = 180
 _READY_S = 90.0
 _RESTART_S = 90.0
@@ -159,11 +160,13 @@ class Installation:
             "objects": ("get", _SHOWN, "--all-namespaces"),
             "conditions": ("get", "msvc", "--all-namespaces", f"--output=jsonpath={_CONDITIONS}"),
             "nodes": ("get", "rnode", f"--output=jsonpath={_TOLD}"),
+            "plans": ("get", "pplan", f"--output=jsonpath={_PLANS}"),
             "pods": ("get", "pods", "--all-namespaces", "--output=wide"),
             "events": ("get", "events", "--all-namespaces", "--sort-by=.lastTimestamp"),
             "operator": (*logs, f"--selector={OPERATOR}"),
             "agents": (*logs, f"--selector={RUNTIME}", "--container=agent"),
             "servers": (*logs, f"--selector={RUNTIME}", "--container=server"),
+            "partitioners": (*logs, f"--selector={PARTITIONER}"),
             "activators": (*logs, f"--selector={ACTIVATOR}", "--all-containers"),
         }
         parts = []
@@ -191,6 +194,7 @@ _CONDITIONS = (
     '{range .items[*]}{.metadata.namespace}/{.metadata.name}{"\\n"}{range .status.conditions[*]}'
     '{"  "}{.type}={.status} {.reason} {.message}{"\\n"}{end}{end}'
 )
+_PLANS = '{range .items[*]}{.metadata.name} {.spec.diff}{"\\n"}  {.status}{"\\n"}{end}'
 _TOLD = (
     "{range .items[*]}{.metadata.name} told {.spec.devices[*].instances} has "
     '{.status.devices[*].instances} serves {.status.services}{"\\n"}{end}'
@@ -219,7 +223,7 @@ def installation(cluster: Cluster, folder: Path, **values: object) -> Iterator[I
         )
         found = Installation(cluster, models, client, files)
         found.apply(pool())
-        found.wait("the pool has its nodes", lambda: _all_ready(found), _READY_S)
+        found.wait("the pool has its nodes", lambda: all_ready(found), _READY_S)
         yield found
     client.close()
 
@@ -256,7 +260,8 @@ def _running(system: Installation, namespace: str) -> list[str]:
     ]
 
 
-def _all_ready(system: Installation) -> bool:
+def all_ready(system: Installation) -> bool:
+    """Whether the agents of all nodes say that they serve."""
     ready = {
         node["metadata"]["name"]
         for node in system.objects("RuntimeNode")
@@ -279,7 +284,7 @@ def _values(cluster: Cluster, models: Store) -> Mapping[str, object]:
             "runtimeCpu": image("runtime-cpu"),
         },
         "config": {"modelPrefixes": {"default": [models.prefix]}},
-        "runtime": {"agentArgs": [f"--keys-interval={_KEYS_S}"]},
+        "runtime": {"agentArgs": [KEYS]},
         "networkPolicy": {
             "apiServer": {"ports": sorted({443, 6443, port})},
             "modelStores": {"ports": [8080, models.port]},

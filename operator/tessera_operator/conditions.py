@@ -30,6 +30,8 @@ class Seen:
     measuring: str
     """What is being measured and where, in words; empty: everything is known."""
     measured: bool
+    lacking: str
+    """On which slices that could be cut it is not measured and why, in words; empty: on none that may help."""
     problem: str
     """Of fetching, measuring or loading, in words."""
     planned: ServicePlan | None
@@ -128,6 +130,8 @@ def _accepted(seen: Seen) -> Condition:
 
 
 def _profiled(seen: Seen) -> Condition:
+    if seen.measured and seen.lacking:
+        return _condition(PROFILED, _TRUE, "PartlyMeasured", seen.lacking)
     if seen.measured:
         return _condition(PROFILED, _TRUE, "Measured")
     if seen.problem:

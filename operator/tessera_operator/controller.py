@@ -16,7 +16,7 @@ from typing import Any
 
 from tessera_core.api import Device, ModelService, RuntimeNode
 from tessera_core.api.placementplan import Step
-from tessera_operator import partitioners, pools, quarantine, routes
+from tessera_operator import activators, partitioners, pools, quarantine, routes
 from tessera_operator.cluster import Cluster
 from tessera_operator.config import Config
 from tessera_operator.costs import Meter
@@ -27,7 +27,7 @@ from tessera_operator.instants import to_time
 from tessera_operator.kinds import Document, Key, key_of
 from tessera_operator.measuring import Measuring
 from tessera_operator.orders import ordered, remaining
-from tessera_operator.recutting import notes_of
+from tessera_operator.recutting import for_nobody, notes_of
 from tessera_operator.reporting import Reporter, Round
 from tessera_operator.rollout import unsettled
 from tessera_operator.runtime_pods import Present, RuntimePods, node_document, owned_labels
@@ -92,14 +92,21 @@ class Controller:
         self.writer.failed.clear()
         nodes = self._world.nodes
         present = self._pods.see(self._documents, nodes, self.heartbeats.lost(now.s), now.s)
-        self._traffic.note(self._world.services, nodes, now.s)
+        staying = activators.holders(
+            node for node in present.answering if node.metadata.name not in present.unsure
+        )
+        unheld = activators.unheld(self._world.services, nodes, staying)
+        self._traffic.note(self._world.services, nodes, now.s, unheld)
         steady = [node for node in present.answering if node.metadata.name in present.steady]
         self._drifting.keep(self._world.profiles, steady, now.s, now.text)
         # What a node that is about to go runs gets another home while it still answers.
         away = present.away
         rules = self._plans.rules(self._world.pools, nodes, now.s, to_time(now.text))
         afresh = self._geometries.have_changed(nodes) or self._plans.afresh
-        decision = self._decider.decide(now.s, away, afresh=afresh, rules=rules)
+        given_up, settled = self._measuring.given_up, self._plans.rollout is None
+        decision = self._decider.decide(
+            now.s, away, afresh=afresh, rules=rules, given_up=given_up, settled=settled
+        )
         names = [service.served_name for service in self._world.services]
         self.meter.note(decision.state, names, now.s)
         self._measuring.see(nodes, decision, self.writer, now.s)
@@ -131,8 +138,10 @@ class Controller:
         for node in present.answering:
             for served in node.status.services:
                 serving[served.name].append(node)
+        # One that leaves is better than none.
+        held = {**activators.holders(present.answering), **staying}
         addresses = {
-            name: self._addresses(service, serving[name], told, present.unsure)
+            name: self._addresses(service, serving[name], told, present.unsure, held)
             for service in self._world.services
             for name in [service.served_name]
         }
@@ -145,7 +154,8 @@ class Controller:
             self._epoch,
             rollout.name if rollout is not None else None,
         )
-        self._tell(nodes, told, tasks, addresses, context, present.lost, now)
+        free = for_nobody(rollout.spec.steps) if rollout is not None else frozenset()
+        self._tell(nodes, told, tasks, addresses, context, present.lost, free, now)
         self._keep_endpoints(addresses)
         self._finish([node for node in nodes if node.metadata.name not in present.lost])
         self._plans.finish(rules, nodes)
@@ -199,7 +209,7 @@ class Controller:
         known = self._documents
         self._scaling.keep(self.writer, known, found, present, decision, self._measuring, now_s)
         for pool in self._world.pools:
-            if partitioners.is_cut_here(pool):
+            if pools.is_cut_here(pool):
                 self.writer.put(partitioners.daemon_set(pool, self._where))
             else:
                 self.writer.remove(partitioners.key_of_set(pool, self._where))
@@ -230,6 +240,7 @@ class Controller:
         nodes: Sequence[RuntimeNode],
         told: routes.Orders,
         unsure: frozenset[str],
+        held: activators.Holders,
     ) -> tuple[str, ...]:
         """Of the pods that clients are sent to. ``nodes``: those that know ``service``."""
         if service.metadata.deletion_timestamp is not None:
@@ -237,13 +248,7 @@ class Controller:
         name = service.served_name
         places = [node for node in nodes if not is_activator(node)]
         found = routes.endpoints(name, places, told, unsure)
-        if found or not holds(service.spec):
-            return found
-        return tuple(
-            sorted(
-                node.status.address for node in nodes if is_activator(node) and node.status.address
-            )
-        )
+        return found or (held.get(name, ()) if holds(service.spec) else ())
 
     def _tell(
         self,
@@ -253,8 +258,10 @@ class Controller:
         addresses: Mapping[str, tuple[str, ...]],
         context: Context,
         lost: frozenset[str],
+        free: frozenset[tuple[str, str]],
         now: Now,
     ) -> None:
+        """``free``: GPUs that are cut although nobody is there."""
         alive = {
             service.served_name
             for service in self._world.services
@@ -281,7 +288,7 @@ class Controller:
             spec = spec_of(node, devices, routed, tasks.get(name, ()), context)
             labels = self._pods.labels.get(name) or owned_labels(node)
             if spec != node.spec or not labels.items() <= dict(node.metadata.labels).items():
-                notes = notes_of(node, devices, now.text)
+                notes = notes_of(node, devices, now.text, free)
                 documents.append(node_document(name, labels, spec, notes))
         self.writer.put_all(documents)
         self._routers.forget(nodes)

@@ -7,11 +7,17 @@ It plans again only when a fact changed that a plan depends on.
 from __future__ import annotations
 
 import gc
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from tessera_core.api import FieldError, ModelService, ModelServiceStatus, ObjectMeta
+from tessera_core.api import (
+    FieldError,
+    ModelService,
+    ModelServiceStatus,
+    ObjectMeta,
+    RuntimeNode,
+)
 from tessera_core.api.admission import admission
 from tessera_core.api.modelservice import MemberStatus, ScalingMode
 from tessera_core.api.runtimenode import MOST_LINES, BatchLine, BatchTime
@@ -30,8 +36,11 @@ from tessera_operator.choosing import (
     uncut,
 )
 from tessera_operator.config import Config, refused_sources
+from tessera_operator.lacking import unseen
 from tessera_operator.plans import idle_facts
+from tessera_operator.profiling import Trust, Wanted, tenants
 from tessera_operator.recutting import NO_CUTS, Rules
+from tessera_operator.scouting import Scouting, scout, with_cuts
 from tessera_operator.traffic import Traffic
 from tessera_operator.versions import (
     Version,
@@ -63,6 +72,8 @@ class Decision:
     """Whether the facts differ from those of the decision before."""
     proposal: Plan | None = None
     """A better plan, whose cuts have to wait; None: there is none."""
+    scouting: Scouting = field(default_factory=Scouting)
+    """What of its cuts is for measuring."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +85,7 @@ class _Made:
     unfit: frozenset[str]
     """Services whose newest version fitted nowhere."""
     proposal: Plan | None
+    scouting: Scouting
 
 
 class Decider:
@@ -90,9 +102,19 @@ class Decider:
         self._rules = NO_CUTS
 
     def decide(
-        self, now_s: float, lost: Collection[str], *, afresh: bool, rules: Rules = NO_CUTS
+        self,
+        now_s: float,
+        lost: Collection[str],
+        *,
+        afresh: bool,
+        rules: Rules = NO_CUTS,
+        given_up: Collection[Wanted] = (),
+        settled: bool = True,
     ) -> Decision:
-        """The plan for the present facts. ``afresh``: also where they are those of the plan before. ``rules``: for cuts."""
+        """The plan for the present facts. ``afresh``: also where they are those of the plan before. ``rules``: for cuts.
+        ``given_up``: what is not worth a cut to be measured, as that failed too often. ``settled``: whether no plan is under
+        way, which what is to be measured waits for.
+        """
         self._rules = rules
         world = self._world
         named, running = profile_names(world.profiles), pinned(world.nodes)
@@ -124,17 +146,33 @@ class Decider:
             versions.update((name, fallback[name]) for name in alone)
             state, _ = self._observe(versions, now_s, lost, alone)
         facts = idle_facts(state)
+        nodes = [node for node in world.nodes if node.metadata.name not in lost]
+        trust = self._trust({**versions, **newest}, nodes)
+        lacks = unseen(newest.values(), world.profiles, nodes, world.pools, trust, given_up, rules)
         last = self._last
-        is_new = afresh or last is None or last.facts != facts or self._may_begin(last.proposal)
+        is_new = (
+            afresh
+            or last is None
+            or last.facts != facts
+            or (settled and last.scouting.unseen != lacks)
+            or self._may_begin(last.proposal)
+            or last.scouting.may_begin(rules)
+        )
         if is_new or last is None:
-            made = self._plan(state, versions, fallback, now_s, lost, alone)
-            last = self._last = _Made(facts, *made)
+            plan, unfit, proposal = self._plan(state, versions, fallback, now_s, lost, alone)
+            waits = proposal is not None
+            trust = self._trust(trust.versions, nodes, plan)
+            scouting = scout(lacks, plan, state, nodes, trust, rules, waits=waits)
+            plan, proposal = _scouted(plan, proposal, scouting)
+            last = self._last = _Made(facts, plan, unfit, proposal, scouting)
         unfit = last.unfit & fallback.keys() & versions.keys()
         if unfit:
             versions.update((name, fallback[name]) for name in unfit)
             state, _ = self._observe(versions, now_s, lost, alone)
         self._shown = {name: self._shown[name] for name in versions}
-        return Decision(state, last.plan, versions, newest, errors, is_new, last.proposal)
+        return Decision(
+            state, last.plan, versions, newest, errors, is_new, last.proposal, last.scouting
+        )
 
     def _plan(
         self,
@@ -212,6 +250,16 @@ class Decider:
             rules.waiting(key, geometry) for key, geometry in new_cuts(plan, rules.promised).items()
         )
 
+    def _trust(
+        self,
+        versions: Mapping[str, Version],
+        nodes: Sequence[RuntimeNode],
+        plan: Plan | None = None,
+    ) -> Trust:
+        """Who may be measured where, beside what is told and, with ``plan``, what is planned."""
+        pools = {pool.metadata.name: pool for pool in self._world.pools}
+        return Trust(versions, pools, tenants(nodes, plan.assignments if plan is not None else ()))
+
     def _errors(self, service: ModelService) -> tuple[FieldError, ...]:
         key = "ModelService", service.metadata.namespace, service.metadata.name
         undecoded = self._world.undecoded.get(key)
@@ -263,6 +311,15 @@ class Decider:
             return known
         self._shown[version.name] = found
         return found
+
+
+def _scouted(plan: Plan, proposal: Plan | None, scouting: Scouting) -> tuple[Plan, Plan | None]:
+    """``plan`` and ``proposal`` with what is cut for measuring. Cuts that have to wait are proposed as all others are."""
+    if scouting.begun:
+        return with_cuts(plan, scouting.begun), proposal
+    if scouting.put_off:
+        return plan, with_cuts(plan, scouting.put_off)
+    return plan, proposal
 
 
 def batch_times(

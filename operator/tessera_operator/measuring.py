@@ -26,6 +26,8 @@ from tessera_operator.write import Writer
 
 _FIRST_PAUSE_S, _MOST_PAUSE_S = 15.0, 600.0
 """After a measurement failed, before it is tried again; twice as long each time."""
+_GIVEN_UP = 3
+"""Failures after which nothing is kept or cut for a measurement any more."""
 
 
 class Measuring:
@@ -91,6 +93,11 @@ class Measuring:
         )
         return self._tasks
 
+    @property
+    def given_up(self) -> frozenset[Wanted]:
+        """What failed so often that nothing waits for it, though it is tried on where that costs nothing."""
+        return frozenset(key for key, found in self._failed.items() if found[1] >= _GIVEN_UP)
+
     def cramped(self, nodes: Sequence[RuntimeNode]) -> frozenset[str]:
         """Pools that need one node more than ``nodes``, because those have models of other namespaces."""
         return cramped(self._missing, nodes, self._trust)
@@ -115,8 +122,9 @@ class Measuring:
 
     @property
     def under_way(self) -> bool:
-        """Whether something is left to be measured on the nodes that there are."""
-        return bool(self._missing)
+        """Whether something is left to be measured on the nodes that there are, which are kept for it."""
+        given_up = self.given_up
+        return any(key not in given_up for key in self._missing)
 
     def _fail(
         self, node: RuntimeNode, result: ProfileResult, generation: int, now_s: float

@@ -2,6 +2,7 @@
 
 Cutting needs CAP_SYS_ADMIN and the processes of the whole node, so a partitioner is a privileged pod. It is therefore
 apart from runtime pods: it loads no model, opens no port, and its account writes ``status.cuts`` of its own node alone.
+To the kubelet it is a device plugin, of what runtime pods ask for to be able to use instances that are cut later.
 A DaemonSet, since it asks for no GPU and so is no reason for an autoscaler to add a node or to keep one.
 """
 
@@ -11,7 +12,7 @@ from typing import Any
 
 from tessera_core.api import RuntimePool
 from tessera_core.api.records import record
-from tessera_core.api.runtimepool import PartitionBackend, Toleration
+from tessera_core.api.runtimepool import Toleration
 from tessera_core.plan.state_in import POOL_LABEL
 from tessera_operator.kinds import DAEMON_SET, Key
 from tessera_operator.pools import NAME_LABEL, Installation, owner_of, token_volume
@@ -21,12 +22,8 @@ PARTITIONER = "tessera-partitioner"
 COMMAND = ("python", "-m", "tessera_runtime.partitioner")
 GRACE_S = 60
 """Seconds to end the step that is under way: the driver's calls cannot be cut short."""
-
-
-def is_cut_here(pool: RuntimePool) -> bool:
-    """Whether the pool's GPUs are cut by partitioners."""
-    partition = pool.spec.partition
-    return partition is not None and partition.backend is PartitionBackend.NVML
+DEVICE_PLUGINS = "/var/lib/kubelet/device-plugins"
+"""Sockets of the kubelet and of its device plugins, at the same place on every node."""
 
 
 def key_of_set(pool: RuntimePool, where: Installation) -> Key:
@@ -86,7 +83,7 @@ def _pod(pool: RuntimePool, where: Installation) -> dict[str, Any]:
                     {"name": "NVIDIA_DRIVER_CAPABILITIES", "value": "utility"},
                 ],
                 "resources": {
-                    "requests": {"cpu": "10m", "memory": "64Mi"},
+                    "requests": {"cpu": "10m", "memory": "80Mi"},
                     "limits": {"memory": "256Mi"},
                 },
                 "securityContext": {
@@ -102,6 +99,7 @@ def _pod(pool: RuntimePool, where: Installation) -> dict[str, Any]:
                         "readOnly": True,
                     },
                     {"name": "dev", "mountPath": "/dev"},
+                    {"name": "device-plugins", "mountPath": DEVICE_PLUGINS},
                 ],
             }
         ],
@@ -110,6 +108,7 @@ def _pod(pool: RuntimePool, where: Installation) -> dict[str, Any]:
             # The driver's library makes the device nodes of new instances where it runs; pods find them on the host:
             # https://github.com/NVIDIA/gpu-operator/issues/117
             {"name": "dev", "hostPath": {"path": "/dev"}},
+            {"name": "device-plugins", "hostPath": {"path": DEVICE_PLUGINS}},
         ],
     }
     if shape.runtime_class_name:

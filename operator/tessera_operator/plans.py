@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -58,8 +58,16 @@ def idle_facts(state: ClusterState) -> ClusterState:
     )
 
 
-def to_spec(plan: Plan, steps: Steps, state: ClusterState, epoch: int) -> PlacementPlanSpec:
-    """What to write of a decision, not approved yet."""
+def to_spec(
+    plan: Plan,
+    steps: Steps,
+    state: ClusterState,
+    epoch: int,
+    measured: Mapping[tuple[str, str], Sequence[str]] | None = None,
+) -> PlacementPlanSpec:
+    """What to write of a decision, not approved yet. ``measured``: by (node, device) that is cut for it, models that are to be
+    measured there.
+    """
     canonical = json.dumps(state_to_dict(idle_facts(state)), sort_keys=True)
     return PlacementPlanSpec(
         epoch=epoch,
@@ -68,7 +76,7 @@ def to_spec(plan: Plan, steps: Steps, state: ClusterState, epoch: int) -> Placem
         lower_bound=round(plan.lower_bound, 4),
         gap_percent=round(max(0.0, plan.gap_percent), 1),
         truncated=plan.truncated,
-        diff=tuple(_lines(plan, steps, state))[:MOST_LINES],
+        diff=tuple(_lines(plan, steps, state, measured or {}))[:MOST_LINES],
         # A prefix is closed: steps require earlier ones only.
         steps=steps.steps[:MOST_STEPS],
     )
@@ -179,7 +187,12 @@ def is_open(plan: PlacementPlan) -> bool:
     return not any(states.get(each) for each in (APPLIED, SUPERSEDED, ROLLED_BACK))
 
 
-def _lines(plan: Plan, steps: Steps, state: ClusterState) -> Iterable[str]:
+def _lines(
+    plan: Plan,
+    steps: Steps,
+    state: ClusterState,
+    measured: Mapping[tuple[str, str], Sequence[str]],
+) -> Iterable[str]:
     changes = diff(plan, state)
     goals = {
         (step.target.node, step.target.device): step.target
@@ -188,7 +201,9 @@ def _lines(plan: Plan, steps: Steps, state: ClusterState) -> Iterable[str]:
     }
     for node, device in changes.recut:
         goal = goals[node, device]
-        yield f"cut {node}/{device}: {_cut(goal.before)} -> {_cut(goal.geometry)}"[:512]
+        models = ", ".join(measured.get((node, device), ()))
+        why = f", to measure {models}" if models else ""
+        yield f"cut {node}/{device}: {_cut(goal.before)} -> {_cut(goal.geometry)}{why}"[:512]
     for each in changes.removed:
         yield f"- {_place(each)}"
     yield from leaving(steps)

@@ -14,7 +14,13 @@ from typing import Any
 from tessera_core.api import RuntimePool
 from tessera_core.api.quantities import Quantity
 from tessera_core.api.records import record
-from tessera_core.api.runtimepool import GPU_RESOURCE, Toleration
+from tessera_core.api.runtimepool import (
+    CAPABILITIES_RESOURCE,
+    GPU_RESOURCE,
+    PartitionBackend,
+    Sharing,
+    Toleration,
+)
 from tessera_core.plan.state_in import POOL_LABEL
 from tessera_operator import pod_tls
 from tessera_operator.routes import GRPC_PORT, HTTP_PORT, MANAGED_BY
@@ -65,6 +71,12 @@ class Installation:
     """Of the servers; None: in clear."""
     partitioner_args: tuple[str, ...] = ()
     """Further options of the partitioners."""
+
+
+def is_cut_here(pool: RuntimePool) -> bool:
+    """Whether the pool's GPUs are cut by partitioners."""
+    partition = pool.spec.partition
+    return partition is not None and partition.backend is PartitionBackend.NVML
 
 
 def deployment_name(pool: RuntimePool) -> str:
@@ -185,6 +197,7 @@ def _pod(pool: RuntimePool, where: Installation) -> dict[str, Any]:
 
 def _server(pool: RuntimePool, image: str, where: Installation) -> dict[str, Any]:
     resources = {name: each.text for name, each in pool.spec.node.resources}
+    resources |= _instances_to_come(pool)
     preload = "torch,onnxruntime" if GPU_RESOURCE in resources else "onnxruntime"
     return {
         "name": "server",
@@ -245,6 +258,7 @@ def _agent(pool: RuntimePool, image: str, where: Installation) -> dict[str, Any]
             "--models=/models",
             "--state=/state",
             *(["--allow-code"] if pool.spec.trust.allow_code else []),
+            *(["--mps"] if pool.spec.sharing is Sharing.MPS else []),
             *where.agent_args,
         ],
         "env": [
@@ -266,8 +280,8 @@ def _agent(pool: RuntimePool, image: str, where: Installation) -> dict[str, Any]
             },
         ],
         "resources": {
-            "requests": AGENT_REQUESTS,
-            "limits": {"memory": "512Mi"},
+            "requests": AGENT_REQUESTS | _instances_to_come(pool),
+            "limits": {"memory": "512Mi"} | _instances_to_come(pool),
         },
         "securityContext": RESTRICTED,
         "volumeMounts": [
@@ -282,6 +296,11 @@ def _agent(pool: RuntimePool, image: str, where: Installation) -> dict[str, Any]
             },
         ],
     }
+
+
+def _instances_to_come(pool: RuntimePool) -> dict[str, str]:
+    """What a container asks for, which is not made anew when GPUs are cut, to use and see the instances of later."""
+    return {CAPABILITIES_RESOURCE: "1"} if is_cut_here(pool) else {}
 
 
 POD_SECURITY: dict[str, Any] = {

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from tessera_core.api import Condition, ModelProfile, RuntimeNode, RuntimePool
 from tessera_core.api.meta import ConditionStatus, ObjectMeta
 from tessera_core.api.modelprofile import ModelProfileSpec, ModelProfileStatus
+from tessera_core.api.modelservice import Placement
 from tessera_core.api.runtimenode import Health, MigMode, ProfileResult, ProfilingTask
 from tessera_core.gpu.devices import FULL
 from tessera_core.gpu.mig import label
+from tessera_core.gpu.mps import is_one_of
 from tessera_core.perf import LatencyProfile
 from tessera_core.perf.profile import LinearFit
 from tessera_core.plan.decision import Assignment
@@ -147,9 +149,7 @@ def missing(
                 ):
                     continue
                 for place in sorted(places):
-                    if spec.placement.products and place[0] not in map(
-                        label, spec.placement.products
-                    ):
+                    if not may_use(spec.placement, place[0]):
                         continue
                     if digest is None or (digest, *place) not in measured:
                         found[version.name, member.name, place] = None
@@ -240,6 +240,11 @@ def to_profile(result: ProfileResult) -> ModelProfile | None:
 
 def _rounded(number: float) -> float:
     return float(f"{number:.4g}")
+
+
+def may_use(placement: Placement, product: str) -> bool:
+    """Whether a service may run on ``product`` devices."""
+    return not placement.products or is_one_of(product, placement.products)
 
 
 def _may_run(version: Version, pool: RuntimePool, code: bool) -> bool:

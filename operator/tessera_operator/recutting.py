@@ -29,7 +29,9 @@ from tessera_operator.plans import is_open
 from tessera_operator.schedules import ScheduleError, schedule
 
 RECUT_AT = "tessera.dev/recut-at"
-"""Annotation of a RuntimeNode: when it was last told to cut a GPU. It comes with the order and goes with the node."""
+"""Annotation of a RuntimeNode: when it was last told to cut a GPU that somebody uses before or afterwards. It comes with the
+order and goes with the node.
+"""
 FIRST_PAUSE_S, MOST_PAUSE_S = 600.0, 86_400.0
 """For which a GPU whose cut failed is left alone; twice as long each time within these bounds."""
 
@@ -279,14 +281,30 @@ def last_recut(node: RuntimeNode) -> datetime | None:
         return None
 
 
-def notes_of(node: RuntimeNode, told: Iterable[Device], now: str) -> dict[str, str]:
-    """What is noted of ``node`` when it is ``told`` what to have."""
+def for_nobody(steps: Iterable[Step]) -> frozenset[Key]:
+    """GPUs that are cut although nothing leaves them or comes there, for measuring say: these cuts disturb nobody."""
+    steps = tuple(steps)
+    used = {
+        (step.target.node or "", step.target.device or "")
+        for step in steps
+        if step.action in (Action.LAUNCH, Action.UNLOAD)
+    }
+    return frozenset(cuts_of(steps).keys() - used)
+
+
+def notes_of(
+    node: RuntimeNode, told: Iterable[Device], now: str, free: Collection[Key] = ()
+) -> dict[str, str]:
+    """What is noted of ``node`` when it is ``told`` what to have; of cuts of GPUs that are ``free`` nothing, since the
+    interval is between two that disturb.
+    """
     present = {device.uuid: geometry_of(device) for device in node.status.devices}
     before = {device.uuid: device for device in node.spec.devices}
     for device in told:
         known = before.get(device.uuid)
         is_old = known is not None and known.cut and known.geometry == device.geometry
-        if device.cut and not is_old and present.get(device.uuid) != device.geometry:
+        disturbs = (node.metadata.name, device.uuid) not in free
+        if device.cut and not is_old and present.get(device.uuid) != device.geometry and disturbs:
             return {RECUT_AT: now}
     return {name: at for name, at in node.metadata.annotations if name == RECUT_AT}
 

@@ -204,6 +204,7 @@ class Reporter:
             measured=newest is not None
             and newest.is_complete
             and index.is_measured(newest.digests.values()),
+            lacking=decision.scouting.words(name),
             problem="; ".join(
                 filter(None, (taken, index.problems.get(name, ""), measuring.problem(name)))
             ),

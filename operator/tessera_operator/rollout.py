@@ -67,7 +67,7 @@ def begin(
     if not steps.steps:
         return None
     steps = replace(steps, steps=tuple(_with_before(steps.steps, state, rules)))
-    spec = to_spec(plan, steps, state, epoch)
+    spec = to_spec(plan, steps, state, epoch, decision.scouting.models())
     asked = any(rules.needs_approval(*cut) for cut in cuts_of(spec.steps).items())
     spec = replace(spec, approved=not asked)
     goals = cuts_of(spec.steps)

@@ -8,7 +8,7 @@ counts as if it had been measured when it was written. No traffic is a measureme
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from math import ceil, log
@@ -129,11 +129,19 @@ class Traffic:
         self._services: dict[str, _Service] = {}
         self._last: dict[tuple[str, str], tuple[int, int, Counts]] = {}
         """By (node, service): good and all requests, and those by latency."""
+        self._unheld: Collection[str] = ()
 
     def note(
-        self, services: Iterable[ModelService], nodes: Iterable[RuntimeNode], now_s: float
+        self,
+        services: Iterable[ModelService],
+        nodes: Iterable[RuntimeNode],
+        now_s: float,
+        unheld: Collection[str] = (),
     ) -> None:
-        """Take over the counters of all ``nodes``."""
+        """Take over the counters of all ``nodes``. ``unheld``: services that do not fall asleep, as nobody holds their
+        requests then.
+        """
+        self._unheld = unheld
         known = {service.served_name: service for service in services}
         for name, service in known.items():
             self._note_spec(name, service, now_s)
@@ -183,7 +191,8 @@ class Traffic:
         """Requests per second to plan for; 0: nobody has asked for so long that it may sleep."""
         found = self._services[service.served_name]
         scaling = service.spec.scaling
-        if scaling.min_replicas == 0 and now_s - found.active_s >= scaling.idle_timeout_s:
+        may_sleep = scaling.min_replicas == 0 and service.served_name not in self._unheld
+        if may_sleep and now_s - found.active_s >= scaling.idle_timeout_s:
             return 0.0
         rate = max((rate for _, rate in found.peaks), default=0.0)
         if now_s - found.hint_s < PEAK_S:

@@ -13,6 +13,7 @@ from tessera_core.api import RuntimeNode
 from tessera_core.api.placementplan import Action, Recut, Step, Target
 from tessera_core.api.runtimenode import CutProblem, CutStatus
 from tessera_core.api.runtimepool import Partition
+from tessera_core.gpu.geometry import canonical
 from tessera_operator.instants import to_text
 from tessera_operator.recutting import Key, Rules, Waiting, Waits, cuts_of
 
@@ -172,7 +173,7 @@ def _failure(
             return None
         message = f"{step.id} was not done within {limit_s:g} s, and the cut waits for it"
         return Failure(key, "DrainTimedOut", message)
-    said = _said(key, nodes.get(key[0]))
+    said = _said(cut, nodes.get(key[0]))
     if said is not None and said.problem in _LASTING:
         return Failure(key, said.problem.value, said.message)
     if age_s < CUT_S:
@@ -182,15 +183,21 @@ def _failure(
     return Failure(key, said.problem.value, said.message)
 
 
-def _said(key: Key, node: RuntimeNode | None) -> CutStatus | None:
-    """What the partitioner says of the present orders."""
-    if node is None:
+def _said(cut: Step, node: RuntimeNode | None) -> CutStatus | None:
+    """What the partitioner says of ``cut``; None also where the node was not told yet, and it says something of an order
+    before: of the cut that this one undoes, say.
+    """
+    goal = canonical(cut.target.geometry)
+    if node is None or not any(
+        told.cut and told.uuid == cut.target.device and canonical(told.geometry) == goal
+        for told in node.spec.devices
+    ):
         return None
     return next(
         (
             each
             for each in node.status.cuts
-            if each.uuid == key[1] and each.generation == node.metadata.generation
+            if each.uuid == cut.target.device and each.generation == node.metadata.generation
         ),
         None,
     )

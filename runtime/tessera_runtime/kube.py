@@ -11,6 +11,7 @@ import base64
 import json
 import os
 import ssl
+from argparse import ArgumentParser, Namespace
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,20 @@ class Access:
     url: str
     token_file: Path | None
     ca_file: Path | None
+
+    @staticmethod
+    def add_options(parser: ArgumentParser) -> None:
+        """Those that ``of`` understands, for a process outside a pod."""
+        parser.add_argument("--api-server", metavar="URL", help="default: as in a pod")
+        parser.add_argument("--token-file", type=Path)
+        parser.add_argument("--ca-file", type=Path)
+
+    @classmethod
+    def of(cls, options: Namespace) -> Access:
+        """As the options say, or as in a pod. Raises KubeError where neither says it."""
+        if options.api_server:
+            return cls(options.api_server, options.token_file, options.ca_file)
+        return cls.in_cluster()
 
     @classmethod
     def in_cluster(cls, environment: Mapping[str, str] = os.environ) -> Access:

@@ -11,7 +11,6 @@ import argparse
 import fcntl
 import logging
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -23,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from tessera_runtime import logs, server_options
+from tessera_runtime import logs, mps, server_options
 from tessera_runtime.parent import die_with
 from tessera_runtime.protocol.listen import PortTaken, listen_on
 from tessera_runtime.secret import make_secret, secret_path
@@ -53,6 +52,9 @@ ACCEPT_WITHIN_S = 3.0
 JOIN_WITHIN_S = 60.0
 """On shared ports the first dispatcher takes no connection from the others until it can serve it, at most so long:
 one model that cannot be loaded keeps no server away for ever."""
+
+SCRATCH = ("workers", "mps")
+"""Who gets directories outside of the run directory, whose path may be long, and goes with the server."""
 
 STOP_GRACE_S = 10.0
 """Beyond the dispatcher's own drain time-out, before it is killed."""
@@ -146,7 +148,6 @@ class Supervisor:
         self._lock = -1
         """Of the run directory: a shared port does not keep a second server from its sockets."""
         self._stopping = False
-        self._scratch: Path | None = None
 
     def prepare(self) -> None:
         """Take the ports of clients and the local sockets. Raises PortTaken, DirectoryTaken."""
@@ -160,7 +161,7 @@ class Supervisor:
         control = _listen_unix(control_path(options.run_dir), socket.SOCK_STREAM)
         self._sockets = [http, grpc, zygote, control]
         digest = make_secret(options.run_dir)
-        self._scratch = _new_scratch(options.run_dir)
+        scratch = {name: _new_scratch(options.run_dir, name) for name in SCRATCH}
         environment = dict(os.environ)
         self._children = [
             Child(
@@ -171,7 +172,7 @@ class Supervisor:
                         "listen-fd": zygote.fileno(),
                         "preload": ",".join(options.preload),
                         "secret-digest": digest,
-                        "scratch": self._scratch,
+                        "scratch": scratch["workers"],
                         "parent": os.getpid(),
                     },
                     (
@@ -191,6 +192,7 @@ class Supervisor:
                         "grpc-fd": grpc.fileno(),
                         "control-fd": control.fileno(),
                         "zygote": zygote_path,
+                        "mps-root": scratch["mps"],
                         "secret-digest": digest,
                         "host": options.host,
                         "metrics": options.metrics,
@@ -277,23 +279,23 @@ class Supervisor:
                 Path(sock.getsockname()).unlink(missing_ok=True)
             sock.close()
         secret_path(options.run_dir).unlink(missing_ok=True)
-        if self._scratch is not None:
-            _remove_scratch(options.run_dir)
+        for name in SCRATCH:
+            _remove_scratch(options.run_dir, name)
         os.close(self._lock)
 
 
-def _new_scratch(run_dir: Path) -> Path:
-    """Where workers get directories; what those of a server that was killed have left there goes."""
-    _remove_scratch(run_dir)
-    scratch = Path(tempfile.mkdtemp(prefix="tessera-workers-"))
-    (run_dir / "workers").symlink_to(scratch)
+def _new_scratch(run_dir: Path, name: str) -> Path:
+    """Where ``name`` get directories; what those of a server that was killed have left there goes."""
+    _remove_scratch(run_dir, name)
+    scratch = Path(tempfile.mkdtemp(prefix=f"tessera-{name}-"))
+    (run_dir / name).symlink_to(scratch)
     return scratch
 
 
-def _remove_scratch(run_dir: Path) -> None:
-    link = run_dir / "workers"
+def _remove_scratch(run_dir: Path, name: str) -> None:
+    link = run_dir / name
     if link.is_symlink():
-        shutil.rmtree(link.readlink(), ignore_errors=True)
+        mps.clear(link.readlink())  # a server that was killed has left its daemons too
         link.unlink()
 
 

@@ -37,6 +37,8 @@ class DeviceTarget(msgspec.Struct, frozen=True):
     threads: int = 1
     memory_mib: int = 0
     environment: dict[str, str] = {}
+    mps_clients: int = 0
+    """Processes that a namespace may have on it, through MPS; 0: they do not share it."""
 
 
 class InstanceTarget(msgspec.Struct, frozen=True):
@@ -233,6 +235,8 @@ class ServerReport(msgspec.Struct, frozen=True):
     instances: tuple[InstanceReport, ...] = ()
     draining: bool = False
     """Whether it was told to end: clients are to look away."""
+    mps_problem: str = ""
+    """Why instances that were to share a GPU through MPS run in one process."""
 
 
 class ProfileRequest(msgspec.Struct, frozen=True):

@@ -172,6 +172,14 @@ def test_a_node_whose_gpus_are_emulated_says_so() -> None:
     assert {each.type for each in status(facts()).conditions} == {"Ready", "SpecAccepted"}
 
 
+def test_a_node_says_where_instances_do_without_mps() -> None:
+    report = ServerReport(3, True, (), (), 0, 0, 0.0, 0.0, Ports(), mps_problem="GPU-1 for a: why")
+    failing = facts(report=report)
+    [condition] = [each for each in status(failing).conditions if each.type == "MpsRuns"]
+    assert (condition.status.value, condition.reason) == ("False", "DaemonFailed")
+    assert condition.message == "instances share one process instead: GPU-1 for a: why"
+
+
 def test_instances_that_leave_are_counted_until_they_are_gone() -> None:
     leaving = status(facts(instances=(instance(wanted=0, exist=3, ready=3),)))
     assert [(each.count, each.ready) for each in leaving.devices[0].instances] == [(3, 3)]

@@ -96,6 +96,50 @@ async def test_a_cut_that_is_told_is_looked_for_at_once(monkeypatch: pytest.Monk
     assert names(known) == {"MIG-b": 1, "MIG-c": 4}
 
 
+async def test_what_the_partitioner_has_and_two_looks_do_not_find_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks = 0
+    found = SEEN
+
+    def look_again(_: Inventory) -> Inventory:
+        nonlocal looks
+        looks += 1
+        return found
+
+    monkeypatch.setattr(slices_module, "look_again", look_again)
+    monkeypatch.setattr(slices_module, "LOOK_S", 0.001)
+    changed = asyncio.Event()
+    known = Slices(SEEN, changed.set)
+    known.hear(cuts(piece("MIG-a", 0), piece("MIG-b", 1), piece("MIG-c", 4)))
+    changed.clear()
+    looking = asyncio.create_task(known.run())
+    async with asyncio.timeout(10):
+        await changed.wait()
+    assert looks >= 2
+    [gpu] = known.seen.gpus
+    assert gpu.problem == (
+        "MIG-c, the 1g.10gb@4, is not offered: this container does not see it; NVIDIA's container toolkit has to be in CDI "
+        "mode, see docs/mig.md"
+    )
+    assert [each.uuid for each in gpu.slices] == ["MIG-a", "MIG-b"]
+    changed.clear()
+    found = replace(SEEN, gpus=(replace(CUT, slices=cut_as("MIG-a", "MIG-b", "MIG-c")),))
+    async with asyncio.timeout(10):
+        await changed.wait()
+    looking.cancel()
+    assert known.seen.gpus[0].problem == ""
+
+
+def test_where_one_look_does_not_find_it_a_cut_may_have_taken_it() -> None:
+    known = Slices(SEEN, Changes())
+    told = {"GPU-2": {"MIG-a": Placement("1g.10gb", 0), "MIG-gone": Placement("1g.10gb", 4)}}
+    assert known.compared(CUT, told).problem == ""
+    assert "MIG-gone" in known.compared(CUT, told).problem
+    assert known.compared(CUT, {"GPU-2": {}}).problem == ""
+    assert known.compared(CUT, told).problem == ""
+
+
 async def test_where_there_are_no_gpus_there_is_nothing_to_look_for() -> None:
     await Slices(replace(SEEN, gpus=()), Changes()).run()
 

@@ -162,6 +162,24 @@ def test_gpus_and_slices_are_named_to_cuda_by_uuid(uuid: str, piece: str, visibl
 
 
 @pytest.mark.parametrize(
+    ("uuid", "piece", "most", "clients"),
+    [
+        ("GPU-1", "full", 48, 48),
+        ("GPU-1", "full", 6, 6),
+        ("GPU-1", "full", 0, 0),
+        ("GPU-2", "3g.40gb@4", 48, 21),
+        ("GPU-2", "1g.10gb@0", 48, 5),
+        ("GPU-2", "1g.10gb@0", 6, 1),
+        ("cpu", "cpu-1@0", 48, 0),
+    ],
+)
+def test_a_slice_takes_its_share_of_the_clients_of_a_gpu(
+    uuid: str, piece: str, most: int, clients: int
+) -> None:
+    assert device_target(uuid, piece, replace(SITE, mps=most)).mps_clients == clients
+
+
+@pytest.mark.parametrize(
     ("uuid", "piece"), [("cpu", "cpu-2@0"), ("GPU-1", "full"), ("GPU-2", "3g.40gb@4")]
 )
 def test_a_device_is_found_again_by_its_id(uuid: str, piece: str) -> None:

@@ -24,6 +24,8 @@ from bench.models.networks import network
 from bench.peers.base import WORKS
 from bench.processes import living
 
+from tessera_runtime import mps as installed
+
 CORES = tuple(sorted(os.sched_getaffinity(0)))
 WORK = WORKS["bottlenecks"]
 PLACE = Place("cpu", "a processor", *halves(CORES))
@@ -215,7 +217,7 @@ def test_a_server_with_other_answers_is_not_measured(bench: Bench, monkeypatch: 
 
 
 def test_without_mps_its_row_says_so(bench: Bench, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(mps, "ALSO_IN", ())
+    monkeypatch.setattr(installed, "ALSO_IN", ())
     (without,) = gpu_lanes.lane_rows(bench, PLACE, ())
     assert without.labels["in"] == "4 processes, MPS"
     assert without.labels["problem"] == "nvidia-cuda-mps-control is not installed"
@@ -243,7 +245,7 @@ esac
 @pytest.fixture
 def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Its refusal to start: make this file."""
-    program = tmp_path / "bin" / mps.CONTROL
+    program = tmp_path / "bin" / installed.CONTROL
     program.parent.mkdir()
     program.write_text(_DAEMON)
     program.chmod(0o700)

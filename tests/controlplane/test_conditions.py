@@ -38,6 +38,7 @@ def seen(of: ModelService | None = None, **rest: Any) -> Seen:
         "runs": 1,
         "measuring": "",
         "measured": True,
+        "lacking": "",
         "problem": "",
         "planned": PLANNED,
         "refused": (),
@@ -68,6 +69,7 @@ REASONS = [
     ("Accepted", {}, TRUE, "Valid", ""),
     ("Accepted", {"errors": (ERROR,)}, FALSE, "InvalidSpec", "spec.members[0].model.uri"),
     ("Profiled", {}, TRUE, "Measured", ""),
+    ("Profiled", {"lacking": "m: no GPU is free"}, TRUE, "PartlyMeasured", "m: no GPU is free"),
     ("Profiled", {"measured": False, "measuring": "m on n0"}, FALSE, "Measuring", "m on n0"),
     (
         "Profiled",

@@ -10,8 +10,10 @@ import pytest
 from support.memory_operator import WHERE, Operator
 from support.objects import pool
 from tessera_core.api import RuntimePool
-from tessera_operator.partitioners import COMMAND, PARTITIONER, daemon_set, is_cut_here
-from tessera_operator.pools import Images, Installation
+from tessera_core.api.runtimepool import CAPABILITIES_RESOURCE
+from tessera_operator.partitioners import COMMAND, PARTITIONER, daemon_set
+from tessera_operator.pools import Images, Installation, deployment, is_cut_here
+from tessera_runtime.partitioner import device_plugin
 
 SET = "DaemonSet", "tessera-system", "tessera-partitioner-p"
 TOLERATION = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
@@ -72,9 +74,32 @@ def test_device_nodes_of_new_instances_are_the_hosts() -> None:
     of_host = {each["name"]: each["hostPath"] for each in pod["volumes"] if "hostPath" in each}
     (container,) = pod["containers"]
     mounts = {each["name"]: each["mountPath"] for each in container["volumeMounts"]}
-    assert of_host == {"dev": {"path": "/dev"}}
+    assert of_host["dev"] == {"path": "/dev"}
     assert mounts.keys() == {each["name"] for each in pod["volumes"]}
     assert mounts["dev"] == "/dev"
+
+
+def test_it_meets_the_kubelet_where_device_plugins_do() -> None:
+    pod = pod_of(nvml())
+    of_host = {each["name"]: each["hostPath"] for each in pod["volumes"] if "hostPath" in each}
+    (container,) = pod["containers"]
+    mounts = {each["name"]: each["mountPath"] for each in container["volumeMounts"]}
+    assert of_host["device-plugins"] == {"path": str(device_plugin.FOLDER)}
+    assert mounts["device-plugins"] == str(device_plugin.FOLDER)
+    assert of_host.keys() == {"dev", "device-plugins"}
+
+
+def test_runtime_pods_ask_for_the_instances_that_are_cut_later_and_the_plugin_has_enough() -> None:
+    pod = deployment(nvml(), 1, WHERE)["spec"]["template"]["spec"]
+    asked = [each["resources"] for each in pod["containers"]]
+    for resources in asked:
+        assert resources["requests"][CAPABILITIES_RESOURCE] == "1"
+        assert resources["limits"][CAPABILITIES_RESOURCE] == "1"
+    assert len(asked) == device_plugin.COUNT
+    for other in (pool(), pool(partition={"backend": "Static"})):
+        pod = deployment(other, 1, WHERE)["spec"]["template"]["spec"]
+        for each in pod["containers"]:
+            assert CAPABILITIES_RESOURCE not in each["resources"]["requests"]
 
 
 def test_it_runs_the_image_of_gpu_pods_with_the_options_of_the_installation() -> None:

@@ -146,6 +146,13 @@ def test_code_is_run_only_where_the_pool_allows_it(allowed: bool) -> None:
     assert ("--allow-code" in args) is allowed
 
 
+@pytest.mark.parametrize("sharing", ["Streams", "MPS"])
+def test_agents_of_a_pool_under_mps_are_told(sharing: str) -> None:
+    gpus = {"resources": {"nvidia.com/gpu": "8"}}
+    args = containers(pool(node=gpus, sharing=sharing))["agent"]["args"]
+    assert ("--mps" in args) is (sharing == "MPS")
+
+
 def test_autoscalers_leave_a_new_pod_alone() -> None:
     """Until the operator has seen that nothing is there."""
     annotations = deployment(pool(), 1, WHERE)["spec"]["template"]["metadata"]["annotations"]

@@ -103,6 +103,7 @@ def test_a_model_whose_content_nobody_knows_is_measured_everywhere() -> None:
     [
         (service("s", placement={"products": ["NVIDIA A100-SXM4-80GB"]}), {}, [("m", FULL)]),
         (service("s", placement={"products": ["NVIDIA-L4"]}), {}, []),
+        (service("s", placement={"products": ["NVIDIA-A100-SXM4-80GB-MPS"]}), {}, []),
         (service("s", placement={"poolSelector": {"matchLabels": {"a": "b"}}}), {}, []),
         (
             service("s", placement={"poolSelector": {"matchLabels": {"a": "b"}}}),

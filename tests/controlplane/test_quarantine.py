@@ -329,6 +329,7 @@ def test_a_service_that_sleeps_leaves_such_a_device() -> None:
     operator = Operator(
         pool("p", size={"min": 1, "max": 1}).to_dict(), profile("a"), wanted.to_dict(), nodes=1
     )
+    operator.join_activator("tessera-activator-x")
     operator.rounds(8)
     ail(operator, "n0")
     operator.rounds(3)

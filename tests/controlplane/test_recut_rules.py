@@ -138,7 +138,11 @@ def test_a_node_is_not_cut_again_before_the_interval_is_over_also_by_another_lea
 
 def one_each(percent: str) -> list[Document]:
     """Two services that are to run once each, on GPUs that are cut where that saves so much."""
-    partition = {"approval": "Auto", "disruption": {"minGainPercent": percent}}
+    partition = {
+        "approval": "Auto",
+        "measure": "Never",
+        "disruption": {"minGainPercent": percent},
+    }
     size = {"min": 3, "max": 3}
     services = [wanted(name, 1) for name in "ab"]
     return [pool(partition=partition, size=size).to_dict(), *measured("a", "b"), *services]
@@ -183,6 +187,19 @@ def test_a_cut_that_cannot_be_is_undone_and_left_alone_for_longer_each_time() ->
     assert message(failed, "RolledBack").startswith("n0/GPU-n0-0: NoRoom")
     (cut,) = [each for each in failed.status.cuts if each.problem]
     assert (cut.device, cut.failures) == ("GPU-n0-0", 1)
+
+
+def test_what_the_driver_refuses_for_good_is_undone_at_once() -> None:
+    """Its refusal is of the cut that was ordered then, not of the way back."""
+    cluster = two_of_each()
+    gpu = cluster.gpus["n0", "GPU-n0-0"]
+    gpu.broken = CutProblem.NOT_PERMITTED
+    cluster.settle()
+    assert gpu.geometry == (WHOLE,)
+    assert cluster.fewest["vision.a", "a"] == 1
+    (failed,) = [plan for plan in cutting(cluster) if "RolledBack" in conditions(plan)]
+    assert conditions(failed)["RolledBack"] == ("True", "NotPermitted")
+    assert failures(cluster) == [1]
 
 
 def test_gpus_whose_cuts_fail_are_left_alone_for_longer_each_time_whoever_leads() -> None:

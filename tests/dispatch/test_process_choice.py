@@ -154,6 +154,8 @@ def test_who_leaves_is_counted_no_more():
 
 def test_a_device_of_many_cores_has_more_processes():
     assert most_processes(Place("gpu-0", "cuda"), cores=64) == 1
+    assert most_processes(Place("gpu-0", "cuda", mps_clients=5), cores=64) == 1, "where it fails"
+    assert most_processes(Place("gpu-0", "cuda", mps_clients=5), cores=64, mps=True) == 5
     assert most_processes(Place("cpu-0", "cpu", cores=(3,)), cores=64) == FEWEST_PROCESSES
     assert most_processes(Place("cpu-0", "cpu"), cores=64) == 64 * PROCESSES_PER_CORE
     many = tuple(range(32))

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import msgspec
 import numpy as np
@@ -16,16 +15,18 @@ from torch import nn
 from tritonclient.utils import InferenceServerException
 
 from support.clients import Crowd, infer_grpc
-from support.server import Server, running_server
+from support.server import Server, running_server, wait_until
 from support.targets import member, service
 from support.targets import server as target
 from support.torch_nets import Mlp, export
+from tessera_core.gpu.mps import MOST_CLIENTS
 from tessera_runtime.devices.inventory import inventory
+from tessera_runtime.mps import PIPES, control
 from tessera_runtime.target import DeviceTarget, ServiceTarget
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # `bench` is no installed package
 
-from bench.dataplane.mps import control, mps, servers
+from bench.dataplane.mps import servers
 
 pytestmark = [
     pytest.mark.gpu,
@@ -50,7 +51,7 @@ class Table(nn.Module):
 
 @dataclass
 class Served:
-    """``faulting`` looks up a table, ``mate`` is a network; of one namespace they share a process."""
+    """``faulting`` looks up a table, ``mate`` is a network; of one namespace they share a process, or an MPS server."""
 
     server: Server
     crowd: Crowd
@@ -82,32 +83,19 @@ def on_gpu(folder: Path, *, apart: bool) -> tuple[ServiceTarget, ServiceTarget]:
 
 
 @pytest.fixture
-def served(
-    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Served]:
+def served(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Served]:
     """By parameter: two namespaces or one; and whether under MPS."""
     apart, under_mps = request.param
     if under_mps and not control():
         pytest.skip("nvidia-cuda-mps-control is not installed")
     services = on_gpu(tmp_path, apart=apart)
-    gpu = inventory().gpus[0]
-    device = DeviceTarget("gpu-0", "cuda", environment={"CUDA_VISIBLE_DEVICES": gpu.uuid})
-    if not under_mps:
-        yield from _serving(tmp_path, services, device)
-        return
-    # The names of sockets are short, and those of a test's own folder are not.
-    with TemporaryDirectory(prefix="mps-") as short, mps(Path(short) / "d", (0,)) as clients:
-        for name, value in clients.items():
-            monkeypatch.setenv(name, value)
-        for each in _serving(tmp_path, services, device):
-            assert servers(clients), "the workers are no clients of MPS"
-            yield each
-
-
-def _serving(
-    folder: Path, services: tuple[ServiceTarget, ...], device: DeviceTarget
-) -> Iterator[Served]:
-    with running_server(folder / "run", "--preload=torch") as server:
+    device = DeviceTarget(
+        "gpu-0",
+        "cuda",
+        environment={"CUDA_VISIBLE_DEVICES": inventory().gpus[0].uuid},
+        mps_clients=MOST_CLIENTS if under_mps else 0,
+    )
+    with running_server(tmp_path / "run", "--preload=torch") as server:
         server.apply(target(*services, devices=(device,)))
         crowd = Crowd(server.ports().grpc)
         yield Served(server, crowd, *(each.name for each in services))
@@ -141,7 +129,31 @@ def test_a_fault_fails_its_own_request_and_nobody_elses(served: Served):
     assert before - served.server.worker_pids(), "the process that faulted is gone"
 
 
-@pytest.mark.parametrize("served", [(True, True)], indirect=True, ids=["under MPS"])
+def daemons(server: Server) -> tuple[Path, ...]:
+    """Where the pipes of MPS daemons are that have a server, and so clients."""
+    found = (server.run_dir / "mps").resolve().glob("*/pipes")
+    return tuple(each for each in found if servers({PIPES: str(each)}))
+
+
+UNDER_MPS = pytest.mark.parametrize(
+    "served",
+    [(False, True), (True, True)],
+    indirect=True,
+    ids=["one namespace", "two namespaces"],
+)
+
+
+@UNDER_MPS
+def test_each_instance_is_a_client_of_the_daemon_of_its_namespace(served: Served):
+    is_served(served)
+    namespaces = {each.partition(".")[0] for each in (served.faulting, served.mate)}
+    assert len(daemons(served.server)) == len(namespaces)
+    assert len(served.server.worker_pids()) == 4
+    served.server.apply(target())
+    wait_until(lambda: not daemons(served.server), "the end of all daemons")
+
+
+@UNDER_MPS
 def test_after_a_fault_under_mps_everybody_is_served_again(served: Served):
     """NVIDIA's server ends all of its clients on that GPU: others may lose a request, none is answered wrong."""
     is_served(served)

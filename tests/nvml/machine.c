@@ -2,6 +2,7 @@
 
    NVML_STAND_IN_STATE   the file; one that is empty becomes a machine of the boards in
    NVML_STAND_IN_BOARDS  names of boards, with commas
+   NVML_STAND_IN_NUMBER  of the machine, in UUIDs: no two machines of a cluster have the same
    NVML_STAND_IN_FAULTS  rules with semicolons, each "<function or *> <first> <last> <action> <value>": the calls from the
                          first to the last (counted by each rule from 1, the initialisation included) "fail" with the status
                          <value>, are "slow" by <value> milliseconds, or are the process's last, which is killed ("kill",
@@ -103,7 +104,8 @@ enum status leave(enum status status) {
 
 struct machine *machine(void) { return shared; }
 
-static bool set_up(const char *names) {
+static bool set_up(const char *names, const char *number) {
+    shared->number = number == NULL ? 0 : (unsigned)strtoul(number, NULL, 10);
     while (names != NULL && *names != '\0') {
         size_t length = strcspn(names, ",");
         unsigned board = 0;
@@ -114,7 +116,7 @@ static bool set_up(const char *names) {
             return false;
         struct device *device = &shared->device[shared->devices];
         device->board = board;
-        snprintf(device->uuid, UUID_SIZE, "GPU-00000000-0000-4000-8000-%012x", ++shared->devices);
+        snprintf(device->uuid, UUID_SIZE, "GPU-%08x-0000-4000-8000-%012x", shared->number, ++shared->devices);
         names += length + (names[length] == ',');
     }
     return true;
@@ -138,7 +140,7 @@ enum status machine_open(void) {
     if (mapped == MAP_FAILED)
         return DRIVER_NOT_LOADED;
     shared = mapped;
-    if (is_new && !set_up(getenv("NVML_STAND_IN_BOARDS"))) {
+    if (is_new && !set_up(getenv("NVML_STAND_IN_BOARDS"), getenv("NVML_STAND_IN_NUMBER"))) {
         fprintf(stderr, "NVML_STAND_IN_BOARDS: an unknown board, or more than %d\n", DEVICES);
         abort();
     }

@@ -77,7 +77,7 @@ struct event {
 };
 
 struct machine {
-    unsigned devices;
+    unsigned number, devices;
     uint64_t event_count; /* of all that there ever were; the last EVENTS are kept */
     struct event events[EVENTS];
     uint32_t last_serial;

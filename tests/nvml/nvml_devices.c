@@ -115,6 +115,12 @@ EXPORT nvmlReturn_t nvmlDeviceGetUUID(handle device, char *uuid, unsigned size) 
     return leave(copy_text(uuid, size, is_mig ? it.compute->uuid : it.device->uuid));
 }
 
+EXPORT nvmlReturn_t nvmlDeviceGetMinorNumber(handle device, unsigned *minor) {
+    ENTER(device, DEVICE);
+    *minor = device_index(&it);
+    return leave(SUCCESS);
+}
+
 EXPORT nvmlReturn_t nvmlDeviceGetPciInfo_v3(handle device, struct pci_info *info) {
     ENTER(device, DEVICE);
     *info = (struct pci_info){.pci_device_id = it.board->pci_device << 16 | 0x10de};

@@ -219,7 +219,7 @@ EXPORT nvmlReturn_t nvmlGpuInstanceCreateComputeInstance(handle instance, unsign
     struct compute_instance *compute = &it.gpu->compute[slot];
     *compute = (struct compute_instance){
         .serial = ++machine()->last_serial, .profile = id, .slices = COMPUTE_SLICES[id]};
-    snprintf(compute->uuid, UUID_SIZE, "MIG-00000000-0000-5000-8000-%012x", compute->serial);
+    snprintf(compute->uuid, UUID_SIZE, "MIG-%08x-0000-5000-8000-%012x", machine()->number, compute->serial);
     *created = make_handle(COMPUTE_INSTANCE, it.device, compute->serial);
     return leave(SUCCESS);
 }

@@ -14,15 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pynvml
 import pytest
 import tritonclient.http
 
+from support.mps_stand_in import Daemon, MpsStandIn
 from support.node_api import NodeApi, node_api
-from support.nvml_stand_in import UNPRIVILEGED
+from support.nvml_stand_in import UNPRIVILEGED, outside, run_on
 from support.server import PATIENCE_S, Server, running_server, wait_until
 from tessera_core.gpu.geometry import Placement
 from tessera_core.gpu.mig import find_profile, match_profile
+from tessera_core.gpu.mps import under_mps
 from tessera_core.gpu.tables import H100_80_SXM
+from tessera_runtime.devices.mig import mig_devices
+from tessera_runtime.mps import control
 from tessera_runtime.partitioner.cut import cut
 from tessera_runtime.partitioner.gpu import MigGpu
 
@@ -135,6 +140,25 @@ def pod(mig_gpu: MigGpu, tmp_path: Path) -> Iterator[Pod]:
     with (
         node_api("n") as api,
         agent(api, tmp_path, *(["--gpus-on-cores"] if emulated else [])),
+        running_server(tmp_path / "run") as server,
+    ):
+        yield Pod(api, server, mig_gpu, emulated=emulated)
+
+
+@pytest.fixture
+def pod_under_mps(
+    mig_gpu: MigGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Pod]:
+    """NVIDIA's daemon is a stand-in too where the GPU is one."""
+    emulated = "NVML_STAND_IN_STATE" in os.environ
+    if emulated:
+        for name, value in MpsStandIn(tmp_path / "mps").environment.items():
+            monkeypatch.setenv(name, value)
+    elif not control():
+        pytest.skip("nvidia-cuda-mps-control is not installed")
+    with (
+        node_api("n") as api,
+        agent(api, tmp_path, "--mps", *(["--gpus-on-cores"] if emulated else [])),
         running_server(tmp_path / "run") as server,
     ):
         yield Pod(api, server, mig_gpu, emulated=emulated)
@@ -277,3 +301,65 @@ def test_the_partitioner_cuts_and_the_agent_serves_on_what_it_cut(pod: Pod, tmp_
         pod.until(lambda: pod.ready() == [str(half)], "an instance on the new slice")
         assert pod.answer(client) == number(pod.slices()[str(half)])
         assert pod.slices()[str(small)] == first[str(small)], "what was there was not touched"
+
+
+# Under MPS
+
+
+def daemons(server: Server) -> dict[str, Daemon]:
+    """Those that run, by the UUID of their slice."""
+    found = [Daemon.of(pipes) for pipes in (server.run_dir / "mps").resolve().glob("*/pipes")]
+    return {each.visible: each for each in found if each is not None and each.processes()}
+
+
+def test_a_slice_has_a_daemon_until_it_is_drained_and_is_cut_then(
+    pod_under_mps: Pod, tmp_path: Path
+) -> None:
+    pod = pod_under_mps
+    small, half = pod.slice(1, 1, 0), pod.slice(3, 4, 4)
+    api = f"--api-server={pod.api.url}"
+    with running(tmp_path / "partitioner.log", "tessera_runtime.partitioner", api):
+        pod.order(small, small, half)
+        pod.until(lambda: pod.ready() == [str(small)], "an instance on what was cut for it")
+        first = pod.slices()
+        assert pod.device()["product"].endswith("-MPS")
+        client = pod.server.http()
+        assert pod.answer(client) == number(first[str(small)])
+        ((visible, daemon),) = daemons(pod.server).items()
+        assert visible == first[str(small)]
+        if pod.emulated:  # a GPU knows by itself who is on it
+            gpu = pynvml.nvmlDeviceGetHandleByUUID(pod.gpu.uuid)
+            (on,) = (e for e in mig_devices(gpu) if pynvml.nvmlDeviceGetUUID(e) == visible)
+            run_on(on, daemon.pid, listed=False)
+
+        pod.order(half, half)
+
+        def cut() -> bool:
+            if pod.emulated and not daemon.processes():
+                outside("stand_in_end", daemon.pid)
+            return pod.slices().keys() == {str(half)}
+
+        pod.until(cut, "the slice to go")
+        assert pod.slices()[str(half)] == first[str(half)], "what was there was not touched"
+        pod.until(lambda: pod.ready() == [str(half)], "the instance on the other slice")
+        assert pod.answer(client) == number(first[str(half)])
+        assert daemons(pod.server).keys() == {first[str(half)]}
+
+
+def test_what_is_measured_under_mps_is_of_a_product_of_its_own(pod_under_mps: Pod) -> None:
+    pod = pod_under_mps
+    piece = pod.slice(1, 2, 2)
+    pod.tell(pod.cut(piece))
+    task = {"service": SERVICE, "member": "m", "device": pod.gpu.uuid, "slice": str(piece)}
+    pod.api.order(profiling=[task], candidates=[pod.served()])
+
+    def measured() -> list[dict[str, Any]]:
+        found = pod.api.status().get("profiles", ())
+        return [each for each in found if each.get("rows") or each.get("problem")]
+
+    pod.until(measured, "a profile")
+    [profile] = measured()
+    assert profile.get("problem", "") == ""
+    assert profile["deviceClass"]["product"] in map(under_mps, pod.gpu.model.products)
+    assert profile["deviceClass"]["slice"] == piece.profile
+    pod.until(lambda: not daemons(pod.server), "the end of its daemon")

@@ -1,15 +1,18 @@
-"""`tessera serve` on a machine whose GPU is in MIG mode: it serves on the slices as they are."""
+"""`tessera serve` on a machine whose GPU is in MIG mode: it serves on the slices as they are; and under MPS."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pynvml
+import pytest
 import tritonclient.http
 
 from support.local import serving
+from support.mps_stand_in import MpsStandIn
 from support.nvml_stand_in import StandIn, enable_mig
 from tessera_core.gpu.geometry import Placement
 from tessera_core.gpu.tables import H100_80_SXM
@@ -65,3 +68,22 @@ def test_a_gpu_in_mig_mode_is_served_by_its_slices(
     folders = {each.name for each in (tmp_path / "state").iterdir()}
     assert "profiles-on-cores" in folders
     assert "profiles" not in folders
+
+
+def test_locally_mps_is_asked_for_by_an_option(
+    machine: Callable[..., StandIn], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(H100_80_SXM)
+    mps = MpsStandIn(tmp_path / "mps")
+    for name, value in mps.environment.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "m.py").write_text(MODEL)
+    (tmp_path / "service.yaml").write_text(SERVICE)
+    with serving(tmp_path / "service.yaml", "--gpus-on-cores", "--mps"):
+        (daemon,) = mps.wait_living(1)
+        (gpu,) = inventory().gpus
+        assert daemon.visible == gpu.uuid
+    mps.wait_living(0)
+    profiles = (tmp_path / "state" / "profiles-on-cores").iterdir()
+    products = {json.loads(e.read_text())["spec"]["deviceClass"]["product"] for e in profiles}
+    assert products == {"NVIDIA-H100-80GB-HBM3-MPS"}

@@ -199,6 +199,23 @@ def test_a_mig_device_has_another_uuid_after_each_creation(
     assert len(uuids) == 3
 
 
+def test_no_two_machines_of_different_numbers_have_the_same_uuids(
+    nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uuids = set()
+    for number in (1, 2):
+        machine = StandIn(nvml_library, tmp_path / f"machine-{number}", (H100_80_SXM,), number)
+        machine.load(monkeypatch)
+        pynvml.nvmlInit()
+        gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
+        enable_mig(gpu)
+        fill(create(gpu, H100_80_SXM.profiles[0], 0), H100_80_SXM.profiles[0])
+        device = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu, 0)
+        uuids |= {pynvml.nvmlDeviceGetUUID(each) for each in (gpu, device)}
+        pynvml.nvmlShutdown()
+    assert len(uuids) == 4
+
+
 def test_the_machine_is_there_for_processes_that_load_the_library_by_name(
     machine: Machine, gpus: Callable[..., list[object]]
 ) -> None:

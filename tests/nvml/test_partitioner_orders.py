@@ -12,8 +12,8 @@ from typing import Any
 import pynvml
 import pytest
 
+from support.node_api import NodeServer
 from support.nvml_stand_in import StandIn, enable_mig, outside, run_on
-from support.runtime_node_server import NodeServer
 from tessera_core.api.runtimenode import CutProblem
 from tessera_core.gpu.geometry import Geometry, Placement
 from tessera_core.gpu.tables import A100_80, H100_80_SXM

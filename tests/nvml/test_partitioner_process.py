@@ -15,8 +15,8 @@ import pynvml
 import pytest
 from aiohttp import web
 
+from support.node_api import NodeServer
 from support.nvml_stand_in import StandIn, run_on
-from support.runtime_node_server import NodeServer
 from tessera_core.gpu.geometry import Geometry, Placement
 from tessera_core.gpu.tables import H100_80_SXM
 from tessera_runtime.partitioner.cut import cut

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from random import Random
 
 import pynvml
@@ -12,6 +13,7 @@ from support.nvml_stand_in import NO_TABLE, UNPRIVILEGED, StandIn, enable_mig
 from tessera_core.gpu.geometry import Placement, layouts, maximal_layouts, violations
 from tessera_core.gpu.mig import find_profile
 from tessera_core.gpu.tables import A30, A100_80, H100_80_SXM
+from tessera_runtime.devices import capabilities
 from tessera_runtime.devices.inventory import Gpu, inventory, located, look_again
 from tessera_runtime.devices.usage import gpu_usage
 from tessera_runtime.partitioner.cut import cut
@@ -153,3 +155,69 @@ def test_memory_is_measured_of_slices_where_there_are_some(machine: Machine) -> 
     assert {each.utilisation for each in usages} == {None}
     machine(H100_80_SXM, faults="nvmlDeviceGetMemoryInfo 1 99 fail 15")
     assert gpu_usage() == (), "one that does not answer costs none of the other figures"
+
+
+def give_nodes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A driver that tells of the rights to instances of the first two GPUs, and a node for each; returns their folder."""
+    rights = [
+        f"gpu{gpu}/gi{instance}/{part}access"
+        for gpu in range(2)
+        for instance in range(15)
+        for part in ("", *(f"ci{compute}/" for compute in range(8)))
+    ]
+    minors, nodes = folder / "mig-minors", folder / "nvidia-caps"
+    minors.write_text("".join(f"{name} {minor}\n" for minor, name in enumerate(rights, start=3)))
+    nodes.mkdir()
+    for minor in range(3, 3 + len(rights)):
+        (nodes / f"nvidia-cap{minor}").touch()
+    monkeypatch.setattr(capabilities, "MINORS", minors)
+    monkeypatch.setattr(capabilities, "NODES", nodes)
+    return nodes
+
+
+def node_of(nodes: Path, gpu: int, instance: int, compute: int | None) -> Path:
+    """As :func:`give_nodes` numbers them."""
+    return (
+        nodes
+        / f"nvidia-cap{3 + (gpu * 15 + instance) * 9 + (0 if compute is None else 1 + compute)}"
+    )
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["gpu instance", "compute instance"])
+def test_an_instance_whose_node_is_not_in_the_container_is_told_of_and_not_offered(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    nodes = give_nodes(tmp_path, monkeypatch)
+    machine(A30, H100_80_SXM)
+    before = inventory()
+    with MigGpu(before.gpus[1].uuid) as gpu:
+        halves = (Placement("3g.40gb", 0), Placement("3g.40gb", 4))
+        first, second = cut(gpu, halves, patience_s=PATIENCE_S)
+    _, seen = look_again(before).gpus
+    assert {each.uuid for each in seen.slices} == {first.uuid, second.uuid}
+    assert seen.problem == ""
+
+    node = node_of(nodes, 1, second.gpu_instance, None if whole else second.compute_instance)
+    node.unlink()
+    other, seen = look_again(before).gpus
+    assert [each.uuid for each in seen.slices] == [first.uuid]
+    assert seen.problem == (
+        f"{second.uuid}, a 3g.40gb, is not offered: {node}: No such file or directory; delete the runtime pod so that it "
+        "is made with all of them, see docs/mig.md"
+    )
+    assert other.problem == ""
+
+    node.touch()
+    _, seen = look_again(before).gpus
+    assert (len(seen.slices), seen.problem) == (2, "")
+
+
+def test_a_driver_that_does_not_say_which_instance_it_is_hides_none(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_machine(machine)
+    for node in give_nodes(tmp_path, monkeypatch).iterdir():
+        node.unlink()
+    assert inventory().gpus[0].slices == ()
+    machine(H100_80_SXM, faults="nvmlDeviceGetGpuInstanceId 1 99 fail 3")
+    assert len(inventory().gpus[0].slices) == 7

@@ -17,6 +17,7 @@ from support.clusters import (
     service,
 )
 from tessera_core.gpu.geometry import Placement
+from tessera_core.gpu.mps import under_mps
 from tessera_core.perf import LatencyProfile
 from tessera_core.plan import (
     Budget,
@@ -282,6 +283,14 @@ def test_memory_that_others_hold_is_a_reason_too() -> None:
     assert refusal.why is Why.INSUFFICIENT_MEMORY
     assert refusal.shortfall is not None
     assert (refusal.shortfall.device, refusal.shortfall.devices) == (f"{A100}/full", 1)
+
+
+def test_what_was_measured_in_one_process_says_nothing_of_a_gpu_under_mps() -> None:
+    shared = gpu_node("g", product=under_mps(A100))
+    apart = cluster([shared], [service("s")], [measured("m", gpu_place())])
+    assert refusals(plan(apart))["m"].why is Why.NO_PROFILE
+    known = replace(apart, measured=(measured("m", gpu_place(product=under_mps(A100))),))
+    assert places(plan(known), "m") == ["GPU-g-0:full"]
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from tessera_core.api.runtimenode import (
     Health,
     InstanceStatus,
     MigMode,
+    ProfileResult,
     RuntimeNodeStatus,
     ServedStatus,
     SliceStatus,
@@ -87,9 +88,7 @@ class CuttingNodes(Operator):
     def twin(self) -> CuttingNodes:
         """The same nodes and objects once more, under a leader of its own."""
         found = CuttingNodes(gpus={})
-        found.cluster, found.gpus = self.cluster.copy(), copy.deepcopy(self.gpus)
-        found.now_s, found.epoch = self.now_s, self.epoch
-        found.restart()
+        found._become(self)
         return found
 
     def tick(self, count: int = 1, seconds: float = 1.0) -> None:
@@ -156,6 +155,11 @@ class CuttingNodes(Operator):
         found["spec"] = {**found["spec"], **spec}
         found["metadata"]["generation"] += 1
         found["metadata"]["resourceVersion"] += "0"
+
+    def _become(self, other: CuttingNodes) -> None:
+        self.cluster, self.gpus = other.cluster.copy(), copy.deepcopy(other.gpus)
+        self.now_s, self.epoch = other.now_s, other.epoch
+        self.restart()
 
     def _of(self, name: str) -> list[tuple[str, Gpu]]:
         return [(uuid, found) for (at, uuid), found in self.gpus.items() if at == name]
@@ -245,7 +249,12 @@ class CuttingNodes(Operator):
                 ServedStatus(each.name, each.generation, ready=True) for each in now.spec.services
             ),
             observed_generation=now.metadata.generation,
+            profiles=self._profiles(now),
         )
+
+    def _profiles(self, now: RuntimeNode) -> tuple[ProfileResult, ...]:
+        """What the agent has measured: here nothing, as if it took forever."""
+        return ()
 
     @staticmethod
     def _slices(uuid: str, found: Gpu) -> tuple[SliceStatus, ...]:

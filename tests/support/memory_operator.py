@@ -22,8 +22,9 @@ from tessera_core.plan import state_to_dict
 from tessera_operator.config import Config
 from tessera_operator.controller import Controller, Now
 from tessera_operator.kinds import Document, Key
-from tessera_operator.pools import Images, Installation
+from tessera_operator.pools import ACTIVATOR, NAME_LABEL, Images, Installation
 from tessera_operator.routes import MANAGED_BY
+from tessera_operator.world import is_activator
 
 WHERE = Installation("tessera-system", Images("gpu:1", "cpu:1"))
 SERVICE: Key = ("ModelService", "vision", "s")
@@ -57,6 +58,8 @@ class Operator:
         """Largest error of a report, of 1."""
         self.requests_per_second = 0.0
         """That all nodes together answer."""
+        self.deaf: set[str] = set()
+        """Nodes that take over nothing and report nothing for now."""
         self._random = random.Random(7)
         self._reports: dict[tuple[str, str], ServedStatus] = {}
         self._taken: dict[Key, Document] = {}
@@ -68,6 +71,11 @@ class Operator:
         made = node(name, gpu(f"GPU-{name}"), cpu(), cores=4, told={}, labels=labels).to_dict()
         for each in (made, kubernetes_node(name), pod(f"pod-{name}", name)):
             self.cluster.create(each)
+
+    def join_activator(self, name: str) -> None:
+        """A runtime pod without devices; the leader makes its RuntimeNode."""
+        labels = {NAME_LABEL: ACTIVATOR}
+        self.cluster.create(pod(name, "machine", labels=labels))
 
     def leave(self, name: str) -> None:
         """Its pod goes, its machine stays."""
@@ -101,8 +109,9 @@ class Operator:
             serving = self.running()
             for each in self.nodes():
                 name = each.metadata.name
-                if ("Pod", "tessera-system", f"pod-{name}") in objects:
-                    self._obey(each, serving)
+                pod_name = name if is_activator(each) else f"pod-{name}"
+                if ("Pod", "tessera-system", pod_name) in objects and name not in self.deaf:
+                    self._obey(each, pod_name, serving)
 
     def nodes(self) -> list[RuntimeNode]:
         found = (
@@ -138,7 +147,12 @@ class Operator:
             if any(device.instances for device in each.status.devices)
         }
 
-    def _obey(self, each: RuntimeNode, serving: set[str]) -> None:
+    def endpoints(self) -> set[str]:
+        """Addresses that clients of the service are sent to."""
+        found = self.cluster.objects["EndpointSlice", "vision", "s-tessera"]
+        return {address for each in found["endpoints"] for address in each["addresses"]}
+
+    def _obey(self, each: RuntimeNode, pod_name: str, serving: set[str]) -> None:
         told = {device.uuid: device.instances for device in each.spec.devices}
         devices = tuple(
             replace(
@@ -158,6 +172,8 @@ class Operator:
             devices=devices,
             services=services,
             observed_generation=each.metadata.generation,
+            pod=pod_name,
+            address=each.status.address or f"address-of-{pod_name}",
         )
         document = replace(each, status=status).to_dict()
         self.cluster.objects["RuntimeNode", "", each.metadata.name] = document
@@ -165,8 +181,8 @@ class Operator:
     def _report(self, each: RuntimeNode, served: ServedService, serving: set[str]) -> ServedStatus:
         """What the node says of a service: at once which version answers, every now and then what it counted."""
         key = each.metadata.name, served.name
-        before = self._reports.get(key, ServedStatus(served.name, ready=True))
-        found = replace(before, generation=served.generation)
+        before = self._reports.get(key, ServedStatus(served.name))
+        found = replace(before, generation=served.generation, ready=bool(serving))
         if self.now_s % REPORT_S == 0 and each.metadata.name in serving:
             total = before.total + round(REPORT_S * self.requests_per_second / len(serving))
             corrections = tuple(

@@ -83,6 +83,8 @@ class StandIn:
     state: Path
     """The file that holds the machine."""
     boards: tuple[GpuModel, ...]
+    number: int = 0
+    """In the UUIDs of its GPUs and slices."""
 
     def environment(self, faults: str = "") -> dict[str, str]:
         """Of a process that shall see this machine when it loads NVML by name."""
@@ -90,6 +92,7 @@ class StandIn:
             "LD_LIBRARY_PATH": str(self.library.parent),
             "NVML_STAND_IN_STATE": str(self.state),
             "NVML_STAND_IN_BOARDS": ",".join(board.name for board in self.boards),
+            "NVML_STAND_IN_NUMBER": str(self.number),
             "NVML_STAND_IN_FAULTS": faults,
         }
 

@@ -52,8 +52,11 @@ def test_a_kernel_without_the_system_calls_has_version_0(monkeypatch: pytest.Mon
         c.prepare(c.Limits(1, ""), "", "cpu")
 
 
-def rights(kind: str) -> dict[str, int]:
-    granted = *c.grants("/scratch/1", kind, ["/weights"]), *c.grants_inside(kind, "/models/m.onnx")
+def rights(kind: str, pipes: str = "") -> dict[str, int]:
+    granted = (
+        *c.grants("/scratch/1", kind, ["/weights"], pipes),
+        *c.grants_inside(kind, "/models/m.onnx"),
+    )
     return {grant.path: grant.rights for grant in granted}
 
 
@@ -73,7 +76,6 @@ NVIDIA = (
 
 
 def test_a_gpu_adds_its_devices_and_the_names_of_threads(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv("CUDA_MPS_PIPE_DIRECTORY", raising=False)
     present = [Path("/dev") / name for name in NVIDIA]
     others = [Path("/dev/dri"), Path("/dev/vda")]
     monkeypatch.setattr(
@@ -98,16 +100,11 @@ def test_a_gpu_has_what_the_driver_reads_and_a_cache_for_what_it_compiles():
     assert found["/scratch/1"] == c.OWN  # its HOME, below which .nv/ComputeCache is made
 
 
-def test_mps_is_reached_by_a_gpus_worker_where_the_servers_environment_names_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.delenv("CUDA_MPS_PIPE_DIRECTORY", raising=False)
-    before = rights("cuda")
-    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
-    more = dict(rights("cuda").items() - before.items())
-    assert more == {str(tmp_path): c.TALK, "/dev/shm": c.SHARE}
+def test_a_gpus_worker_reaches_its_mps_server():
+    more = dict(rights("cuda", "/mps/1/pipes").items() - rights("cuda").items())
+    assert more == {"/mps/1/pipes": c.TALK, "/dev/shm": c.SHARE}
     assert not c.SHARE & (c.EXECUTE | c.MAKE_SOCK | c.MAKE_CHAR)
-    assert not rights("cpu").keys() & more.keys()
+    assert not rights("cpu", "/mps/1/pipes").keys() & more.keys()
 
 
 _ALONE = """

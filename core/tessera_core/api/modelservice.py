@@ -174,7 +174,7 @@ class Placement:
     pool_selector: LabelSelector | None = None
     """Labels of RuntimePools; absent: any pool."""
     products: Annotated[tuple[str, ...], ListOf(text(128), most=32)] = ()
-    """Device products such as ``NVIDIA-H100-80GB-HBM3``; empty: any."""
+    """Device products such as ``NVIDIA-H100-80GB-HBM3``, with ``-MPS`` only those under MPS; empty: any."""
     spread: Spread = Spread()
 
 

@@ -258,7 +258,7 @@ class DeviceStatus:
     ] = ()
     health: Health = Health.UNKNOWN
     problem: Annotated[str, text(256)] = ""
-    """Why it is not healthy, in words."""
+    """Why it is not healthy, or why something that it is cut into is not offered, in words."""
 
 
 class CutProblem(StrEnum):

@@ -25,6 +25,8 @@ from tessera_core.api.scalars import decimal, duration, integer, matching, quant
 
 GPU_RESOURCE = "nvidia.com/gpu"
 """Extended resource of the NVIDIA device plugin; a pool without it is a CPU pool."""
+CAPABILITIES_RESOURCE = "tessera.dev/mig-capabilities"
+"""Extended resource of the partitioner: the device nodes of all MIG instances that a node's GPUs can ever have."""
 MOST_GPUS = 64
 """Of one node."""
 
@@ -59,11 +61,27 @@ class PartitionBackend(StrEnum):
     STATIC = "Static"
 
 
+class Sharing(StrEnum):
+    """How the instances of a namespace share a GPU or slice: in one process, or each in its own through NVIDIA's
+    Multi-Process Service.
+    """
+
+    STREAMS = "Streams"
+    MPS = "MPS"
+
+
 class Approval(StrEnum):
     """Whether a plan that re-cuts waits for a person."""
 
     AUTO = "Auto"
     MANUAL = "Manual"
+
+
+class Measure(StrEnum):
+    """Whether GPUs that nothing runs on are cut to measure models on slices that are not there yet."""
+
+    AUTO = "Auto"
+    NEVER = "Never"
 
 
 def _no_key_means_every_key(toleration: Toleration) -> Iterator[FieldError]:
@@ -216,6 +234,8 @@ class Partition:
     allowed_profiles: Annotated[tuple[str, ...], ListOf(MIG_PROFILE, most=32)] = ()
     """Empty: every profile of the product."""
     approval: Approval = Approval.MANUAL
+    measure: Measure = Measure.AUTO
+    """Only where the backend is NVML."""
     disruption: Disruption = Disruption()
 
 
@@ -226,11 +246,18 @@ def _partition_needs_gpus(spec: RuntimePoolSpec) -> Iterator[FieldError]:
         yield FieldError("partition", "a partition", allowed)
 
 
+def _mps_needs_gpus(spec: RuntimePoolSpec) -> Iterator[FieldError]:
+    gpus = dict(spec.node.resources).get(GPU_RESOURCE)
+    if spec.sharing is Sharing.MPS and (gpus is None or not gpus.value):
+        allowed = f'"Streams" in a pool whose nodes have no {GPU_RESOURCE}'
+        yield FieldError("sharing", "'MPS'", allowed)
+
+
 @dataclass(frozen=True, slots=True)
 class RuntimePoolSpec:
     """The nodes and the rules for them."""
 
-    RULES: ClassVar[tuple[Rule, ...]] = (_partition_needs_gpus,)
+    RULES: ClassVar[tuple[Rule, ...]] = (_partition_needs_gpus, _mps_needs_gpus)
 
     node: NodeShape
     size: PoolSize
@@ -238,6 +265,8 @@ class RuntimePoolSpec:
     trust: Trust = Trust()
     partition: Partition | None = None
     """Absent: the geometry is never touched."""
+    sharing: Sharing = Sharing.STREAMS
+    """GPUs under MPS are another product: what was measured on the others does not count there."""
 
 
 @dataclass(frozen=True, slots=True)

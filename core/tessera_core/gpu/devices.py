@@ -17,7 +17,7 @@ class DeviceClass:
     """One kind of place: a whole GPU, a MIG slice of it, or a set of CPU cores.
 
     A GPU shared by n instances is not a class of its own: it is this class with ``instances = n`` in the
-    profile, because sharing changes the latency and not the device.
+    profile, because sharing changes the latency and not the device. Under MPS it is another product (``gpu/mps.py``).
     """
 
     product: str

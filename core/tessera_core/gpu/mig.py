@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 MEDIA = "me"
 """Attribute of a profile that owns the media extensions (NVJPG, OFA) of the board; there is one set."""
@@ -79,6 +80,7 @@ class GpuModel:
         return hash(self.name)
 
 
+@lru_cache(maxsize=1024)  # of few products, asked for each device and profile of a cluster
 def label(product: str) -> str:
     """An NVML product name in its label form: ``NVIDIA H100 PCIe`` → ``NVIDIA-H100-PCIe``.
 

@@ -21,7 +21,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tessera_core.gpu.mig import MEDIA, GpuModel, Inferred, Profile, label
+from tessera_core.gpu.mig import MEDIA, GpuModel, Inferred, Profile
+from tessera_core.gpu.mps import hardware
 
 _NVIDIA_VENDOR = 0x10DE
 
@@ -311,7 +312,7 @@ def model_of(product: str, pci_device_id: int | None = None) -> GpuModel | None:
     """The table of a board, or None when it has none (and is then used whole).
 
     ``product``: NVML's name or GPU feature discovery's label, in any case (``NVIDIA H100 80GB HBM3``,
-    ``NVIDIA-H100-80GB-HBM3-MIG-1g.10gb``). ``pci_device_id``: the 16-bit device id, or NVML's 32-bit
+    ``NVIDIA-H100-80GB-HBM3-MIG-1g.10gb``), or what it is called under MPS. ``pci_device_id``: the 16-bit device id, or NVML's 32-bit
     ``pciDeviceId`` (device id above vendor id); it decides where it is known, because vendors of servers
     rename products but not silicon.
     """
@@ -321,4 +322,4 @@ def model_of(product: str, pci_device_id: int | None = None) -> GpuModel | None:
             device_id, vendor = pci_device_id >> 16, pci_device_id & 0xFFFF
         if vendor == _NVIDIA_VENDOR and device_id in _BY_PCI_ID:
             return _BY_PCI_ID[device_id]
-    return _BY_PRODUCT.get(label(product).upper())
+    return _BY_PRODUCT.get(hardware(product).upper())

@@ -4,19 +4,15 @@ Priority first: a service of a higher class is served fully before one of a lowe
 a class the smallest served share is made as large as it can be (max-min fairness): all get the same share of
 what they asked for, found by bisection, and what is then left goes to whoever can use it. A service of which
 some member that every answer needs finds no place at any share is refused, and its room goes to the others.
-
-Maximising the rate of a fixed cluster is the same question with shares above one.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby
-from math import ceil, inf
 
 from tessera_core.plan.layout import Layout
-from tessera_core.plan.matrix import Cell, Change, replace_part, row_of
+from tessera_core.plan.matrix import Change, row_of
 from tessera_core.plan.place import Placer
 from tessera_core.plan.problem import Problem
 from tessera_core.plan.search import LITTLE_FAITH, Arranged, Work, arrange, order_of
@@ -24,12 +20,10 @@ from tessera_core.plan.search import LITTLE_FAITH, Arranged, Work, arrange, orde
 _BISECTIONS = 7
 _FEW_BISECTIONS, _MANY = 4, 500
 """For more members than ``_MANY``: shares are then even to 6 %, and what is left over is used up anyway."""
-_HALVINGS, _DOUBLINGS = 40, 12
 _LEAST_SHARE = 1e-6
 _MOST_ALONE = 200
 """Services that are tried alone."""
 _SAFE_SHARE = 0.999
-_MOST_STEPS = 256
 _ALIKE = 0.02
 """Shares that differ by less are equal: not worth moving anybody."""
 
@@ -116,7 +110,7 @@ def _add(placer: Placer, members: list[int]) -> None:
     """Use what is left; services that cannot answer all the same leave their room to the others."""
     layout, problem = placer.layout, placer.problem
     for _ in range(2):
-        _use_up(placer, members)
+        use_up(placer, members)
         dumb = [
             member
             for service in sorted({problem.home[member] for member in members})
@@ -239,7 +233,7 @@ def _shared_out(placer: Placer, members: list[int], reach: Sequence[int], work: 
     layout.rollback(base)
     layout.change(best)
     placer.needs = full
-    _use_up(placer, present)
+    use_up(placer, present)
 
 
 def _arranged(
@@ -288,8 +282,10 @@ def _second_chance(placer: Placer, refused: list[int], full: list[int]) -> set[i
     return back
 
 
-def _use_up(placer: Placer, members: Sequence[int]) -> None:
-    """Give what is left, service by service, the smallest first, where it raises what the service answers."""
+def use_up(placer: Placer, members: Sequence[int]) -> None:
+    """Give what is left, service by service, the smallest first, where it raises what the service answers; then where
+    only copies or nodes are too few.
+    """
     layout, problem = placer.layout, placer.problem
     services = sorted(
         {problem.home[member] for member in members},
@@ -302,6 +298,11 @@ def _use_up(placer: Placer, members: Sequence[int]) -> None:
             placer.place(member)
         if _shares(placer, service) <= before:
             layout.rollback(mark)
+    for service in services:
+        if share_of(placer, service):
+            for member in problem.services[service]:
+                if not placer.missing(member):
+                    placer.place(member)
 
 
 def _shares(placer: Placer, service: int) -> tuple[float, float]:
@@ -328,107 +329,6 @@ def _share(placer: Placer, member: int) -> float:
     if need:
         return min(1.0, layout.capacity(member) / need)
     return min(1.0, layout.parts(member) / max(1, placer.problem.demands[member].min_parts))
-
-
-def grow(placer: Placer, order: Sequence[int], work: Work) -> None:
-    """Raise every rate by the same factor as far as the boards allow, then use up what is left.
-
-    Starts from a layout in which everybody is served; ``placer.needs`` afterwards are the raised ones.
-    """
-    layout, problem = placer.layout, placer.problem
-    full = [max(need, 1000) for need in placer.needs]
-    best, low, high = layout.used(), 1.0, max(1.0, _most_growth(problem, full))
-
-    def reached(factor: float) -> bool:
-        layout.become({})
-        placer.needs = [int(need * factor) for need in full]
-        return not arrange(placer, list(order), work).failed
-
-    for _ in range(_HALVINGS):
-        if high <= low * 1.01:
-            break
-        middle = max(low, high / 2)
-        if reached(middle):
-            best, low = layout.used(), middle
-            break
-        high = middle
-    for _ in range(_BISECTIONS):
-        middle = (low * high) ** 0.5
-        if reached(middle):
-            best, low = layout.used(), middle
-        else:
-            high = middle
-    layout.become(best)
-    # Some can grow further than all together can.
-    for doubling in range(_DOUBLINGS):
-        before = layout.mark()
-        placer.needs = [int(need * high * 2**doubling) for need in full]
-        _use_up(placer, range(len(problem.demands)))
-        if doubling and layout.mark() == before:
-            break
-    reached_by_all = min(
-        (layout.capacity(member) / full[member] for member in order if layout.hosts[member]),
-        default=1.0,
-    )
-    placer.needs = [int(need * reached_by_all) for need in full]
-    for index in sorted(layout.used()):
-        for position in range(len(layout.rows[index])):
-            _stretch(placer, index, position)
-
-
-def _most_growth(problem: Problem, needs: Sequence[int]) -> float:
-    """No common factor on ``needs`` can be reached above this: every member alone on all boards, at its best."""
-    counts = Counter(board.kind.index for board in problem.boards)
-    growth = inf
-    for member, demand in enumerate(problem.demands):
-        behaviour = problem.predictor.behaviours[member]
-        everything = sum(
-            counts[index]
-            * max(
-                behaviour.most_rate(place) * ceil(max(mix[position] for mix in kind.shape.mixes))
-                for position, place in enumerate(kind.classes)
-            )
-            for index in problem.eligible[member]
-            for kind in [problem.kinds[index]]
-            if kind.classes
-        )
-        widest = max(
-            (behaviour.most_rate(place) for place in range(len(problem.places))), default=0
-        )
-        growth = min(growth, min(everything, demand.max_parts * widest) / needs[member])
-    return growth if problem.demands else 1.0
-
-
-def _stretch(placer: Placer, index: int, position: int) -> None:
-    """Longer batches in one part, as long as everybody keeps what they need: they waste less of the device.
-
-    One step of one cap at a time, the one that saves most time first; memory and latency budgets end it.
-    """
-    layout = placer.layout
-    for _ in range(_MOST_STEPS):
-        row = layout.rows[index]
-        part = row[position]
-        steps = []
-        for cell in part.cells:
-            grid = placer.guests.caps(cell.member, part.place)
-            at = next((i for i, point in enumerate(grid) if point[:2] == cell[1:]), None)
-            if at is None or at + 1 == len(grid):
-                continue
-            (cap, _, ms), (more, count, longer) = grid[at], grid[at + 1]
-            gain = layout.capacity(cell.member) * (ms / cap - longer / more)
-            steps.append((-gain, Cell(cell.member, more, count)))
-        for gain, cell in sorted(steps):
-            grown = replace_part(row, position, part.with_cell(cell))
-            mark = layout.mark()
-            if gain < 0 and layout.legal(index, grown):
-                layout.change({index: grown})
-                if all(
-                    layout.capacity(each.member) >= placer.needs[each.member] for each in part.cells
-                ):
-                    break
-                layout.rollback(mark)
-        else:
-            return
 
 
 def _rows_since(layout: Layout, mark: int) -> Change:

@@ -17,10 +17,11 @@ from tessera_core.gpu.classes import full_class, slice_class
 from tessera_core.gpu.devices import FULL, DeviceClass, cpu_class
 from tessera_core.gpu.geometry import maximal_multisets
 from tessera_core.gpu.mig import GpuModel, find_profile
+from tessera_core.gpu.mps import is_one_of
 from tessera_core.plan.behaviour import Behaviour, Curves, Profiles
 from tessera_core.plan.capacity import Predictor
 from tessera_core.plan.demand import Demand, demands_of, priority_values, stage_share
-from tessera_core.plan.problem import Board, Kind, Problem
+from tessera_core.plan.problem import Board, Fleet, Kind, Problem
 from tessera_core.plan.shapes import Shape, shape_of, shape_of_cores
 from tessera_core.plan.state import CPU, ClusterState, DeviceState, Measured, NodeState, PoolRules
 from tessera_core.plan.taints import Admission, admission_of
@@ -53,23 +54,6 @@ class Memory:
     fleet: Fleet | None = None
     homes: dict[tuple[Behaviour, tuple[int, ...]], int] = field(default_factory=dict)
     """``Problem.homes`` on the present fleet, by behaviour and eligible kinds."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Fleet:
-    """The devices as boards."""
-
-    places: tuple[DeviceClass, ...]
-    kinds: tuple[Kind, ...]
-    boards: tuple[Board, ...]
-    devices: tuple[DeviceState, ...]
-    """By board."""
-    nodes: tuple[str, ...]
-    siblings: tuple[tuple[int, ...], ...]
-    holders: tuple[frozenset[int], ...]
-    """By kind: nodes that have a board of it."""
-    most_boards: tuple[int, ...]
-    """By kind: boards of it on one node, at most."""
 
 
 def profiles_of(state: ClusterState) -> Profiles:
@@ -166,7 +150,7 @@ def selected(demand: Demand, pool: PoolRules, product: str) -> bool:
     """Whether pool selector and product list of ``demand`` take the pool's devices of ``product``."""
     labels = dict(pool.labels)
     return all(labels.get(key) == value for key, value in demand.pool_selector) and (
-        not demand.products or product in demand.products
+        not demand.products or is_one_of(product, demand.products)
     )
 
 

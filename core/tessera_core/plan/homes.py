@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 
+from tessera_core.gpu.mps import is_one_of
 from tessera_core.plan.nodes import Located
 from tessera_core.plan.site import Key, Site
 from tessera_core.plan.state import CPU, ClusterState, Running, Slice
@@ -94,7 +95,7 @@ class Homes:
         )
         return (
             all(labels.get(name) == value for name, value in wanted)
-            and (not placement.products or product in placement.products)
+            and (not placement.products or is_one_of(product, placement.products))
             and (pool.allow_code or not code)
         )
 

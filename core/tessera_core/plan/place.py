@@ -115,24 +115,23 @@ class Placer:
             return self._place_rest(member)
         layout = self.layout
         mark, cost = layout.mark(), layout.score.cost
-        missing = self.missing(member)
         done = self._place_rest(member)
         if done and layout.score.cost == cost:
             return True  # no other way costs less
         best = not done, self.missing(member), layout.score
         rows = self._changed(mark)
-        for begin in self._beginnings(member, missing):
-            layout.rollback(mark)
+        layout.rollback(mark)
+        for begin in self._beginnings(member):
             if begin():
                 done = self._place_rest(member)
                 found = not done, self.missing(member), layout.score
                 if found < best:
                     best, rows = found, self._changed(mark)
-        layout.rollback(mark)
+            layout.rollback(mark)
         layout.change(rows)
         return not best[0]
 
-    def _beginnings(self, member: int, missing: int) -> Iterator[Callable[[], bool]]:
+    def _beginnings(self, member: int) -> Iterator[Callable[[], bool]]:
         """First additions other than the usual one: as a guest, or by one part as full as it gets.
 
         The rest goes elsewhere, for nodes need not carry equal shares of a rate.
@@ -141,10 +140,11 @@ class Placer:
         behaviour = problem.predictor.behaviours[member]
         places = {p for index in problem.eligible[member] for p in problem.kinds[index].classes}
         rates = {best.rate for place in places if (best := behaviour.best(place)) is not None}
-        avoid, _ = self._spread(member)
+        missing, (avoid, _) = self.missing(member), self._spread(member)
+        room = problem.demands[member].max_parts - self.layout.parts(member)
         yield partial(self.guests.visit, member, (missing,), avoid)
         for rate in sorted((rate for rate in rates if rate < missing), reverse=True)[:_FIRST_RATES]:
-            yield partial(self._take_offer, member, rate, 1)
+            yield partial(self._take_offer, member, rate, avoid, room)
 
     def _changed(self, mark: int) -> Change:
         layout = self.layout
@@ -167,10 +167,22 @@ class Placer:
     def _step(self, member: int) -> bool:
         """One addition for ``member``; whether there was one."""
         layout, demand = self.layout, self.problem.demands[member]
-        if layout.parts(member) >= demand.max_parts:
+        parts, missing = layout.parts(member), self.missing(member)
+        if parts >= demand.max_parts:
             return False
-        missing = self.missing(member)
         avoid, scattered = self._spread(member)
+        if self._add(member, avoid, scattered, demand.max_parts - parts):
+            return True
+        # With too few nodes, those that it has serve what they can; parts for the others are kept back.
+        wanted = demand.max_parts if missing else demand.min_parts
+        room = wanted - parts - scattered
+        return bool(avoid) and room > 0 and self._add(member, set(), 1, room)
+
+    def _add(self, member: int, avoid: set[int], scattered: int, room: int) -> bool:
+        """One addition on a node that is none of ``avoid``, so that of ``room`` parts some are left for ``scattered - 1``
+        more nodes; whether there was one.
+        """
+        missing = self.missing(member)
         small = self.guests.is_small(member, missing)
         if small and self.guests.visit(member, (missing,), avoid):
             return True
@@ -178,7 +190,7 @@ class Placer:
             if division < scattered:
                 continue
             rate = max(1, -(-missing // division))
-            if self._take_offer(member, rate, scattered):
+            if self._take_offer(member, rate, avoid, room - (scattered - 1)):
                 return True
             if not missing or (division > 1 and rate < MILLI):
                 break
@@ -193,11 +205,9 @@ class Placer:
 
     # --- parts of its own
 
-    def _take_offer(self, member: int, rate: int, scattered: int) -> bool:
-        """Take the best offer for ``rate`` on one node, so that parts are left for ``scattered - 1`` more."""
-        room = self.problem.demands[member].max_parts - self.layout.parts(member)
-        avoid, _ = self._spread(member)
-        offer = self._best_offer(member, rate, avoid, room - (scattered - 1))
+    def _take_offer(self, member: int, rate: int, avoid: set[int], parts: int) -> bool:
+        """Take the best offer of at most ``parts`` for ``rate``, on one node that is none of ``avoid``."""
+        offer = self._best_offer(member, rate, avoid, parts)
         if offer is None:
             return False
         self.layout.change(offer.change)

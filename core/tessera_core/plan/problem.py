@@ -62,10 +62,9 @@ class Board:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Problem:
-    """Demands and boards, both sorted, with everything that says what may go where."""
+class Fleet:
+    """The devices as boards, sorted."""
 
-    demands: tuple[Demand, ...]
     places: tuple[DeviceClass, ...]
     """Every class that a part can have, sorted."""
     kinds: tuple[Kind, ...]
@@ -79,6 +78,13 @@ class Problem:
     """By kind: nodes that have a board of it."""
     most_boards: tuple[int, ...]
     """By kind: boards of it on one node, at most."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Problem(Fleet):
+    """Demands, sorted as well, on those boards, with everything that says what may go where."""
+
+    demands: tuple[Demand, ...]
     predictor: Predictor
     demanding: bool
     """Whether any demand sets an isolation."""

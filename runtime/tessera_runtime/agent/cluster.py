@@ -68,9 +68,10 @@ class ClusterAgent:
         allow_code: bool,
         keys_read_s: float,
         gpus_on_cores: bool = False,
+        mps: int = 0,
     ) -> None:
         """``seen``: None for an activator, which has no devices. ``keys_read_s``: between two looks at a Secret of keys.
-        ``gpus_on_cores``: as in :class:`Site`.
+        ``gpus_on_cores``, ``mps``: as in :class:`Site`.
         """
         self._who = who
         self._slices = Slices(seen, self._cut) if seen is not None else None
@@ -79,6 +80,7 @@ class ClusterAgent:
         self._control = ControlClient(self._socket)
         self._allow_code = allow_code
         self._gpus_on_cores = gpus_on_cores
+        self._mps = mps
         self._stopping = False
         self._publisher = Publisher(
             kube, who.node, self._status, lambda: counters_s(self._serving.node)
@@ -142,7 +144,7 @@ class ClusterAgent:
         return self._slices.seen if self._slices is not None else None
 
     def _site(self) -> Site:
-        return Site(self._seen or NOTHING, self._allow_code, self._gpus_on_cores)
+        return Site(self._seen or NOTHING, self._allow_code, self._gpus_on_cores, self._mps)
 
     def _cut(self) -> None:
         self._serving.wake()

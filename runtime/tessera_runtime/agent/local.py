@@ -42,7 +42,7 @@ from tessera_runtime.agent.translate import (
 )
 from tessera_runtime.agent.windows import Seen, Window
 from tessera_runtime.control import ControlClient, ControlError
-from tessera_runtime.devices.inventory import Inventory
+from tessera_runtime.devices.inventory import Inventory, shared_by_mps
 from tessera_runtime.models.cache import CachedModel, ModelCache
 from tessera_runtime.target import ServerReport, ServerTarget, ServiceReport
 
@@ -75,6 +75,7 @@ class Options:
     hang_s: float = 60.0
     """A batch that takes longer while it is measured is hung."""
     gpus_on_cores: bool = False
+    mps: int = 0
     """As in :class:`Site`."""
 
 
@@ -99,6 +100,7 @@ class LocalAgent:
         options: Options,
         progress: Progress,
     ) -> None:
+        seen = shared_by_mps(seen) if options.mps else seen
         self._services = tuple(services)
         self._seen = seen
         self._control = control
@@ -108,7 +110,7 @@ class LocalAgent:
         # What is measured of GPUs that are none is never to be found where there are some.
         profiles = "profiles-on-cores" if options.gpus_on_cores else "profiles"
         self._store = ProfileStore(options.state_dir / profiles, seen.processor)
-        self._site = Site(seen, options.allow_code, options.gpus_on_cores)
+        self._site = Site(seen, options.allow_code, options.gpus_on_cores, options.mps)
         self._models: dict[ModelKey, CachedModel] = {}
         self._profiles: list[ModelProfile] = []
         self._live = Window(LIVE_WINDOW_S)

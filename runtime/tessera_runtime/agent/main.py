@@ -18,11 +18,11 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from tessera_runtime import logs
+from tessera_runtime import logs, mps
 from tessera_runtime.agent.cluster import ClusterAgent
 from tessera_runtime.agent.heartbeat import Identity
 from tessera_runtime.agent.keys import LEAST_READ_S, MOST_READ_S, READ_S
-from tessera_runtime.devices.inventory import Inventory, inventory, of_pod
+from tessera_runtime.devices.inventory import Inventory, inventory, of_pod, shared_by_mps
 from tessera_runtime.kube import Access, Kube, KubeError
 from tessera_runtime.models.cache import ModelCache
 from tessera_runtime.models.fetch import REMEDIES
@@ -61,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="run on processor cores what is placed on GPUs: for trials without any",
     )
+    mps.add_options(arguments)
     arguments.add_argument(
         "--allow-loopback-stores", action="store_true", help="fetch models from this machine"
     )
@@ -71,9 +72,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="between two looks at a Secret with keys of a service (%(default)g)",
     )
-    arguments.add_argument("--api-server", metavar="URL", help="default: as in a pod")
-    arguments.add_argument("--token-file", type=Path)
-    arguments.add_argument("--ca-file", type=Path)
+    Access.add_options(arguments)
     arguments.add_argument("--log-level", default="info")
     return arguments
 
@@ -124,11 +123,7 @@ async def run(arguments: argparse.Namespace, who: Identity, seen: Inventory | No
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
-    access = (
-        Access(arguments.api_server, arguments.token_file, arguments.ca_file)
-        if arguments.api_server
-        else Access.in_cluster()
-    )
+    access = Access.of(arguments)
     arguments.models.mkdir(parents=True, exist_ok=True)
     size = arguments.models_mib << 20 or int(DISK_SHARE * shutil.disk_usage(arguments.models).total)
     cache = ModelCache(arguments.models, size, schemes=SCHEMES, single_tenant=False)
@@ -143,6 +138,7 @@ async def run(arguments: argparse.Namespace, who: Identity, seen: Inventory | No
             allow_code=arguments.allow_code,
             keys_read_s=arguments.keys_interval,
             gpus_on_cores=arguments.gpus_on_cores,
+            mps=mps.processes(arguments),
         )
         await agent.run(stop)
 
@@ -155,6 +151,8 @@ def main() -> None:
     try:
         who = identity(os.environ, activator=arguments.activator)
         seen = devices(os.environ, activator=arguments.activator)
+        if seen is not None and arguments.mps:
+            seen = shared_by_mps(seen)
         log.info("agent of %s", who.node, extra={"pod": who.pod})
         asyncio.run(run(arguments, who, seen))
     except (SettingInvalid, KubeError) as error:

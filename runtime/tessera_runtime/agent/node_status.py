@@ -40,6 +40,7 @@ LEAST_COUNTERS_S = 1.0
 WRITES_PER_IDLE_TIMEOUT = 3
 
 MOST_MESSAGE = 1024
+MOST_DEVICE_PROBLEM = 256
 MOST_PROFILES = 64
 """In one status; further ones follow when the first have been taken away."""
 
@@ -189,7 +190,7 @@ def _gpu(facts: Facts, gpu: Gpu) -> DeviceStatus:
         ),
         instances=_instances(facts, gpu.uuid, slices),
         health=verdict.health,
-        problem=verdict.problem,
+        problem=(verdict.problem or gpu.problem)[:MOST_DEVICE_PROBLEM],
     )
 
 
@@ -263,6 +264,9 @@ def _conditions(facts: Facts, before: Sequence[Condition], now: str) -> tuple[Co
         found.append(_condition("SpecAccepted", reason == "Accepted", reason, message))
     if facts.gpus_on_cores:
         found.append(_condition("Emulated", True, "GpusOnCores", _EMULATED))
+    if facts.report is not None and facts.report.mps_problem:
+        said = f"instances share one process instead: {facts.report.mps_problem}"
+        found.append(_condition("MpsRuns", False, "DaemonFailed", said))
     times = {(each.type, each.status): each.last_transition_time for each in before}
     return tuple(
         replace(each, last_transition_time=times.get((each.type, each.status)) or now)

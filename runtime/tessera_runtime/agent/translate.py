@@ -17,6 +17,7 @@ from tessera_core.api.members import Member
 from tessera_core.api.runtimenode import Instance, InstanceState, ServedMember, ServedService
 from tessera_core.api.tensors import InputTensor, Tensor
 from tessera_core.gpu.devices import FULL
+from tessera_core.gpu.mps import clients_of
 from tessera_core.plan.state import CPU
 from tessera_runtime.agent.keys import SecretSource
 from tessera_runtime.devices.inventory import Inventory
@@ -67,6 +68,8 @@ class Site:
     allow_code: bool
     gpus_on_cores: bool = False
     """Whether what is placed on GPUs runs on all cores instead, for trials where there are none."""
+    mps: int = 0
+    """Processes of a namespace that may share a whole GPU through MPS; 0: none."""
 
     @property
     def driver(self) -> str:
@@ -209,32 +212,37 @@ def device_target(uuid: str, piece: str, site: Site) -> DeviceTarget:
         mine = tuple(seen.cores[first : first + count])
         memory = seen.memory_mib
         return DeviceTarget(_device_id(uuid, piece), "cpu", mine, threads=count, memory_mib=memory)
-    environment = {"CUDA_VISIBLE_DEVICES": _visible(uuid, piece, seen)}
+    visible, share = _visible(uuid, piece, seen)
+    environment = {"CUDA_VISIBLE_DEVICES": visible}
+    clients = clients_of(site.mps, *share) if site.mps else 0
     if not site.gpus_on_cores:
-        return DeviceTarget(_device_id(uuid, piece), "cuda", environment=environment)
+        return DeviceTarget(
+            _device_id(uuid, piece), "cuda", environment=environment, mps_clients=clients
+        )
     return DeviceTarget(
         _device_id(uuid, piece),
         "cpu",
         seen.cores,
         memory_mib=seen.memory_mib,
         environment=environment,
+        mps_clients=clients,
     )
 
 
-def _visible(uuid: str, piece: str, seen: Inventory) -> str:
-    """What CUDA calls a GPU or its slice. Raises TranslationError."""
+def _visible(uuid: str, piece: str, seen: Inventory) -> tuple[str, tuple[int, int]]:
+    """What CUDA calls a GPU or its slice, and the SMs that it has, of how many. Raises TranslationError."""
     gpu = next((each for each in seen.gpus if each.uuid == uuid), None)
     if gpu is None:
         raise TranslationError(f"{uuid}: this node has no such device")
-    slices = {each.name: each.uuid for each in gpu.slices}
+    slices = {each.name: each for each in gpu.slices}
     if piece in slices:
-        return slices[piece]
+        return slices[piece].uuid, (slices[piece].sm_count, gpu.sm_count)
     if piece != FULL:
         there = f"has {', '.join(slices)}" if slices else "has no slices"
         raise TranslationError(f"{piece} of {uuid}: not cut yet; it {there}")
     if gpu.mig_enabled:
         raise TranslationError(f"{uuid}: in MIG mode it runs nothing as a whole, only its slices")
-    return uuid
+    return uuid, (1, 1)
 
 
 def device_piece(device_id: str) -> tuple[str, str]:

@@ -14,6 +14,7 @@ import pynvml
 
 from tessera_core.gpu.geometry import Placement
 from tessera_core.gpu.mig import GpuModel
+from tessera_core.gpu.mps import under_mps
 from tessera_core.gpu.tables import model_of
 from tessera_runtime.devices.mig import MigSlice, find_slices, is_cut, placed
 
@@ -41,7 +42,9 @@ class Gpu:
     sm_count: int
     mig_enabled: bool
     slices: tuple[MigSlice, ...] = ()
-    """What it is cut into, in the order of places."""
+    """What it is cut into and can be used, in the order of places."""
+    problem: str = ""
+    """Why something else that it is cut into cannot be used here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +141,13 @@ def of_pod(seen: Inventory, cores: int | None, memory_mib: int | None) -> Invent
     )
 
 
+def shared_by_mps(seen: Inventory) -> Inventory:
+    """``seen`` with its GPUs called what they are under MPS."""
+    return replace(
+        seen, gpus=tuple(replace(gpu, product=under_mps(gpu.product)) for gpu in seen.gpus)
+    )
+
+
 def _gpus() -> tuple[str, tuple[Gpu, ...]]:
     try:
         pynvml.nvmlInit()
@@ -203,5 +213,5 @@ def _as_cut(gpu: Gpu, handle: Any) -> Gpu:
     """Raises NVMLError."""
     cut = is_cut(handle)
     model = model_of(gpu.product)
-    slices = find_slices(handle, model) if cut and model is not None else ()
-    return replace(gpu, mig_enabled=cut, slices=slices)
+    slices, problem = find_slices(handle, model) if cut and model is not None else ((), "")
+    return replace(gpu, mig_enabled=cut, slices=slices, problem=problem)

@@ -12,9 +12,11 @@ from typing import Any
 
 import pynvml
 
+from tessera_core.gpu.capabilities import Capability
 from tessera_core.gpu.geometry import Placement
 from tessera_core.gpu.locate import locate
 from tessera_core.gpu.mig import GpuModel, Profile, nearest_profile
+from tessera_runtime.devices.capabilities import HELP, known_rights, obstacle
 
 log = logging.getLogger(__name__)
 
@@ -52,22 +54,28 @@ def mig_devices(handle: Any) -> Iterator[Any]:
             continue
 
 
-def find_slices(handle: Any, model: GpuModel) -> tuple[MigSlice, ...]:
-    """The instances of a GPU in MIG mode that this process sees, at deduced places. Raises NVMLError.
+def find_slices(handle: Any, model: GpuModel) -> tuple[tuple[MigSlice, ...], str]:
+    """The instances of a GPU in MIG mode that this process can use, at deduced places, and why it cannot use another one
+    that it sees; empty where there is none. Raises NVMLError.
 
     Those that somebody divided into several compute instances are left out: none of them is what a profile stands for.
     """
+    rights = known_rights()
     found = {
-        str(pynvml.nvmlDeviceGetUUID(device)): (profile, attributes)
+        str(pynvml.nvmlDeviceGetUUID(device)): (
+            profile,
+            attributes,
+            _obstacle(rights, handle, device),
+        )
         for device in mig_devices(handle)
         for attributes in [pynvml.nvmlDeviceGetAttributes(device)]
         for profile in [_profile(model, attributes)]
         if profile is not None
     }
-    places = locate(model, {uuid: profile.name for uuid, (profile, _) in found.items()}, {}, {})
+    places = locate(model, {uuid: profile.name for uuid, (profile, *_) in found.items()}, {}, {})
     if unplaced := sorted(found.keys() - places):
         log.error("%s: no place for %s: table and driver differ", model.name, ", ".join(unplaced))
-    return _in_order(
+    slices = _in_order(
         MigSlice(
             uuid,
             place,
@@ -75,7 +83,14 @@ def find_slices(handle: Any, model: GpuModel) -> tuple[MigSlice, ...]:
             memory_mib=found[uuid][1].memorySizeMB,
         )
         for uuid, place in places.items()
+        if not found[uuid][2]
     )
+    problems = (
+        f"{uuid}, a {profile.name}, is not offered: {why}; {HELP}"
+        for uuid, (profile, _, why) in sorted(found.items())
+        if why
+    )
+    return slices, next(problems, "")
 
 
 def placed(
@@ -89,6 +104,21 @@ def placed(
     profiles = {uuid: each.placement.profile for uuid, each in by_uuid.items()}
     places = locate(model, profiles, told, before)
     return _in_order(replace(by_uuid[uuid], placement=place) for uuid, place in places.items())
+
+
+def _obstacle(rights: Mapping[Capability, int], handle: Any, device: Any) -> str:
+    """Why ``device``, a part of the GPU ``handle``, cannot be used; empty also where that is not known."""
+    if not rights:
+        return ""
+    try:
+        wanted = Capability(
+            pynvml.nvmlDeviceGetMinorNumber(handle),
+            pynvml.nvmlDeviceGetGpuInstanceId(device),
+            pynvml.nvmlDeviceGetComputeInstanceId(device),
+        )
+    except pynvml.NVMLError:
+        return ""  # who uses it will be told
+    return obstacle(rights, wanted)
 
 
 def _profile(model: GpuModel, attributes: Any) -> Profile | None:

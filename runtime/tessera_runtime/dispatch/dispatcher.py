@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Coroutine, Iterator, Mapping
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 from tessera_runtime.dataplane import (
@@ -67,14 +68,16 @@ class Dispatcher:
         plain_names: bool,
         hold_s: float = 300.0,
         channels: Channels | None = None,
+        mps_root: Path | None = None,
     ) -> None:
         """``hold_s``: most that a request may wait for the first instance or peer of its service.
+        ``mps_root``: as in :class:`~tessera_runtime.dispatch.mps.MpsServers`.
 
         ``plain_names``: whether ``digits`` may be said for ``vision.digits`` where it is unambiguous.
         In a cluster it may not: the namespace would be guessed.
         """
         self.arena = arena
-        self.workers = Workers(pool)
+        self.workers = Workers(pool, mps_root)
         self.target = ServerTarget()
         self.ports = Ports()
         self.serving: dict[str, Service] = {}
@@ -151,6 +154,7 @@ class Dispatcher:
         running = [instance for fleet in self.fleets.values() for instance in fleet.disband()]
         await asyncio.gather(*(instance.stop(drain=False) for instance in running))
         self.fleets.clear()
+        await self.workers.mps.close()
         await self._channels.close()
 
     def _want(self, name: str, target: ServiceTarget) -> None:

@@ -197,17 +197,20 @@ class Instance:
             self.device, namespace, load.model, company=self._company, alone=self._alone
         )
         lane: Lane | None = None
-        suspect = False
+        suspect = busy = False
         try:
             try:
                 async with worker.turn(load.model), asyncio.timeout(self._timeouts.load_s):
-                    suspect = True
+                    suspect = busy = True
                     loaded = await worker.load(load)
                     largest = min(wanted.max_batch, loaded.max_rows or wanted.max_batch)
                     opened = await worker.open_lane(
                         (loaded.model,), largest, warm_batches(largest), warm_shapes(target)
                     )
-                    suspect = False
+                    suspect = busy = False
+            except LoadFailed:
+                busy = False
+                raise
             except TimeoutError as error:
                 # It may be stuck in what was loaded. A GPU seldom has the memory for a second process beside it.
                 worker.retired = self.device.kind == "cpu"
@@ -223,7 +226,8 @@ class Instance:
             if lane is not None:
                 lane.close()
                 self._member.detach(lane)
-            self._workers.release(worker, load.model, self._company)
+            idle = not busy and (lane is None or not lane.batch)
+            self._workers.release(worker, load.model, self._company, idle=idle)
             if lane is not None and await decide_lost(self._member, lane):
                 suspect = True
             if suspect and not worker.orphaned:

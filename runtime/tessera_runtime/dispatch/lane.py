@@ -97,8 +97,8 @@ class Lane:
         """The batch is over, one way or the other; its work is the caller's."""
         batch, self.batch = self.batch, ()
         self._due = math.inf
-        if self.worker.suspect is self:
-            self.worker.acquit()
+        if self.worker.domain.suspect is self:
+            self.worker.domain.acquit()
         return batch
 
     def close(self) -> None:

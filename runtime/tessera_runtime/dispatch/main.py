@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+from pathlib import Path
 
 import uvloop
 
@@ -51,6 +52,9 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--zygote", required=True, metavar="PATH")
     arguments.add_argument(
         "--secret-digest", required=True, help="of what agents say on the control socket"
+    )
+    arguments.add_argument(
+        "--mps-root", type=Path, required=True, help="for the directories of MPS daemons"
     )
     server_options.add(arguments, "host", "metrics", "hang-timeout", "drain-timeout")
     server_options.add(arguments, "shutdown-delay", "log-level")
@@ -112,6 +116,7 @@ async def serve(arguments: argparse.Namespace) -> None:
         plain_names=arguments.plain_names,
         hold_s=arguments.hold_timeout,
         channels=channels,
+        mps_root=arguments.mps_root,
     )
 
     async def answer(request: control.Request) -> control.Answer:
@@ -127,7 +132,9 @@ async def serve(arguments: argparse.Namespace) -> None:
             case control.Profile(wanted):
                 try:
                     async with asyncio.timeout(PROFILE_TIMEOUT_S):
-                        return control.Profiled(await profile(pool, arena, wanted))
+                        return control.Profiled(
+                            await profile(pool, dispatcher.workers.mps, arena, wanted)
+                        )
                 except (LoadFailed, WorkerLost, ServeError) as error:
                     return control.Refused(str(error))
                 except TimeoutError:

@@ -204,7 +204,7 @@ class Member:
         while self.lanes.free and self.queue.rows:
             # The instance that finished last has the warmest caches.
             lane = self.lanes.free[-1]
-            if lane.worker.suspect is not None:
+            if lane.worker.domain.suspect is not None:
                 other = self._free_beside_no_suspect()
                 if other is None:
                     return
@@ -219,7 +219,7 @@ class Member:
                 self._alone = len(taken.batch) == 1 and not self.queue.rows
                 self.lanes.free.remove(lane)
                 if taken.batch[0].kills:
-                    lane.worker.suspect = lane
+                    lane.worker.domain.suspect = lane
                 observe = self.statistics.queue.observe
                 for work in taken.batch:
                     work.request.retain()
@@ -238,12 +238,12 @@ class Member:
         self.statistics.gathered_bytes += nbytes
 
     def _free_beside_no_suspect(self) -> Lane | None:
-        """Of another process than those that run a request which may end them: its end would blame two."""
+        """Of another process, or MPS server, than those that run a request which may end them: that would blame two."""
         for lane in reversed(self.lanes.free):
-            if lane.worker.suspect is None:
+            if lane.worker.domain.suspect is None:
                 return lane
         for lane in self.lanes.free:
-            lane.worker.waiting.add(self)
+            lane.worker.domain.waiting.add(self)
         return None
 
     def attach(self, lane: Lane) -> None:

@@ -116,6 +116,7 @@ class _Collector(Collector):
             *_peers(services),
             *_held(self._dispatcher),
             _refused(self._dispatcher),
+            *_mps(self._dispatcher),
             *_arena(self._dispatcher),
             _copies(services, self._copied()),
         ]
@@ -292,6 +293,25 @@ def _refused(dispatcher: Dispatcher) -> Metric:
     for name, count in dispatcher.gates.refused().items():
         refused.add_metric([name], count)
     return refused
+
+
+def _mps(dispatcher: Dispatcher) -> Iterator[Metric]:
+    """Where MPS is wanted, and only there."""
+    labels = ["device", "namespace"]
+    runs = GaugeMetricFamily(
+        "tessera_mps_running",
+        "1 where an MPS daemon takes clients, 0 where none is needed, or the place does without.",
+        labels=labels,
+    )
+    failures = CounterMetricFamily(
+        "tessera_mps_failures",
+        "MPS daemons that did not start, or ended by themselves.",
+        labels=labels,
+    )
+    for key, seat in dispatcher.workers.mps:
+        runs.add_metric(key, seat.runs)
+        failures.add_metric(key, seat.failed)
+    yield from (runs, failures)
 
 
 def _arena(dispatcher: Dispatcher) -> Iterator[Metric]:

@@ -3,7 +3,7 @@
 Only instances of one namespace and one place ever share a process. On a CPU the first of them get a process each: Python's
 lock would make small models take turns, and a fork that has the libraries loaded is cheap. But an idle process takes 3 MiB,
 so where there are many the next ones join those that run: more than a few times the cores cannot be busy at once. On a
-GPU all share one process, because without MPS several only take turns on it.
+GPU all share one process, because several only take turns on it; under MPS they do not, and the first have one each there too.
 
 What one instance does, its neighbours feel. So instances of one model are kept apart, one that has ended a process, or may
 have, gets the next to itself, and a process that leaks is left by all its instances: nobody joins it any more.
@@ -16,7 +16,9 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from tessera_runtime.dispatch.mps import MpsServers
 from tessera_runtime.dispatch.workers import Place, Worker, WorkerPool
 from tessera_runtime.target import DeviceTarget
 
@@ -61,8 +63,12 @@ class Tenants:
             _less(self.companies, company)
 
 
-def most_processes(place: Place, cores: int) -> int:
-    """Processes that the instances of a namespace get at ``place`` before they share. ``cores``: of the machine."""
+def most_processes(place: Place, cores: int, *, mps: bool = False) -> int:
+    """Processes that the instances of a namespace get at ``place`` before they share. ``cores``: of the machine; ``mps``:
+    whether they share the place through it.
+    """
+    if mps:
+        return place.mps_clients
     if place.kind != "cpu":
         return 1
     return max(FEWEST_PROCESSES, PROCESSES_PER_CORE * (len(place.cores) or cores))
@@ -92,7 +98,13 @@ def choose(processes: Sequence[Tenants], newcomer: Newcomer, most: int) -> int |
 
 def place_of(device: DeviceTarget) -> Place:
     return Place(
-        device.id, device.kind, device.cores, device.threads, device.memory_mib, device.environment
+        device.id,
+        device.kind,
+        device.cores,
+        device.threads,
+        device.memory_mib,
+        device.environment,
+        device.mps_clients,
     )
 
 
@@ -100,6 +112,8 @@ def place_of(device: DeviceTarget) -> Place:
 class _Process:
     place: Place
     namespace: str
+    mps: bool
+    """Whether it is a client of MPS."""
     start: asyncio.Task[Worker]
     tenants: Tenants = field(default_factory=Tenants)
 
@@ -121,9 +135,11 @@ class _Process:
 class Workers:
     """Who uses which worker process."""
 
-    def __init__(self, pool: WorkerPool) -> None:
+    def __init__(self, pool: WorkerPool, mps_root: Path | None = None) -> None:
+        """``mps_root``: as in :class:`~tessera_runtime.dispatch.mps.MpsServers`."""
         self.living: dict[int, Worker] = {}
         """By incarnation."""
+        self.mps = MpsServers(pool, mps_root)
         self._pool = pool
         self._processes: list[_Process] = []
 
@@ -151,10 +167,14 @@ class Workers:
             self._leave(process, model, company)
             raise
 
-    def release(self, worker: Worker, model: str, company: str | None = None) -> None:
-        """One instance less: the last of a model unloads it, the last of a process ends it."""
+    def release(
+        self, worker: Worker, model: str, company: str | None = None, *, idle: bool = True
+    ) -> None:
+        """One instance less: the last of a model unloads it, the last of a process ends it. ``idle``: whether nothing of it
+        runs there.
+        """
         process = next(process for process in self._processes if process.worker is worker)
-        self._leave(process, model, company)
+        self._leave(process, model, company, idle)
 
     def _join(self, place: Place, namespace: str, newcomer: Newcomer) -> _Process:
         there = [
@@ -162,31 +182,39 @@ class Workers:
             for process in self._processes
             if process.namespace == namespace and process.place == place and process.open
         ]
-        most = most_processes(place, os.cpu_count() or 1)
+        # Beside a process that does without MPS, clients of it would only take turns with that one.
+        mps = self.mps.works(place, namespace) and all(process.mps for process in there)
+        most = most_processes(place, os.cpu_count() or 1, mps=mps)
         index = choose([process.tenants for process in there], newcomer, most)
         if index is None:
-            start = asyncio.create_task(self._start(place))
+            start = asyncio.create_task(self._start(place, namespace if mps else None))
             start.add_done_callback(_notice)
-            process = _Process(place, namespace, start)
+            process = _Process(place, namespace, mps, start)
             self._processes.append(process)
         else:
             process = there[index]
         process.tenants.add(newcomer)
         return process
 
-    def _leave(self, process: _Process, model: str, company: str | None) -> None:
+    def _leave(self, process: _Process, model: str, company: str | None, idle: bool = True) -> None:
         process.tenants.remove(model, company)
         worker = process.worker
         if not process.tenants.models:
             self._processes.remove(process)
             process.start.cancel()
-            if worker is not None:
+            if worker is not None and idle:
+                worker.finish()
+            elif worker is not None:
                 worker.kill()
         elif worker is not None and not process.tenants.models[model]:
             worker.unload(model)
 
-    async def _start(self, place: Place) -> Worker:
-        worker = await self._pool.start(place)
+    async def _start(self, place: Place, mps_of: str | None) -> Worker:
+        """``mps_of``: the namespace with which it shares the place through MPS."""
+        if mps_of is None:
+            worker = await self._pool.start(place)
+        else:
+            worker = await self.mps.start(place, mps_of)
         self.living[worker.incarnation] = worker
         worker.lost.add_done_callback(lambda _: self.living.pop(worker.incarnation, None))
         return worker

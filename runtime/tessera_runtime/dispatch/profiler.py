@@ -21,8 +21,10 @@ import numpy as np
 from tessera_core.api.modelservice import Combine, OnTimeout
 from tessera_core.api.stages import from_document
 from tessera_runtime.datatypes import DATATYPES, encode_bytes
+from tessera_runtime.devices.usage import gpu_usage
 from tessera_runtime.dispatch.arena import ArenaSlot, InputArena
 from tessera_runtime.dispatch.instances import load_message
+from tessera_runtime.dispatch.mps import VISIBLE, MpsServers
 from tessera_runtime.dispatch.processes import place_of
 from tessera_runtime.dispatch.workers import LoadFailed, OpenedLane, Worker, WorkerLost, WorkerPool
 from tessera_runtime.preprocess.examples import example
@@ -46,6 +48,11 @@ WARM_S = 0.1
 LOAD_TIMEOUT_S = 300.0
 """Most that a model may take to load and to run its first batch."""
 
+MIB = 1 << 20
+
+NOBODYS = ""
+"""Namespace of what is measured: it shares no MPS server with what serves."""
+
 NOISE_BYTES = 16 << 20
 """Of input to gather from, at most: more than the caches hold, less than the arena."""
 
@@ -65,9 +72,13 @@ class _Noise:
         return m.Input(self.name, self.row_shape, offsets, (self.row_bytes,) * batch)
 
 
-async def profile(pool: WorkerPool, arena: InputArena, request: ProfileRequest) -> ProfileReport:
-    """Measure every (batch, instances) cell of ``request``. Raises LoadFailed, WorkerLost, Overloaded."""
-    session = _Session(pool, arena, request)
+async def profile(
+    pool: WorkerPool, mps: MpsServers, arena: InputArena, request: ProfileRequest
+) -> ProfileReport:
+    """Measure every (batch, instances) cell of ``request``: of a device that processes share through MPS, so, or not at
+    all. Raises LoadFailed, WorkerLost, Overloaded.
+    """
+    session = _Session(pool, mps, arena, request)
     try:
         return await session.run()
     finally:
@@ -75,18 +86,25 @@ async def profile(pool: WorkerPool, arena: InputArena, request: ProfileRequest) 
 
 
 class _Session:
-    def __init__(self, pool: WorkerPool, arena: InputArena, request: ProfileRequest) -> None:
+    def __init__(
+        self, pool: WorkerPool, mps: MpsServers, arena: InputArena, request: ProfileRequest
+    ) -> None:
         self._pool = pool
+        self._mps = mps
+        self._place = place_of(request.device)
         self._arena = arena
         self._request = request
         self._workers: list[Worker] = []
         self._lanes: list[OpenedLane] = []
         self._engine = ""
         self._memory_mib = 0.0
+        self._used_before_mib = 0.0
+        """Of the device, where processes on it have contexts that no engine counts."""
 
     async def run(self) -> ProfileReport:
         request = self._request
         cells: list[ProfileCell] = []
+        self._used_before_mib = await self._used_mib()
         first, signature = await self._start_worker()
         self._engine = signature.engine
         largest = min(max(request.batches), signature.max_rows or max(request.batches))
@@ -109,12 +127,16 @@ class _Session:
         for lane in self._lanes:
             lane.sock.close()
         for worker in self._workers:
-            worker.kill()
+            worker.finish()  # whatever runs there: under MPS they share a daemon with nobody else
         for worker in self._workers:
             await asyncio.shield(worker.lost)
 
     async def _start_worker(self) -> tuple[Worker, m.Loaded]:
-        worker = await self._pool.start(place_of(self._request.device))
+        worker = (
+            await self._mps.start(self._place, NOBODYS)
+            if self._place.mps_clients
+            else await self._pool.start(self._place)
+        )
         self._workers.append(worker)
         load = load_message(self._request.member, _service(self._request))
         async with _limit(LOAD_TIMEOUT_S, "loading"):
@@ -124,8 +146,11 @@ class _Session:
 
     async def _open_lane(self, first: Worker, signature: m.Loaded, largest: int) -> None:
         worker = first
-        if self._request.device.kind == "cpu" and self._lanes:
+        most = self._place.mps_clients
+        if self._lanes and (len(self._lanes) < most if most else self._place.kind == "cpu"):
             worker, _ = await self._start_worker()  # as when serving: a process per instance
+        elif most:
+            worker = self._workers[len(self._lanes) % most]
         shapes = {t.name: _concrete(t, self._request) for t in signature.inputs}
         # Only the smallest batch is warmed here: larger ones may be too slow to be measured at all.
         async with _limit(LOAD_TIMEOUT_S, "the first batch"):
@@ -166,8 +191,19 @@ class _Session:
             p50_ms=float(np.percentile(times, 50)),
             p99_ms=float(np.percentile(times, 99)),
             throughput=batch * len(times) / elapsed,
-            memory_mib=self._memory_mib * instances / max(1, len(self._workers)),
+            memory_mib=max(
+                self._memory_mib * instances / max(1, len(self._workers)),
+                await self._used_mib() - self._used_before_mib,
+            ),
         )
+
+    async def _used_mib(self) -> float:
+        """Memory in use on a GPU under MPS, where each process has a context; 0 elsewhere, and where nobody tells."""
+        if not self._place.mps_clients or self._place.kind == "cpu":
+            return 0.0
+        usage = await asyncio.to_thread(gpu_usage)
+        mine = self._place.environment.get(VISIBLE)
+        return sum(each.memory_used_bytes for each in usage if each.uuid == mine) / MIB
 
     async def _drive_all(
         self, lanes: Sequence[OpenedLane], run: m.Run, seconds: float

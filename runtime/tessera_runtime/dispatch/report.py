@@ -40,6 +40,14 @@ def server_report(dispatcher: Dispatcher, now: float) -> ServerReport:
         ports=dispatcher.ports,
         draining=dispatcher.draining,
         instances=_instances(dispatcher),
+        mps_problem=next(
+            (
+                f"{device} for {namespace}: {seat.reason}"
+                for (device, namespace), seat in dispatcher.workers.mps
+                if not seat.works(now)
+            ),
+            "",
+        ),
     )
 
 

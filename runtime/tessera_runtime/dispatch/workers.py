@@ -27,7 +27,6 @@ from tessera_runtime.secret import secret_beside
 from tessera_runtime.worker import messages as m
 
 if TYPE_CHECKING:
-    from tessera_runtime.dispatch.lane import Lane
     from tessera_runtime.dispatch.member import Member
 
 log = logging.getLogger(__name__)
@@ -59,6 +58,8 @@ class Place:
     threads: int = 1
     memory_mib: int = 0
     environment: dict[str, str] = field(default_factory=dict)
+    mps_clients: int = 0
+    """As in :class:`~tessera_runtime.target.DeviceTarget`."""
 
 
 @dataclass(slots=True)
@@ -69,6 +70,25 @@ class OpenedLane:
     sock: socket.socket
     region: memoryview
     warm_ms: tuple[float, ...]
+
+
+class FaultDomain:
+    """What ends together: a process, or all clients of an MPS server."""
+
+    def __init__(self) -> None:
+        self.suspect: object | None = None
+        """The lane of a request that a process has ended with: until it is done, nothing else is begun here. Or whoever ends
+        all of it: nothing is begun here any more.
+        """
+        self.waiting: set[Member] = set()
+        """Members with work for it then."""
+
+    def acquit(self) -> None:
+        """What was suspected is done."""
+        self.suspect = None
+        waiting, self.waiting = self.waiting, set()
+        for member in waiting:
+            member.pump_soon()
 
 
 class Worker:
@@ -83,18 +103,17 @@ class Worker:
         self.alive = True
         self.killed = False
         """Whether it was ended on purpose."""
+        self.finished = False
+        """Whether it was ended when nothing ran in it."""
         self.orphaned = False
-        """Whether the zygote has ended, which takes it along."""
+        """Whether something has ended that takes it along: the zygote, or MPS."""
         self.retired = False
         """Whether its instances are to leave it, and no more to come."""
         self.gauge = Gauge(pid) if place.kind == "cpu" else None
         """Of its memory; None on a GPU, where the host's is not what models run in."""
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the process is known gone."""
-        self.suspect: Lane | None = None
-        """Runs a request that another process has ended with; until it is done this one gets no other work."""
-        self.waiting: set[Member] = set()
-        """Members with work for it then."""
+        self.domain = FaultDomain()
         self._pidfd = pidfd
         self._control = control
         self._inbox = m.Inbox()
@@ -173,12 +192,10 @@ class Worker:
             self._lanes.pop(lane, None)
         return OpenedLane(self, ours, region, warm_ms)
 
-    def acquit(self) -> None:
-        """What was suspected is done."""
-        self.suspect = None
-        waiting, self.waiting = self.waiting, set()
-        for member in waiting:
-            member.pump_soon()
+    def finish(self) -> None:
+        """End the process, in which nothing runs any more."""
+        self.finished = self.alive
+        self.kill()
 
     def kill(self) -> None:
         """End the process now. Its exit is reported by :attr:`lost` like any other."""

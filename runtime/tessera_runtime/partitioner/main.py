@@ -1,6 +1,7 @@
 """The partitioner of a node: what ``python -m tessera_runtime.partitioner`` runs.
 
-The node is named by ``NODE_NAME`` (downward API). It opens no port and keeps no secret.
+The node is named by ``NODE_NAME`` (downward API). It opens no port and keeps no secret; the kubelet calls it on a socket that
+only root reaches.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import math
 import os
 import signal
 import sys
-from pathlib import Path
 
 from tessera_runtime import logs
 from tessera_runtime.kube import Access, Kube, KubeError
+from tessera_runtime.partitioner.capability_nodes import Machine
+from tessera_runtime.partitioner.device_plugin import DevicePlugin
 from tessera_runtime.partitioner.loop import Partitioner
 
 log = logging.getLogger(__name__)
@@ -36,9 +38,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="that one try of a cut waits for what is in use (%(default)g); it is tried again",
     )
-    arguments.add_argument("--api-server", metavar="URL", help="default: as in a pod")
-    arguments.add_argument("--token-file", type=Path)
-    arguments.add_argument("--ca-file", type=Path)
+    Access.add_options(arguments)
     arguments.add_argument("--log-level", default="info")
     return arguments
 
@@ -59,13 +59,13 @@ async def run(arguments: argparse.Namespace, node: str) -> None:
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
-    access = (
-        Access(arguments.api_server, arguments.token_file, arguments.ca_file)
-        if arguments.api_server
-        else Access.in_cluster()
-    )
+    access = Access.of(arguments)
     async with Kube(access, MANAGER) as kube:
-        await Partitioner(kube, node, patience_s=arguments.patience).run(stop)
+        plugin = asyncio.create_task(DevicePlugin(Machine()).run())
+        try:
+            await Partitioner(kube, node, patience_s=arguments.patience).run(stop)
+        finally:
+            plugin.cancel()
 
 
 def main() -> None:

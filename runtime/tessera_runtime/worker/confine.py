@@ -67,9 +67,10 @@ _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAM
 
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 
-_MPS_PIPES, _MPS_MEMORY = "CUDA_MPS_PIPE_DIRECTORY", "/dev/shm"
-"""A client of MPS opens what is in the directory that the first names, and shares memory with MPS's server in files of
-the second. CUDA looks in ``/tmp`` where the variable is not set: nobody gains rights by what anybody can make there.
+_MPS_MEMORY = "/dev/shm"
+"""A client of MPS opens what is in the directory that :data:`~tessera_runtime.mps.PIPES` names, and shares memory with
+MPS's server in files here. CUDA looks in ``/tmp`` where the variable is not set: nobody gains rights by what anybody can
+make there.
 """
 
 TALK = READ | WRITE_FILE
@@ -135,8 +136,10 @@ def handled(abi: int) -> Handled:
     )
 
 
-def grants(own: str, kind: str, readable: Iterable[str]) -> Iterator[Grant]:
-    """What a worker with the directory ``own`` on a device of ``kind`` keeps, beside its model."""
+def grants(own: str, kind: str, readable: Iterable[str], pipes: str = "") -> Iterator[Grant]:
+    """What a worker with the directory ``own`` on a device of ``kind`` keeps, beside its model. ``pipes``: of its MPS
+    server, empty without one.
+    """
     libraries = os.environ.get("LD_LIBRARY_PATH", "").split(":")
     python = (sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix, *sys.path)
     for path in dict.fromkeys((*_SYSTEM, *python, *libraries)):
@@ -150,7 +153,7 @@ def grants(own: str, kind: str, readable: Iterable[str]) -> Iterator[Grant]:
     if kind == "cuda":
         for device in sorted(Path("/dev").glob("nvidia*")):
             yield Grant(str(device), USE)
-        if pipes := os.environ.get(_MPS_PIPES):
+        if pipes:
             yield Grant(pipes, TALK)
             yield Grant(_MPS_MEMORY, SHARE)
     yield Grant(own, OWN)
@@ -165,15 +168,15 @@ def grants_inside(kind: str, *models: str) -> Iterator[Grant]:
         yield Grant("/proc/self", READ | WRITE_FILE | TRUNCATE)
 
 
-def prepare(limits: Limits, own: str, kind: str) -> Sandbox:
+def prepare(limits: Limits, own: str, kind: str, pipes: str = "") -> Sandbox:
     """Grant what is the same in the worker, for one that is about to be forked: done there, its copies of the pages that
-    this touches would be the better part of what it has of its own. Raises OSError.
+    this touches would be the better part of what it has of its own. ``pipes``: as in :func:`grants`. Raises OSError.
     """
     can = handled(limits.abi)
     attributes = struct.pack("=QQQ", can.files, can.tcp, can.scopes)
     ruleset = _checked(_CREATE_RULESET, attributes, len(attributes), 0)
     try:
-        for grant in grants(own, kind, limits.readable):
+        for grant in grants(own, kind, limits.readable, pipes):
             _add(ruleset, grant, can.files)
     except BaseException:
         os.close(ruleset)

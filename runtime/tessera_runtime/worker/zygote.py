@@ -25,6 +25,7 @@ import tempfile
 from pathlib import Path
 
 from tessera_runtime.engines.preload import Threaded, check_single_threaded, preload
+from tessera_runtime.mps import PIPES
 from tessera_runtime.parent import die_with, gain_no_privileges
 from tessera_runtime.secret import says_secret
 from tessera_runtime.worker import messages as m
@@ -129,7 +130,8 @@ class _Zygote:
         try:
             if self._limits is not None:
                 own = tempfile.mkdtemp(prefix=f"{fork.incarnation}-", dir=self._limits.scratch)
-                sandbox = prepare(self._limits, own, fork.kind)
+                pipes = fork.environment.get(PIPES) or os.environ.get(PIPES, "")
+                sandbox = prepare(self._limits, own, fork.kind, pipes)
             pid = os.fork()
         except OSError as error:
             # Out of processes, memory or disk: the workers that run are not to suffer.
