@@ -253,7 +253,7 @@ def _members(seen: Seen) -> tuple[MemberStatus, ...]:
     wanted = _wanted(seen)
     known = {each.name: each for each in seen.service.status.members}
     found = []
-    for member in seen.service.spec.members:
+    for member in seen.service.spec.placed:
         places = [each for each in seen.assigned if each.member == member.name]
         digest = seen.digests.get(member.name)
         before = known.get(member.name)

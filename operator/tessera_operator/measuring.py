@@ -16,7 +16,7 @@ from tessera_operator.profiling import (
     assign,
     cramped,
     missing,
-    spots,
+    spots_of,
     tenants,
     to_profile,
 )
@@ -133,7 +133,7 @@ class Measuring:
         tried = {
             spot.place
             for task in self._tasks.get(node.metadata.name, ())
-            for spot in spots(node, self._cpu_slices)
+            for spot in spots_of(task.member, node, self._cpu_slices)
             if (task.service, task.member, task.device, task.slice)
             == (*member, spot.device, spot.slice)
         }

@@ -12,10 +12,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tessera_core.api import Condition, ModelProfile, RuntimeNode, RuntimePool
+from tessera_core.api.members import ModelFormat
 from tessera_core.api.meta import ConditionStatus, ObjectMeta
 from tessera_core.api.modelprofile import ModelProfileSpec, ModelProfileStatus
 from tessera_core.api.modelservice import Placement
 from tessera_core.api.runtimenode import Health, MigMode, ProfileResult, ProfilingTask
+from tessera_core.api.stages import STAGE
 from tessera_core.gpu.devices import FULL
 from tessera_core.gpu.mig import label
 from tessera_core.gpu.mps import is_one_of
@@ -106,14 +108,26 @@ def spots(node: RuntimeNode, cpu_slices: Sequence[int]) -> tuple[Spot, ...]:
             place = product, each.profile
             name = f"{each.profile}@{each.start}"
             found.setdefault(place, Spot(device.uuid, name, place))
+    cores = () if gpus else _cores(node, cpu_slices)
+    return (*(found[place] for place in sorted(found)), *cores)
+
+
+def spots_of(member: str, node: RuntimeNode, cpu_slices: Sequence[int]) -> tuple[Spot, ...]:
+    """Where ``member`` may be measured on ``node``: preprocessing on processor cores, whatever else there is."""
+    return _cores(node, cpu_slices) if member == STAGE else spots(node, cpu_slices)
+
+
+def _cores(node: RuntimeNode, cpu_slices: Sequence[int]) -> tuple[Spot, ...]:
     cpu = next((each for each in node.status.devices if label(each.product) == CPU), None)
-    if not gpus and cpu is not None and node.status.cpu is not None:
-        for cores in cpu_slices:
-            if cores <= node.status.cpu.cores:
-                # At the end of the cores, away from where the dispatcher runs and instances are placed first.
-                name = f"cpu-{cores}@{node.status.cpu.cores - cores}"
-                found[CPU, f"cpu-{cores}"] = Spot(cpu.uuid, name, (CPU, f"cpu-{cores}"))
-    return tuple(found[place] for place in sorted(found))
+    if cpu is None or node.status.cpu is None:
+        return ()
+    most = node.status.cpu.cores
+    # At the end of the cores, away from where the dispatcher runs and instances are placed first.
+    return tuple(
+        Spot(cpu.uuid, f"cpu-{count}@{most - count}", (CPU, f"cpu-{count}"))
+        for count in sorted(set(cpu_slices), key=str)
+        if count <= most
+    )
 
 
 def missing(
@@ -123,7 +137,9 @@ def missing(
     pools: Sequence[RuntimePool],
     cpu_slices: Sequence[int],
 ) -> tuple[Wanted, ...]:
-    """What is to be measured: every member on every kind of place where its service may run."""
+    """What is to be measured: every member on every kind of place where its service may run, and preprocessing on
+    processor cores.
+    """
     measured = {
         (
             each.spec.model_digest,
@@ -134,22 +150,25 @@ def missing(
         if each.status.rows  # one whose rows could not be written says nothing yet
     }
     rules = {pool.metadata.name: pool for pool in pools}
-    offered: dict[str, set[Place]] = {}
+    offered: dict[str, dict[str, set[Place]]] = {"": {}, STAGE: {}}
     for node in nodes:
         pool = dict(node.metadata.labels).get(POOL_LABEL, "")
-        offered.setdefault(pool, set()).update(each.place for each in spots(node, cpu_slices))
+        for kind, by_pool in offered.items():
+            here = spots_of(kind, node, cpu_slices)
+            by_pool.setdefault(pool, set()).update(each.place for each in here)
     found: dict[Wanted, None] = {}
     for version in versions:
         spec = version.service.spec
         for member in spec.placed:
             digest = version.digests.get(member.name)
-            for pool, places in sorted(offered.items()):
+            stage = STAGE if member.model.format is ModelFormat.PREPROCESS else ""
+            for pool, places in sorted(offered[stage].items()):
                 if pool not in rules or not _may_run(
                     version, rules[pool], member.model.format.is_code
                 ):
                     continue
                 for place in sorted(places):
-                    if not may_use(spec.placement, place[0]):
+                    if not stage and not may_use(spec.placement, place[0]):
                         continue
                     if digest is None or (digest, *place) not in measured:
                         found[version.name, member.name, place] = None
@@ -172,17 +191,20 @@ def assign(
     """
     tasks: dict[str, tuple[ProfilingTask, ...]] = {}
     taken: set[Wanted] = set()
-    by_place: dict[str, dict[Place, Spot]] = {
-        node.metadata.name: {each.place: each for each in spots(node, cpu_slices)}
+    by_place: dict[tuple[str, bool], dict[Place, Spot]] = {
+        (node.metadata.name, kind == STAGE): {
+            each.place: each for each in spots_of(kind, node, cpu_slices)
+        }
         for node in nodes
         if node.metadata.name in usable
+        for kind in ("", STAGE)
     }
     for node in nodes:
         name = node.metadata.name
         for task in node.spec.profiling:
             places = [
                 each.place
-                for each in by_place.get(name, {}).values()
+                for each in by_place.get((name, task.member == STAGE), {}).values()
                 if (each.device, each.slice) == (task.device, task.slice)
             ]
             keys = [(task.service, task.member, place) for place in places]
@@ -204,12 +226,12 @@ def assign(
             (sum(len(d.instances) for d in node.spec.devices), node.metadata.name)
             for node in nodes
             if node.metadata.name not in tasks
-            and place in by_place.get(node.metadata.name, {})
+            and place in by_place.get((node.metadata.name, member == STAGE), {})
             and allows(service, member, node)
         ]
         if free:
             _, name = min(free)
-            spot = by_place[name][place]
+            spot = by_place[name, member == STAGE][place]
             tasks[name] = (ProfilingTask(service, member, spot.device, spot.slice),)
             started.add(key[:2])
     return tasks
