@@ -16,7 +16,7 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_tools import protoc
-from support.runtime_node_server import NodeServer
+from support.node_api import NodeServer
 
 from support.capability_files import load_driver, need_mknod
 from support.kubelet_player import Kubelet, kubelet
