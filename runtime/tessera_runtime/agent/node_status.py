@@ -190,6 +190,7 @@ def _gpu(facts: Facts, gpu: Gpu) -> DeviceStatus:
         instances=_instances(facts, gpu.uuid, slices),
         health=verdict.health,
         problem=verdict.problem,
+        index=gpu.index,
     )
 
 
