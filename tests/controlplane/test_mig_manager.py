@@ -1,110 +1,132 @@
-"""Nodes cut by NVIDIA's MIG manager: its file, and the order of labels and pods, whoever dies in between."""
+"""Nodes cut by NVIDIA's MIG manager: the order of labels and pods, whoever dies in between."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tessera_core.api.runtimenode import CutProblem
 from tessera_core.gpu.geometry import Placement
+from tessera_operator.mig_layouts import Layout
 from tessera_operator.mig_manager import (
     AWAY_LABEL,
     CONFIG_LABEL,
     FAILED,
+    MANAGER_S,
     PENDING,
     STATE_LABEL,
     SUCCESS,
-    SYNC_S,
-    Layout,
     Move,
     NodeView,
-    config_file,
     next_move,
 )
 
 SMALL, WIDE = Placement("1g.10gb", 0), Placement("3g.40gb", 4)
-MIXED = Layout(((0, (SMALL, WIDE)), (1, (SMALL, WIDE)), (2, ())))
-WHOLE = Layout(((0, ()), (1, ()), (2, ())))
-READY = SYNC_S
-
-
-def test_the_file_counts_slices_and_joins_gpus_that_are_cut_alike() -> None:
-    assert yaml.safe_load(config_file([MIXED, WHOLE])) == {
-        "version": "v1",
-        "mig-configs": {
-            MIXED.name: [
-                {
-                    "devices": [0, 1],
-                    "mig-enabled": True,
-                    "mig-devices": {"1g.10gb": 1, "3g.40gb": 1},
-                },
-                {"devices": [2], "mig-enabled": False},
-            ],
-            WHOLE.name: [{"devices": [0, 1, 2], "mig-enabled": False}],
-        },
-    }
-
-
-def test_a_layout_is_named_by_what_the_manager_can_tell_apart() -> None:
-    elsewhere = Layout(((0, (Placement("1g.10gb", 2), WIDE)), *MIXED.gpus[1:]))
-    assert elsewhere.name == MIXED.name
-    other = Layout((*MIXED.gpus[:2], (2, (SMALL,))))
-    assert len({MIXED.name, WHOLE.name, other.name}) == 3
-
+MIXED = Layout(((0, (SMALL, WIDE)), (1, None)))
+WHOLE = Layout(((0, None), (1, None)))
+KNOWN = (MIXED.name, WHOLE.name)
+NAME, AGAIN = MIXED.names
+BACK = WHOLE.names[0]
 
 DONE = {CONFIG_LABEL: "before", STATE_LABEL: SUCCESS}
-AWAY = {**DONE, AWAY_LABEL: MIXED.name}
-ASKED = {CONFIG_LABEL: MIXED.name, STATE_LABEL: PENDING, AWAY_LABEL: MIXED.name}
+AWAY = {**DONE, AWAY_LABEL: NAME}
+ASKED = {CONFIG_LABEL: NAME, STATE_LABEL: PENDING, AWAY_LABEL: f"{NAME}.asked"}
+OUT = {CONFIG_LABEL: NAME, STATE_LABEL: SUCCESS}
+
+
+def view(labels: dict[str, str], wanted: Layout | None = MIXED, **rest: object) -> NodeView:
+    """Of a node that has no pod, and was whole before."""
+    found = NodeView(labels, False, wanted=wanted, present=WHOLE, known=KNOWN)
+    return replace(found, **rest)  # type: ignore[arg-type]
+
+
+def asked(name: str) -> dict[str, str | None]:
+    return {CONFIG_LABEL: name, STATE_LABEL: PENDING, AWAY_LABEL: f"{name}.asked"}
 
 
 @pytest.mark.parametrize(
-    ("node", "move"),
+    ("node", "labels", "end_pod"),
     [
-        pytest.param(NodeView(DONE, True, MIXED), Move(), id="not written"),
-        pytest.param(NodeView(DONE, True, MIXED, SYNC_S - 1), Move(), id="not on the nodes"),
-        pytest.param(NodeView(DONE, True, MIXED, READY), Move({AWAY_LABEL: MIXED.name}), id="away"),
-        pytest.param(NodeView(AWAY, True, MIXED, READY), Move(end_pod=True), id="end the pod"),
+        pytest.param(view(DONE, known=()), {}, False, id="not on the nodes"),
+        pytest.param(view(DONE, has_pod=True), {AWAY_LABEL: NAME}, False, id="away"),
         pytest.param(
-            NodeView(AWAY, False, MIXED, READY),
-            Move({CONFIG_LABEL: MIXED.name, STATE_LABEL: PENDING}),
-            id="ask",
+            view({**DONE, STATE_LABEL: "rebooting"}), {}, False, id="somebody else's is not done"
         ),
-        pytest.param(NodeView(ASKED, False, MIXED, READY), Move(), id="at work"),
+        pytest.param(view(AWAY, has_pod=True, in_use=True), {}, False, id="in use"),
+        pytest.param(view(AWAY, has_pod=True), {}, True, id="end the pod"),
+        pytest.param(view(AWAY), asked(NAME), False, id="ask"),
+        pytest.param(view({**AWAY, STATE_LABEL: PENDING}), {}, False, id="busy before"),
+        pytest.param(view(ASKED), {}, False, id="at work"),
+        pytest.param(view({**ASKED, STATE_LABEL: "rebooting"}), {}, False, id="rebooting"),
+        pytest.param(view(ASKED, has_pod=True), {}, True, id="a pod slipped in"),
+        pytest.param(view({**ASKED, STATE_LABEL: SUCCESS}), {AWAY_LABEL: None}, False, id="done"),
+        pytest.param(view(OUT, is_told=False), {}, False, id="the pod comes back"),
         pytest.param(
-            NodeView({**ASKED, STATE_LABEL: "rebooting"}, False, MIXED, READY),
-            Move(),
-            id="rebooting",
-        ),
-        pytest.param(
-            NodeView({**ASKED, STATE_LABEL: SUCCESS}, False, MIXED, READY),
-            Move({AWAY_LABEL: None}),
-            id="done",
+            view({**AWAY, AWAY_LABEL: "other"}), {AWAY_LABEL: NAME}, False, id="another layout"
         ),
         pytest.param(
-            NodeView({**AWAY, AWAY_LABEL: "other"}, False, MIXED, READY),
-            Move({AWAY_LABEL: MIXED.name}),
-            id="another layout",
+            view({**ASKED, STATE_LABEL: SUCCESS}, WHOLE), {AWAY_LABEL: BACK}, False, id="and back"
         ),
-        pytest.param(NodeView(AWAY, True), Move({AWAY_LABEL: None}), id="given up before"),
-        pytest.param(NodeView(ASKED, False), Move(), id="given up at work"),
-        pytest.param(NodeView({}, True), Move(), id="never"),
+        # The manager looks only when the name changes.
+        pytest.param(
+            view({**OUT, STATE_LABEL: FAILED}), {AWAY_LABEL: AGAIN}, False, id="asked once more"
+        ),
+        pytest.param(view(AWAY, None), {AWAY_LABEL: None}, False, id="given up before"),
+        pytest.param(view(ASKED, None), {}, False, id="given up at work"),
+        pytest.param(
+            view(ASKED, None, ordered_s=MANAGER_S), asked(BACK), False, id="given up unanswered"
+        ),
+        pytest.param(
+            view({**asked(BACK)}, None, ordered_s=MANAGER_S),  # type: ignore[arg-type]
+            {AWAY_LABEL: None},
+            False,
+            id="and that is not answered either",
+        ),
+        pytest.param(view({**ASKED, STATE_LABEL: FAILED}, None), asked(BACK), False, id="undone"),
+        pytest.param(
+            view({**ASKED, STATE_LABEL: SUCCESS}, None), {AWAY_LABEL: None}, False, id="done late"
+        ),
+        pytest.param(
+            view(OUT, None),
+            {CONFIG_LABEL: BACK, STATE_LABEL: PENDING},
+            False,
+            id="the label says what is not so",
+        ),
+        pytest.param(view(OUT, None, present=MIXED), {}, False, id="the label is right"),
+        pytest.param(view(OUT, None, is_told=False), {}, False, id="nobody knows"),
+        pytest.param(view(DONE, None), {}, False, id="somebody else's label"),
+        pytest.param(view({}, None), {}, False, id="never"),
     ],
 )
-def test_one_move_after_the_other(node: NodeView, move: Move) -> None:
-    assert next_move(node) == move
+def test_one_move_after_the_other(
+    node: NodeView, labels: dict[str, str | None], end_pod: bool
+) -> None:
+    found = next_move(node)
+    assert (found.labels, found.end_pod, found.problem) == (labels, end_pod, None)
+    assert node.wanted is None or found.message or found.labels
 
 
-def test_a_failed_layout_is_a_problem_and_the_node_stays_empty() -> None:
-    failed = {**ASKED, STATE_LABEL: FAILED}
-    move = next_move(NodeView(failed, False, MIXED, READY))
-    assert MIXED.name in move.problem
-    assert not move.labels
-    # Going back is another layout.
-    back = next_move(NodeView(failed, False, WHOLE, READY))
-    assert back == Move({AWAY_LABEL: WHOLE.name})
+@pytest.mark.parametrize(
+    ("labels", "problem", "words"),
+    [
+        ({**ASKED, STATE_LABEL: FAILED}, CutProblem.MANAGER_FAILED, f"failed on {NAME}: its log"),
+        (OUT, CutProblem.MANAGER_FAILED, f"says that {NAME} is done, and the GPUs are cut other"),
+        (
+            {**ASKED, CONFIG_LABEL: "mine"},
+            CutProblem.CHANGED_BY_HAND,
+            f"somebody set {CONFIG_LABEL} to mine while {NAME} was asked for",
+        ),
+    ],
+)
+def test_what_stands_in_the_way_is_a_problem_and_nothing_is_done(
+    labels: dict[str, str], problem: CutProblem, words: str
+) -> None:
+    found = next_move(view(labels))
+    assert (found.labels, found.end_pod, found.problem) == ({}, False, problem)
+    assert words in found.message
 
 
 @dataclass
@@ -113,8 +135,22 @@ class Node:
 
     labels: dict[str, str] = field(default_factory=lambda: dict(DONE))
     has_pod: bool = True
+    present: Layout = WHOLE
     seen: str = "before"
     at_work: bool = False
+
+    def next(self, wanted: Layout | None) -> Move:
+        needed = wanted if wanted is not None and wanted.name != self.present.name else None
+        return next_move(
+            NodeView(
+                self.labels,
+                self.has_pod,
+                is_told=self.has_pod,
+                wanted=needed,
+                present=self.present,
+                known=KNOWN,
+            )
+        )
 
     def take(self, move: Move) -> None:
         for name, value in move.labels.items():
@@ -134,10 +170,16 @@ class Node:
         if self.at_work:
             assert not self.has_pod, "a pod came while the manager was at work"
             self.labels[STATE_LABEL] = FAILED if fails else SUCCESS
+            if not fails:
+                self.present = MIXED if self.seen in MIXED.names else WHOLE
             self.at_work = False
         elif name != self.seen:
+            self.seen = name
+            if name in self.present.names:
+                self.labels[STATE_LABEL] = SUCCESS  # nobody is disturbed
+                return
             assert not self.has_pod, "the manager began beside a pod"
-            self.seen, self.at_work = name, True
+            self.at_work = True
             self.labels[STATE_LABEL] = PENDING
 
 
@@ -158,15 +200,22 @@ def test_whoever_comes_first_and_whatever_is_wanted_in_between_the_last_layout_c
     for who, wanted, fails in history:
         match who:
             case "operator":
-                node.take(next_move(NodeView(node.labels, node.has_pod, wanted, READY)))
+                node.take(node.next(wanted))
             case "manager":
                 node.manage(fails)
             case "scheduler":
                 node.schedule()
-    last = Layout(((0, (WIDE,)),))  # never asked for before
-    for _ in range(20):
-        node.take(next_move(NodeView(node.labels, node.has_pod, last, READY)))
+    for _ in range(30):  # what failed is given up
+        node.take(node.next(None))
         node.manage(fails=False)
         node.schedule()
-    assert node.labels == {CONFIG_LABEL: last.name, STATE_LABEL: SUCCESS}
+    last = MIXED if node.present is WHOLE else WHOLE
+    for _ in range(30):
+        node.take(node.next(last))
+        node.manage(fails=False)
+        node.schedule()
+    assert node.present is last
+    assert AWAY_LABEL not in node.labels
+    assert node.labels[STATE_LABEL] == SUCCESS
+    assert node.labels[CONFIG_LABEL] in last.names
     assert node.has_pod
