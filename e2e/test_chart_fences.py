@@ -21,6 +21,7 @@ RIGHTS = yaml.safe_load((CHART / "files" / "rbac.yaml").read_text())
 ACCOUNTS = sorted({role["account"] for role in RIGHTS if "account" in role})
 VERBS = ("get", "list", "watch", "create", "update", "patch", "delete", "deletecollection")
 NODES = ("node-1", "node-2")
+GPU_OPERATOR = "gpu-operator"
 OFF_LIMITS = (
     *((verb, "", "secrets") for verb in ("get", "list", "watch", "create", "patch")),
     *((verb, "", "pods") for verb in ("create", "patch", "delete")),
@@ -65,7 +66,8 @@ def installed(binaries: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     with control_plane(binaries, folder) as access:
         admin = Client(access)
         kubeconfig = access.kubeconfig(folder / "kubeconfig")
-        admin.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "vision"}})
+        for name in ("vision", GPU_OPERATOR):
+            admin.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
         helm(
             *("install", "tessera", str(CHART), f"--namespace={NAMESPACE}", "--create-namespace"),
             "--set=partition.migManager.enabled=true",
@@ -258,6 +260,7 @@ def plan(name: str = "00ff") -> Object:
 
 OURS = {"app.kubernetes.io/managed-by": "tessera"}
 MIG_CONFIG = {"metadata": {"labels": {"nvidia.com/mig.config": "all-1g.10gb"}}}
+SUCCESS = {"metadata": {"labels": {"nvidia.com/mig.config.state": "success"}}}
 REPARTITION = {"tessera.dev/repartition": "true"}
 
 
@@ -284,7 +287,7 @@ def granted(account: str, scopes: tuple[str, ...]) -> set[tuple[str, str, str]]:
     return {
         (verb, rule["group"], resource)
         for role in RIGHTS
-        if role.get("account") == account and role["scope"] in scopes
+        if role.get("account") == account and role["scope"] in scopes and "in" not in role
         for rule in role["rules"]
         for resource in rule["resources"]
         for verb in rule["verbs"]
@@ -622,11 +625,37 @@ def test_the_operators_services_catch_no_traffic_of_others(
     assert "of type ClusterIP, without selector and external addresses" in said
 
 
-def test_the_operator_sets_one_label_of_nodes_that_allow_it(installed: Installed) -> None:
+def test_the_operator_sets_labels_by_which_gpus_are_cut_where_nodes_allow_it(
+    installed: Installed,
+) -> None:
     installed.admin.create(node_object("gpu-1", **REPARTITION, zone="a"))
-    gpu = node_object("gpu-1")
-    installed.operator.merge(gpu, MIG_CONFIG)
-    assert installed.admin.read(gpu)["metadata"]["labels"]["nvidia.com/mig.config"] == "all-1g.10gb"
+    gpu, config = node_object("gpu-1"), "nvidia.com/mig.config"
+    asked = {
+        config: "all-1g.10gb",
+        f"{config}.state": "pending",
+        "tessera.dev/recut": "all-1g.10gb",
+    }
+    installed.operator.merge(gpu, {"metadata": {"labels": asked}})
+    assert asked.items() <= installed.admin.read(gpu)["metadata"]["labels"].items()
+    installed.operator.merge(gpu, {"metadata": {"labels": {"tessera.dev/recut": None}}})
+    assert "tessera.dev/recut" not in installed.admin.read(gpu)["metadata"]["labels"]
+
+
+def test_the_operator_fills_one_config_map_of_the_gpu_operator(installed: Installed) -> None:
+    def config_map(name: str) -> Object:
+        metadata = {"name": name, "namespace": GPU_OPERATOR}
+        return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}
+
+    own, other = config_map("tessera-mig-layouts"), config_map("default-mig-parted-config")
+    installed.admin.create(other)
+    assert "data" not in installed.operator.merge(own, {})
+    installed.operator.apply({**own, "data": {"config.yaml": "version: v1"}})
+    for attempt in (
+        lambda: installed.operator.merge(other, {}),
+        lambda: installed.operator.apply(config_map("new")),
+        lambda: installed.operator.read(own),
+    ):
+        assert "cannot" in refusal(attempt)
 
 
 @pytest.mark.parametrize(
@@ -634,8 +663,9 @@ def test_the_operator_sets_one_label_of_nodes_that_allow_it(installed: Installed
     [
         ("node-1", MIG_CONFIG, "labelled tessera.dev/repartition=true"),
         ("node-1", {"metadata": {"labels": REPARTITION}}, "labelled tessera.dev/repartition=true"),
-        ("gpu-2", {"metadata": {"labels": {"zone": "b"}}}, "sets the label nvidia.com/mig.config"),
-        ("gpu-2", {"metadata": {"labels": {"zone": None}}}, "sets the label nvidia.com/mig.config"),
+        ("gpu-2", {"metadata": {"labels": {"zone": "b"}}}, "labels by which GPUs are cut"),
+        ("gpu-2", {"metadata": {"labels": {"zone": None}}}, "labels by which GPUs are cut"),
+        ("gpu-2", SUCCESS, "labels by which GPUs are cut"),
         ("gpu-2", {"metadata": {"annotations": {"a": "b"}}}, "changes labels of nodes"),
         ("gpu-2", {"spec": {"unschedulable": True}}, "changes labels of nodes"),
     ],
