@@ -299,7 +299,6 @@ def partitioning(cluster: CuttingNodes) -> tuple[str, str, str]:
     ("partition", "status", "reason"),
     [
         ({}, "True", "Ready"),
-        ({"backend": "MigManager"}, "False", "NotSupported"),
         (
             {"disruption": {"windows": [{"schedule": "* * * * L", "duration": "1h"}]}},
             "False",
