@@ -185,11 +185,18 @@ def _failure(
     limit_s = _PATIENCE_S.get(rules.partitions.get(key[0], Partition()).backend, CUT_S)
     if age_s < limit_s:
         return None
-    if said is None or said.problem is None:
-        return Failure(
-            key, "NoAnswer", f"the node's partitioner has not cut it within {limit_s:g} s"
-        )
-    return Failure(key, said.problem.value, said.message)
+    if said is not None and said.problem is not None:
+        return Failure(key, said.problem.value, said.message)
+    withheld = _withheld(cut, nodes.get(key[0])) if said is not None else ""
+    if withheld:
+        return Failure(key, "NotOffered", withheld)
+    return Failure(key, "NoAnswer", f"the node's partitioner has not cut it within {limit_s:g} s")
+
+
+def _withheld(cut: Step, node: RuntimeNode | None) -> str:
+    """Why the node's agent offers nothing, or not all, of what the GPU is cut into; empty where it says nothing."""
+    devices = node.status.devices if node is not None else ()
+    return next((each.problem for each in devices if each.uuid == cut.target.device), "")
 
 
 def _said(cut: Step, node: RuntimeNode | None) -> CutStatus | None:

@@ -53,6 +53,8 @@ class Gpu:
     """By (slice, service, member): what the server has loaded."""
     broken: CutProblem | None = None
     """Why the driver refuses to make an instance."""
+    withheld: str = ""
+    """Why the agent offers no slice of it."""
 
     @property
     def geometry(self) -> Geometry:
@@ -274,8 +276,9 @@ class CuttingNodes(Operator):
             *found.copies.values(),
             mig_capable=True,
             mig_mode=MigMode.DISABLED if found.slices is None else MigMode.ENABLED,
-            slices=self._slices(uuid, found),
+            slices=() if found.withheld else self._slices(uuid, found),
             health=Health.HEALTHY,
+            problem=found.withheld if found.slices else "",
         )
 
     def _count(self) -> None:
