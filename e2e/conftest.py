@@ -32,6 +32,8 @@ _TEST_S = 120
 _OF_RELEASE = (
     "test_drift.py",
     "test_recutting.py",
+    "test_mig_manager_cuts.py",
+    "test_measuring_cuts.py",
     "test_helm_life_cycle.py",
     "test_tls.py",
     "test_uninstall.py",

@@ -59,7 +59,7 @@ def granted(account: str, scopes: tuple[str, ...]) -> set[tuple[str, str, str]]:
     return {
         (verb, rule["group"], resource)
         for role in RIGHTS
-        if role.get("account") == account and role["scope"] in scopes
+        if role.get("account") == account and role["scope"] in scopes and "in" not in role
         for rule in role["rules"]
         for resource in rule["resources"]
         for verb in rule["verbs"]

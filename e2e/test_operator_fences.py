@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from e2e.chart import NAMESPACE, Client, Object, named, rendered
 from e2e.system.fences import (
+    GPU_OPERATOR,
     MIG_CONFIG,
     OURS,
     REPARTITION,
+    SUCCESS,
     Installed,
     daemon_set,
     endpoints,
@@ -226,11 +228,37 @@ def test_the_operators_services_catch_no_traffic_of_others(
     assert "of type ClusterIP, without selector and external addresses" in said
 
 
-def test_the_operator_sets_one_label_of_nodes_that_allow_it(installed: Installed) -> None:
+def test_the_operator_sets_labels_by_which_gpus_are_cut_where_nodes_allow_it(
+    installed: Installed,
+) -> None:
     installed.admin.create(node_object("gpu-1", **REPARTITION, zone="a"))
-    gpu = node_object("gpu-1")
-    installed.operator.merge(gpu, MIG_CONFIG)
-    assert installed.admin.read(gpu)["metadata"]["labels"]["nvidia.com/mig.config"] == "all-1g.10gb"
+    gpu, config = node_object("gpu-1"), "nvidia.com/mig.config"
+    asked = {
+        config: "all-1g.10gb",
+        f"{config}.state": "pending",
+        "tessera.dev/recut": "all-1g.10gb",
+    }
+    installed.operator.merge(gpu, {"metadata": {"labels": asked}})
+    assert asked.items() <= installed.admin.read(gpu)["metadata"]["labels"].items()
+    installed.operator.merge(gpu, {"metadata": {"labels": {"tessera.dev/recut": None}}})
+    assert "tessera.dev/recut" not in installed.admin.read(gpu)["metadata"]["labels"]
+
+
+def test_the_operator_fills_one_config_map_of_the_gpu_operator(installed: Installed) -> None:
+    def config_map(name: str) -> Object:
+        metadata = {"name": name, "namespace": GPU_OPERATOR}
+        return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}
+
+    own, other = config_map("tessera-mig-layouts"), config_map("default-mig-parted-config")
+    installed.admin.create(other)
+    assert "data" not in installed.operator.merge(own, {})
+    installed.operator.apply({**own, "data": {"config.yaml": "version: v1"}})
+    for attempt in (
+        lambda: installed.operator.merge(other, {}),
+        lambda: installed.operator.apply(config_map("new")),
+        lambda: installed.operator.read(own),
+    ):
+        assert "cannot" in refusal(attempt)
 
 
 @pytest.mark.parametrize(
@@ -238,8 +266,9 @@ def test_the_operator_sets_one_label_of_nodes_that_allow_it(installed: Installed
     [
         ("node-1", MIG_CONFIG, "labelled tessera.dev/repartition=true"),
         ("node-1", {"metadata": {"labels": REPARTITION}}, "labelled tessera.dev/repartition=true"),
-        ("gpu-2", {"metadata": {"labels": {"zone": "b"}}}, "sets the label nvidia.com/mig.config"),
-        ("gpu-2", {"metadata": {"labels": {"zone": None}}}, "sets the label nvidia.com/mig.config"),
+        ("gpu-2", {"metadata": {"labels": {"zone": "b"}}}, "labels by which GPUs are cut"),
+        ("gpu-2", {"metadata": {"labels": {"zone": None}}}, "labels by which GPUs are cut"),
+        ("gpu-2", SUCCESS, "labels by which GPUs are cut"),
         ("gpu-2", {"metadata": {"annotations": {"a": "b"}}}, "changes labels of nodes"),
         ("gpu-2", {"spec": {"unschedulable": True}}, "changes labels of nodes"),
     ],

@@ -61,6 +61,13 @@ def change_gpus(folder: Path, environment: Mapping[str, str]) -> None:
     _tell(_gpus(folder), {**dict(line.split("=", 1) for line in before), **environment})
 
 
+def from_outside(folder: Path) -> dict[str, str]:
+    """The environment of a program of this machine, in no container, that is to find the GPUs of a node."""
+    gpus = _gpus(folder)
+    told = dict(line.split("=", 1) for line in json.loads((gpus / _ENVIRONMENT).read_text()))
+    return told | {"LD_LIBRARY_PATH": str(gpus), "NVML_STAND_IN_STATE": str(gpus / _MACHINE)}
+
+
 def take_gpus(folder: Path) -> None:
     """Have containers see none any more; by now none with the class may run."""
     shutil.rmtree(_gpus(folder))

@@ -17,9 +17,11 @@ from e2e.native.control_plane import control_plane
 from e2e.native.processes import wait_until
 
 NODES = ("node-1", "node-2")
+GPU_OPERATOR = "gpu-operator"
 DEVICE_PLUGINS = "/var/lib/kubelet/device-plugins"
 OURS = {"app.kubernetes.io/managed-by": "tessera"}
 MIG_CONFIG = {"metadata": {"labels": {"nvidia.com/mig.config": "all-1g.10gb"}}}
+SUCCESS = {"metadata": {"labels": {"nvidia.com/mig.config.state": "success"}}}
 REPARTITION = {"tessera.dev/repartition": "true"}
 
 
@@ -43,7 +45,8 @@ def fences(binaries: Path, folder: Path) -> Iterator[Installed]:
     with control_plane(binaries, folder) as access:
         admin = Client(access)
         kubeconfig = access.kubeconfig(folder / "kubeconfig")
-        admin.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "vision"}})
+        for name in ("vision", GPU_OPERATOR):
+            admin.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
         helm(
             *("install", "tessera", str(CHART), f"--namespace={NAMESPACE}", "--create-namespace"),
             "--set=partition.migManager.enabled=true",

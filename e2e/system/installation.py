@@ -31,9 +31,11 @@ PARTITIONER = "app.kubernetes.io/name=tessera-partitioner"
 OPERATOR = "app.kubernetes.io/name=tessera-operator"
 _PATHS = {
     "APIService": ("apis/apiregistration.k8s.io/v1", "apiservices"),
+    "ConfigMap": ("api/v1", "configmaps"),
     "Deployment": ("apis/apps/v1", "deployments"),
     "EndpointSlice": ("apis/discovery.k8s.io/v1", "endpointslices"),
     "HorizontalPodAutoscaler": ("apis/autoscaling/v2", "horizontalpodautoscalers"),
+    "Node": ("api/v1", "nodes"),
     "Pod": ("api/v1", "pods"),
     "Service": ("api/v1", "services"),
     "ModelProfile": ("apis/tessera.dev/v1alpha1", "modelprofiles"),

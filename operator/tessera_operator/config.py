@@ -31,6 +31,18 @@ class Gateway:
 
 
 @dataclass(frozen=True, slots=True)
+class MigManager:
+    """NVIDIA's MIG manager, which cuts the GPUs of pools with that backend."""
+
+    namespace: Annotated[str, LABEL]
+    """The GPU Operator's."""
+    config_map: Annotated[str, SUBDOMAIN]
+    """That ``spec.migManager.config.name`` of the ClusterPolicy names."""
+    sync_s: Annotated[float, duration(above=0, most=3600), Name("syncPeriod")] = 150.0
+    """From the ConfigMap to the file on every node: kubelet's sync period and the life of its cache, a minute each."""
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """What may be set."""
 
@@ -59,6 +71,8 @@ class Config:
     """By namespace, what model URIs may start with; ``default`` is for the others. Nothing said: anything."""
     gateway: Gateway | None = None
     """Absent: services are reached inside the cluster only. Needs the Gateway API's HTTPRoute and GRPCRoute."""
+    mig_manager: MigManager | None = None
+    """Absent: GPUs of pools with the backend MigManager are used as they are."""
 
     @property
     def policy(self) -> Policy:

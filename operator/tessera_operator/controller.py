@@ -26,6 +26,7 @@ from tessera_operator.heartbeats import Heartbeats
 from tessera_operator.instants import to_time
 from tessera_operator.kinds import Document, Key, key_of
 from tessera_operator.measuring import Measuring
+from tessera_operator.mig_nodes import MigNodes
 from tessera_operator.orders import ordered, remaining
 from tessera_operator.recutting import for_nobody, notes_of
 from tessera_operator.reporting import Reporter, Round
@@ -63,6 +64,7 @@ class Controller:
         self._measuring = Measuring(config.cpu_slices)
         self._pods = RuntimePods(where, config.lost_after_s)
         self._scaling = Scaling(where, self._pods)
+        self._mig_nodes = MigNodes(config.mig_manager, self._pods)
         self._routers = Routers()
         self._geometries = quarantine.Geometries()
         self.meter = Meter()
@@ -112,7 +114,11 @@ class Controller:
         self._measuring.see(nodes, decision, self.writer, now.s)
         quiet = present.steady - self._plans.cutting
         tasks = self._measuring.assign(decision, self._world, quiet, now.s)
-        self._keep_pools(decision, present, now.s)
+        known, coming = self._documents, self._plans.coming
+        recut = self._mig_nodes.keep(
+            self.writer, known, self._world.pools, nodes, present, coming, rules.now
+        )
+        self._keep_pools(decision, present.without(recut.ended), now.s)
         if not self._plans.keep(decision, nodes, rules):
             return None
         places = {node.metadata.name: node for node in nodes if not is_activator(node)}
@@ -122,7 +128,8 @@ class Controller:
         }
         homes = routes.homes_of(present.answering, told, present.unsure, capacities)
         # Who is not heard of cannot take anything over.
-        heard = {name: node for name, node in places.items() if name not in present.lost}
+        silent = present.lost | (present.recut - present.with_pod)
+        heard = {name: node for name, node in places.items() if name not in silent}
         if not self._plans.proceed(
             places, away, lambda service: self._is_routed(service, heard, homes), rules, now.s
         ):
@@ -177,7 +184,8 @@ class Controller:
             ),
         )
         self.devices = quarantine.counts(present.by_pool)
-        waits = [
+        waits = [] if recut.due_s is None else [recut.due_s]
+        waits += [
             left
             for service in self._world.services
             if (left := self._traffic.next_change_s(service, now.s)) is not None

@@ -160,6 +160,7 @@ def placeholders(pool: RuntimePool, nodes: int, where: Installation) -> dict[str
         "nodeSelector": dict(shape.selector),
         "tolerations": [record(Toleration).encode(each) for each in shape.tolerations],
         "affinity": {
+            **pools.kept_away(pool),
             "podAntiAffinity": {
                 "requiredDuringSchedulingIgnoredDuringExecution": [
                     {
@@ -175,7 +176,7 @@ def placeholders(pool: RuntimePool, nodes: int, where: Installation) -> dict[str
                         },
                     }
                 ]
-            }
+            },
         },
         "securityContext": pools.POD_SECURITY,
         "containers": [

@@ -45,6 +45,7 @@ MODEL_SERVICE = Kind("ModelService", _TESSERA, "modelservices")
 PLACEMENT_PLAN = Kind("PlacementPlan", _TESSERA, "placementplans", namespaced=False)
 RUNTIME_NODE = Kind("RuntimeNode", _TESSERA, "runtimenodes", namespaced=False)
 RUNTIME_POOL = Kind("RuntimePool", _TESSERA, "runtimepools", namespaced=False)
+CONFIG_MAP = Kind("ConfigMap", "v1", "configmaps")
 CAPACITY_BUFFER = Kind("CapacityBuffer", "autoscaling.x-k8s.io/v1beta1", "capacitybuffers")
 DAEMON_SET = Kind("DaemonSet", "apps/v1", "daemonsets")
 DEPLOYMENT = Kind("Deployment", "apps/v1", "deployments")
@@ -65,7 +66,7 @@ KINDS: Mapping[str, Kind] = {
     for each in (
         *(MODEL_PROFILE, MODEL_SERVICE, PLACEMENT_PLAN, RUNTIME_NODE, RUNTIME_POOL),
         *(CAPACITY_BUFFER, DAEMON_SET, DEPLOYMENT, DISRUPTION_BUDGET, ENDPOINT_SLICE),
-        *(EVENT, LEASE, NODE, POD),
+        *(CONFIG_MAP, EVENT, LEASE, NODE, POD),
         *(GRPC_ROUTE, HTTP_ROUTE),
         *(PRIORITY_CLASS, RESOURCE_QUOTA, SERVICE),
     )

@@ -23,6 +23,7 @@ from tessera_core.api.runtimepool import (
 )
 from tessera_core.plan.state_in import POOL_LABEL
 from tessera_operator import pod_tls
+from tessera_operator.mig_manager import AWAY_LABEL
 from tessera_operator.routes import GRPC_PORT, HTTP_PORT, MANAGED_BY
 
 NAME_LABEL = "app.kubernetes.io/name"
@@ -173,6 +174,7 @@ def _pod(pool: RuntimePool, where: Installation) -> dict[str, Any]:
         "nodeSelector": dict(shape.selector),
         "tolerations": [record(Toleration).encode(each) for each in shape.tolerations],
         "affinity": {
+            **kept_away(pool),
             "podAntiAffinity": {
                 "requiredDuringSchedulingIgnoredDuringExecution": [
                     {
@@ -180,7 +182,7 @@ def _pod(pool: RuntimePool, where: Installation) -> dict[str, Any]:
                         "labelSelector": {"matchLabels": {NAME_LABEL: RUNTIME}},
                     }
                 ]
-            }
+            },
         },
         "securityContext": POD_SECURITY,
         "containers": [_server(pool, image, where), _agent(pool, image, where)],
@@ -193,6 +195,16 @@ def _pod(pool: RuntimePool, where: Installation) -> dict[str, Any]:
     if where.images.pull_secrets:
         spec["imagePullSecrets"] = [{"name": each} for each in where.images.pull_secrets]
     return spec
+
+
+def kept_away(pool: RuntimePool) -> dict[str, Any]:
+    """The node affinity of pods that hold GPUs which NVIDIA's MIG manager cuts: on nodes that it is to cut they do not start."""
+    partition = pool.spec.partition
+    if partition is None or partition.backend is not PartitionBackend.MIG_MANAGER:
+        return {}
+    term = {"matchExpressions": [{"key": AWAY_LABEL, "operator": "DoesNotExist"}]}
+    required = {"nodeSelectorTerms": [term]}
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}
 
 
 def _server(pool: RuntimePool, image: str, where: Installation) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from functools import cached_property
 from tessera_core.api import Condition, Device, RuntimeNode, RuntimePool
 from tessera_core.api.meta import ConditionStatus
 from tessera_core.api.placementplan import Action, PlacementPlan, Recut, Step
-from tessera_core.api.runtimenode import DeviceStatus, MigMode
+from tessera_core.api.runtimenode import CutProblem, DeviceStatus, MigMode
 from tessera_core.api.runtimepool import Approval, MaintenanceWindow, Partition, PartitionBackend
 from tessera_core.gpu.geometry import Geometry, canonical
 from tessera_core.plan.state_in import POOL_LABEL
@@ -34,6 +34,9 @@ order and goes with the node.
 """
 FIRST_PAUSE_S, MOST_PAUSE_S = 600.0, 86_400.0
 """For which a GPU whose cut failed is left alone; twice as long each time within these bounds."""
+
+CUTTING = (PartitionBackend.NVML, PartitionBackend.MIG_MANAGER)
+"""Backends with somebody who cuts."""
 
 Key = tuple[str, str]
 """(node, device)."""
@@ -186,8 +189,7 @@ def rules_of(
     partitions = {
         node: partition
         for node, pool in pool_of.items()
-        if (partition := named[pool].spec.partition) is not None
-        and partition.backend is PartitionBackend.NVML
+        if (partition := named[pool].spec.partition) is not None and partition.backend in CUTTING
     }
     begun = [
         (max(cut.started_at for cut in cuts), plan.metadata.creation_timestamp or "", plan, cuts)
@@ -195,7 +197,7 @@ def rules_of(
         if is_open(plan) and (cuts := tuple(cut for cut in plan.status.cuts if not cut.problem))
     ]
     _, _, transaction, cuts = max(begun, key=lambda each: each[:2], default=("", "", None, ()))
-    alone = frozenset(key for key, _ in _left_alone(plans, now))
+    alone = frozenset(key for key, _, _ in _left_alone(plans, now))
     return Rules(
         now=now,
         partitions=partitions,
@@ -226,12 +228,7 @@ def partitioning(partition: Partition, nodes: Iterable[RuntimeNode], rules: Rule
     }
     able, alone = known & rules.cuttable, known & rules.alone
     problem = next(filter(None, (_unreadable(each) for each in partition.disruption.windows)), "")
-    if partition.backend is not PartitionBackend.NVML:
-        reason, message = (
-            "NotSupported",
-            f"nothing carries out backend {partition.backend.value} yet",
-        )
-    elif problem:
+    if problem:
         reason, message = "InvalidWindow", f"spec.partition.disruption.windows: {problem}"
     elif not known:
         reason, message = "NoDevice", "no GPU here says that it can be cut"
@@ -240,13 +237,20 @@ def partitioning(partition: Partition, nodes: Iterable[RuntimeNode], rules: Rule
     elif alone:
         reason, message = "Failed", "cuts failed"
     else:
-        reason, message = "NoPartitioner", "no partitioner has reported a GPU"
+        reason, message = "NoPartitioner", _NOBODY[partition.backend]
     if alone:
         message += f"; left alone for a while: {', '.join(uuid for _, uuid in sorted(alone)[:10])}"
     if reason != "Ready":
         message += "; GPUs are used as they are"
     status = ConditionStatus.TRUE if reason == "Ready" else ConditionStatus.FALSE
     return Condition("Partitioning", status, reason, message)
+
+
+_NOBODY = {
+    PartitionBackend.NVML: "no partitioner has reported a GPU",
+    PartitionBackend.MIG_MANAGER: "nobody may have NVIDIA's MIG manager cut here: that takes partition.migManager.enabled of "
+    "the chart, and nodes labelled tessera.dev/repartition=true",
+}
 
 
 def _unreadable(window: MaintenanceWindow) -> str:
@@ -321,10 +325,12 @@ def pins_of(
             if known is None or (known.started_at or "") <= cut.started_at:
                 goal, before = cuts_of(plan.spec.steps)[key], _before(plan.spec.steps)[key]
                 found[key] = Pin(goal, before, cut.started_at)
-    for key, plan in _left_alone(plans, now):
+    for key, plan, cut in _left_alone(plans, now):
         if key in devices:
             was = _before(plan.spec.steps).get(key, ())
             back = _back(devices[key], cuts_of(plan.spec.steps).get(key), was)
+            if cut.problem.startswith(CutProblem.CHANGED_BY_HAND):
+                back = None
             found[key] = Pin(back, was, found[key].started_at if key in found else None)
     return found
 
@@ -367,15 +373,15 @@ def _back(device: DeviceStatus, goal: Geometry | None, before: Geometry) -> Geom
 
 def _left_alone(
     plans: Iterable[PlacementPlan], now: datetime
-) -> Iterable[tuple[Key, PlacementPlan]]:
-    """GPUs that are left alone after a failure, the latest one last, and the plan of it."""
+) -> Iterable[tuple[Key, PlacementPlan, Recut]]:
+    """GPUs that are left alone after a failure, the latest one last, with its plan and cut."""
     found = [
-        (cut.started_at, (cut.node, cut.device), plan)
+        (cut.started_at, (cut.node, cut.device), plan, cut)
         for plan in plans
         for cut in plan.status.cuts
         if cut.retry_at is not None and to_time(cut.retry_at) > now
     ]
-    return [(key, plan) for _, key, plan in sorted(found, key=lambda each: each[:2])]
+    return [each[1:] for each in sorted(found, key=lambda each: each[:2])]
 
 
 def _failures(plans: Iterable[PlacementPlan]) -> dict[Key, int]:

@@ -61,8 +61,9 @@ def begin(
     """
     nodes, proposed = tuple(nodes), plan is not None
     plan = plan or decision.plan
-    state, rest = _as_served(plan, decision.state, nodes)
-    steps = _after(rest, steps_to(plan, state))
+    emptied = _emptied(plan, decision.state)
+    state, rest = _as_served(plan, decision.state, nodes, emptied)
+    steps = _after(rest, steps_to(plan, state), emptied)
     steps = leave(steps, plan, decision.state, nodes)
     if not steps.steps:
         return None
@@ -139,13 +140,29 @@ def unsettled(plan: Plan, rollout: Rollout | None) -> frozenset[str]:
     return frozenset(short | refused | under_way)
 
 
+def _emptied(plan: Plan, facts: ClusterState) -> frozenset[str]:
+    """Nodes that are cut as a whole: nothing may run there meanwhile."""
+    whole = {pool.name for pool in facts.pools if pool.whole_nodes}
+    present = {
+        (node.name, device.uuid): canonical(device.geometry or ())
+        for node in facts.nodes
+        if node.pool in whole
+        for device in node.devices
+    }
+    return frozenset(
+        each.node
+        for each in plan.devices
+        if each.recut and present.get((each.node, each.uuid), each.geometry) != each.geometry
+    )
+
+
 def _as_served(
-    plan: Plan, facts: ClusterState, nodes: Iterable[RuntimeNode]
+    plan: Plan, facts: ClusterState, nodes: Iterable[RuntimeNode], emptied: Collection[str]
 ) -> tuple[ClusterState, tuple[Located, ...]]:
-    """The facts with those copies only that answer and are to stay, and the others that are not wanted.
+    """The facts with those copies only that answer and are to stay, and the others that are not wanted, or not yet.
 
     A copy that some node was only told to have, or was told to end, must not be relied on by what ends another one.
-    If the plan wants it, it is launched until it answers.
+    If the plan wants it, it is launched until it answers; on a node that is ``emptied``, after that.
     """
     nodes = tuple(nodes)
     told = {
@@ -177,7 +194,7 @@ def _as_served(
                 # Where it was told what is wanted, it is as wanted when it says so; else it is to be told.
                 as_wanted = wanted.get(key) == (each.batch, each.instances)
                 yield replace(each, batch=found.batch, instances=found.ready) if as_wanted else each
-            elif key not in wanted and key[:2] in planned:
+            elif (key not in wanted or node in emptied) and key[:2] in planned:
                 rest.append(Located(node, device.uuid, each))
 
     state = replace(
@@ -196,13 +213,14 @@ def _as_served(
     return state, tuple(rest)
 
 
-def _after(rest: Iterable[Located], steps: Steps) -> Steps:
-    """``steps`` once the ``rest`` is gone, of whose room they know nothing."""
+def _after(rest: Iterable[Located], steps: Steps, emptied: Collection[str]) -> Steps:
+    """``steps`` once the ``rest`` is gone, of whose room they know nothing; nodes that are ``emptied`` are so of all of it."""
     gone: dict[tuple[str | None, str | None], list[str]] = {}
     unloads: list[Step] = []
     for copy in rest:
         each, name = copy.running, f"gone-{len(unloads) + 1}"
-        gone.setdefault((copy.node, copy.device), []).append(name)
+        room = copy.node, None if copy.node in emptied else copy.device
+        gone.setdefault(room, []).append(name)
         target = Target(
             *(copy.node, copy.device, slice_name(each.slice), each.service, each.member),
             count=each.instances,
@@ -217,6 +235,7 @@ def _after(rest: Iterable[Located], steps: Steps) -> Steps:
                     step,
                     requires=(
                         *gone.get((step.target.node, step.target.device), ()),
+                        *gone.get((step.target.node, None), ()),
                         *step.requires,
                     ),
                 )

@@ -8,7 +8,7 @@ it holds any more.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from tessera_core.plan.state_in import POOL_LABEL
 from tessera_operator.departures import departing
 from tessera_operator.heartbeats import PREFIX
 from tessera_operator.kinds import Document, Key, key_of
+from tessera_operator.mig_manager import AWAY_LABEL
 from tessera_operator.pools import ACTIVATOR, NAME_LABEL, PROTECTED, Installation
 from tessera_operator.routes import MANAGED_BY, is_leaving
 from tessera_operator.world import ACTIVATOR_LABEL, is_activator
@@ -37,6 +38,10 @@ _IDLE: dict[str, str | None] = {
 """Of a pod with nothing in it."""
 
 
+RETURN_S = 300.0
+"""In which a pod that was away is back: images are there, a runtime starts."""
+
+
 @dataclass(frozen=True, slots=True)
 class Present:
     """The nodes at one moment."""
@@ -52,6 +57,12 @@ class Present:
     """Their machines are announced to go, and they answer until then."""
     bound: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """By pool, the nodes with a pod that is not ending, whatever is known of them."""
+    with_pod: frozenset[str] = frozenset()
+    """Nodes with a pod, ending or not."""
+    closed: frozenset[str] = frozenset()
+    """Nodes that runtime pods are kept away from while their GPUs are cut. They are not lost."""
+    awaited: frozenset[str] = frozenset()
+    """Those that were closed, until their pod is back. They are not lost either."""
 
     @property
     def away(self) -> frozenset[str]:
@@ -61,7 +72,18 @@ class Present:
     @property
     def steady(self) -> frozenset[str]:
         """Names of those that answer and stay."""
-        return frozenset(node.metadata.name for node in self.answering) - self.away
+        answering = frozenset(node.metadata.name for node in self.answering)
+        return answering - self.away - self.recut
+
+    def without(self, ended: Collection[str]) -> Present:
+        """Once the pods of the nodes ``ended`` are ending too."""
+        bound = {pool: names.difference(ended) for pool, names in self.bound.items()}
+        return replace(self, bound=bound) if ended else self
+
+    @property
+    def recut(self) -> frozenset[str]:
+        """Nodes whose pod is away, or about to go, because their GPUs are cut."""
+        return self.closed | self.awaited
 
 
 class RuntimePods:
@@ -71,6 +93,8 @@ class RuntimePods:
         self._where, self._lost_after_s = where, lost_after_s
         self._without: dict[str, float] = {}
         self._gone: frozenset[str] = frozenset()
+        self._back_by: dict[str, float] = {}
+        """Nodes that runtime pods were kept away from: until when one is waited for."""
         self.labels: dict[str, dict[str, str]] = {}
         """What tells whose node it is, by node."""
 
@@ -84,20 +108,35 @@ class RuntimePods:
         """``silent``: nodes whose agents do not renew their Leases."""
         pods = {name: list(found) for name, found in _by_node(documents).items()}
         known = {node.metadata.name: node for node in nodes}
-        self._without = {
-            name: self._without.get(name, now_s) for name in known if not pods.get(name)
-        }
-        self._gone = frozenset(
-            name for name, since_s in self._without.items() if now_s - since_s >= self._lost_after_s
-        )
-        self.labels = {name: _labels(found[0]) for name, found in pods.items()}
         living = {pod["metadata"]["name"]: pod for found in pods.values() for pod in found}
-        lost = (silent & known.keys()) | self._gone
         ending = {
             name
             for name, found in pods.items()
             if found and all(pod["metadata"].get("deletionTimestamp") for pod in found)
         }
+        closed = _closed(documents) & known.keys()
+        back = {
+            name
+            for name, node in known.items()
+            if node.status.pod in living and name not in silent | ending
+        }
+        self._back_by = {
+            **{n: by_s for n, by_s in self._back_by.items() if n in known and by_s > now_s},
+            **dict.fromkeys(closed, now_s + RETURN_S),
+        }
+        for name in back - closed:
+            self._back_by.pop(name, None)
+        recut = self._back_by.keys()
+        self._without = {
+            name: self._without.get(name, now_s)
+            for name in known
+            if not pods.get(name) and name not in recut
+        }
+        self._gone = frozenset(
+            name for name, since_s in self._without.items() if now_s - since_s >= self._lost_after_s
+        )
+        self.labels = {name: _labels(found[0]) for name, found in pods.items()}
+        lost = ((silent & known.keys()) | self._gone) - recut
         leaving = {name for name, node in known.items() if is_leaving(node)}
         bound: dict[str, set[str]] = {}
         for name in pods.keys() - ending:
@@ -105,15 +144,18 @@ class RuntimePods:
         by_pool: dict[str, list[RuntimeNode]] = {}
         for name, node in known.items():
             pool = dict(node.metadata.labels).get(POOL_LABEL)
-            if pool is not None and name not in lost and pods.get(name):
+            if pool is not None and name not in lost and (pods.get(name) or name in recut):
                 by_pool.setdefault(pool, []).append(node)
         return Present(
             lost=frozenset(lost),
-            unsure=frozenset(lost | ((ending | leaving) & known.keys())),
+            unsure=frozenset(lost | ((ending | leaving) & known.keys() - recut)),
             answering=tuple(node for node in nodes if (node.status.pod or "") in living),
             by_pool={pool: tuple(found) for pool, found in by_pool.items()},
             departing=departing(documents) & known.keys(),
             bound={pool: frozenset(found) for pool, found in bound.items()},
+            with_pod=frozenset(pods),
+            closed=closed,
+            awaited=frozenset(recut - closed),
         )
 
     def protect(
@@ -179,6 +221,15 @@ class RuntimePods:
             if is_activator(known[name]) or ("Node", "", name) not in documents:
                 writer.remove(("RuntimeNode", "", name))
                 writer.remove(("Lease", self._where.namespace, PREFIX + name), known=False)
+
+
+def _closed(documents: Mapping[Key, Document]) -> frozenset[str]:
+    """Names of the Nodes that runtime pods are kept away from."""
+    return frozenset(
+        key[2]
+        for key, node in documents.items()
+        if key[0] == "Node" and AWAY_LABEL in (node["metadata"].get("labels") or {})
+    )
 
 
 def _by_node(documents: Mapping[Key, Document]) -> dict[str, list[Document]]:

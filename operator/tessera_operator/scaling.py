@@ -77,9 +77,10 @@ class Scaling:
         names = {node.metadata.name for node in everyone}
         leaving = present.departing & names
         unknown = {node.metadata.name for node in everyone if not node.status.devices} - leaving
-        kept = names if measuring.under_way else unknown | occupied
+        recut = present.recut & names
+        kept = names if measuring.under_way else unknown | occupied | recut
         idle = self._idle.see(names - filled - kept - leaving, now_s)
-        in_use = occupied | filled | unknown
+        in_use = occupied | filled | unknown | recut
         self._pods.protect(writer, documents, in_use, names - in_use)
         self._note_useless(decision.plan, present, idle, now_s)
         sick = {node.metadata.name for node in everyone if _is_sick(node)}
@@ -94,7 +95,9 @@ class Scaling:
         for pool in found:
             name = pool.metadata.name
             bound = present.bound.get(name, frozenset())
-            own = {node.metadata.name for node in present.by_pool.get(name, ())} & bound
+            own = {node.metadata.name for node in present.by_pool.get(name, ())}
+            closed = (own & present.closed) - bound - leaving
+            own &= bound | present.awaited
             staying = own - leaving
             more = missing.get(name, 0)
             # A sick node is none of those that are missing.
@@ -106,6 +109,7 @@ class Scaling:
                 leaving=frozenset(own & leaving & occupied),
                 left=frozenset(own & leaving - occupied),
                 other=len(bound - own),
+                closed=len(closed),
             )
             wanted = size(pool, nodes, more, now_s, full=name in wish.full)
             self._pods.release(writer, documents, wanted.released)

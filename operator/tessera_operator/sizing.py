@@ -41,10 +41,12 @@ class Nodes:
     """Announced to go, with nothing on them."""
     other: int = 0
     """Further pods that have a node: nobody hears of it, or it is not known yet."""
+    closed: int = 0
+    """Nodes that stay and may have no pod for now, since their GPUs are cut."""
 
     @property
     def staying(self) -> int:
-        return len(self.filled) + len(self.kept) + len(self.idle)
+        return len(self.filled) + len(self.kept) + len(self.idle) + self.closed
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,8 @@ def size(
     """
     bounds = pool.spec.size
     needed = ceil(
-        (len(nodes.filled) + len(nodes.kept)) * (1 + bounds.headroom.percent / 100) - 1e-9
+        (len(nodes.filled) + len(nodes.kept) + nodes.closed) * (1 + bounds.headroom.percent / 100)
+        - 1e-9
     )
     wanted = max(needed, len(nodes.filled) + missing)
     floor = min(bounds.max, max(bounds.min, wanted))
@@ -90,7 +93,8 @@ def size(
         change = Change.AT_MAXIMUM
     else:
         change = Change.SHRINKING if released else Change.STEADY
-    return Size(max(staying + len(nodes.leaving), bound), released, change)
+    # A pod for a closed node would find none, and bring another one.
+    return Size(max(staying + len(nodes.leaving), bound) - nodes.closed, released, change)
 
 
 class Idle:

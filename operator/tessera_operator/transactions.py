@@ -12,14 +12,20 @@ from dataclasses import dataclass, replace
 from tessera_core.api import RuntimeNode
 from tessera_core.api.placementplan import Action, Recut, Step, Target
 from tessera_core.api.runtimenode import CutProblem, CutStatus
-from tessera_core.api.runtimepool import Partition
+from tessera_core.api.runtimepool import Partition, PartitionBackend
 from tessera_core.gpu.geometry import canonical
 from tessera_operator.instants import to_text
+from tessera_operator.mig_manager import MANAGER_S
 from tessera_operator.recutting import Key, Rules, Waiting, Waits, cuts_of
 
 CUT_S = 600.0
 """In which a cut is done once nobody is in its way: seconds on a GPU, minutes where the partitioner has to come first."""
-_LASTING = {CutProblem.NOT_PARTITIONABLE, CutProblem.RESET_REQUIRED, CutProblem.NOT_PERMITTED}
+_PATIENCE_S = {PartitionBackend.MIG_MANAGER: MANAGER_S}
+"""Of other backends than NVML."""
+_LASTING = {
+    *(CutProblem.NOT_PARTITIONABLE, CutProblem.RESET_REQUIRED, CutProblem.NOT_PERMITTED),
+    *(CutProblem.MANAGER_FAILED, CutProblem.CHANGED_BY_HAND),
+}
 """Trying again does not help."""
 
 
@@ -176,11 +182,21 @@ def _failure(
     said = _said(cut, nodes.get(key[0]))
     if said is not None and said.problem in _LASTING:
         return Failure(key, said.problem.value, said.message)
-    if age_s < CUT_S:
+    limit_s = _PATIENCE_S.get(rules.partitions.get(key[0], Partition()).backend, CUT_S)
+    if age_s < limit_s:
         return None
-    if said is None or said.problem is None:
-        return Failure(key, "NoAnswer", f"the node's partitioner has not cut it within {CUT_S:g} s")
-    return Failure(key, said.problem.value, said.message)
+    if said is not None and said.problem is not None:
+        return Failure(key, said.problem.value, said.message)
+    withheld = _withheld(cut, nodes.get(key[0])) if said is not None else ""
+    if withheld:
+        return Failure(key, "NotOffered", withheld)
+    return Failure(key, "NoAnswer", f"the node's partitioner has not cut it within {limit_s:g} s")
+
+
+def _withheld(cut: Step, node: RuntimeNode | None) -> str:
+    """Why the node's agent offers nothing, or not all, of what the GPU is cut into; empty where it says nothing."""
+    devices = node.status.devices if node is not None else ()
+    return next((each.problem for each in devices if each.uuid == cut.target.device), "")
 
 
 def _said(cut: Step, node: RuntimeNode | None) -> CutStatus | None:

@@ -12,6 +12,7 @@ from datetime import datetime
 
 from tessera_core.api import RuntimeNode, RuntimePool, SpecInvalid
 from tessera_core.api.placementplan import PlacementPlan, PlacementPlanStatus, Recut
+from tessera_core.gpu.geometry import Geometry
 from tessera_operator import plans
 from tessera_operator.decide import Decision
 from tessera_operator.instants import to_text
@@ -130,6 +131,12 @@ class Undertakings:
         # What waits for longer than for its turn is not waited for: another plan serves in the meantime.
         self.afresh |= any(each.why is not Waits.BUDGET for each in rollout.waiting)
         return True
+
+    @property
+    def coming(self) -> Mapping[Key, Geometry]:
+        """What GPUs are to be cut into, also by the plan that is only proposed."""
+        both = (each for each in (self._proposal, self.rollout) if each is not None)
+        return {key: cut for each in both for key, cut in cuts_of(each.spec.steps).items()}
 
     @property
     def cutting(self) -> frozenset[str]:

@@ -124,6 +124,7 @@ def test_devices_are_as_they_were_seen_with_what_runs_on_them() -> None:
         "Unhealthy",
         "is lost: GPU is lost",
     )
+    assert (gpu.index, cpu.index) == (GPU.index, None)
     assert found.cpu is not None
     assert found.cpu.cores == 2
 

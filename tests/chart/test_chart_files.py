@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from tessera_core import __version__
-from tessera_operator.config import read_config
+from tessera_operator.config import MigManager, read_config
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "tessera"
@@ -80,3 +80,11 @@ def test_the_dashboard_is_one_that_grafana_reads() -> None:
     assert all(
         target["expr"] for panel in panels if panel["type"] != "row" for target in panel["targets"]
     )
+
+
+def test_the_operator_reads_where_layouts_for_nvidias_mig_manager_go(tmp_path: Path) -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text())["partition"]["migManager"]
+    assert values.pop("enabled") is False
+    path = tmp_path / "operator.yaml"
+    path.write_text(yaml.safe_dump({"migManager": values}))
+    assert read_config(path).mig_manager == MigManager("gpu-operator", "tessera-mig-layouts")

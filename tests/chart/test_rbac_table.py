@@ -30,7 +30,8 @@ def tables() -> str:
 
 
 def rows(role: dict[str, Any]) -> Iterator[str]:
-    where = "everywhere" if role["scope"] == "cluster" else "release's namespace"
+    own = f"namespace `{role['in']}`" if "in" in role else "release's namespace"
+    where = "everywhere" if role["scope"] == "cluster" else own
     notes = [where]
     if "when" in role:
         notes.append(f"`{role['when']}`")
@@ -41,6 +42,7 @@ def rows(role: dict[str, Any]) -> Iterator[str]:
     name = f"`{role['name']}` ({'; '.join(notes)})"
     for rule in role["rules"]:
         resources = ", ".join(f"`{each}`" for each in rule["resources"])
+        resources += f" named `{rule['named']}`" if "named" in rule else ""
         for verb, why in rule["verbs"].items():
             yield f"| {name} | {resources} ({rule['group'] or CORE}) | {verb} | {why} |\n"
 

@@ -9,6 +9,7 @@ import pytest
 
 from support.objects import kubernetes_node, pool
 from tessera_core.api import RuntimePool
+from tessera_operator.headroom import placeholders
 from tessera_operator.pools import (
     DRAIN_S,
     SHUTDOWN_DELAY_S,
@@ -176,6 +177,25 @@ def test_one_pod_per_node_replaced_one_at_a_time() -> None:
     labels = found["spec"]["template"]["metadata"]["labels"]
     assert everyone.items() <= labels.items()
     assert "tessera.dev/pool" not in everyone
+
+
+def test_pods_on_gpus_that_nvidias_mig_manager_cuts_stay_away_from_nodes_that_it_is_to_cut() -> (
+    None
+):
+    managed = pool(partition={"backend": "MigManager"})
+    for spec in (
+        pod_of(managed),
+        placeholders(managed, 1, WHERE)["spec"]["template"]["spec"],
+    ):
+        affinity = spec["affinity"]
+        assert "podAntiAffinity" in affinity
+        required = affinity["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+        (term,) = required["nodeSelectorTerms"]
+        assert term == {
+            "matchExpressions": [{"key": "tessera.dev/recut", "operator": "DoesNotExist"}]
+        }
+    for other in (pool(), pool(partition={"backend": "NVML"})):
+        assert "nodeAffinity" not in pod_of(other)["affinity"]
 
 
 @pytest.mark.parametrize(

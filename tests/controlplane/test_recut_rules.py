@@ -189,6 +189,20 @@ def test_a_cut_that_cannot_be_is_undone_and_left_alone_for_longer_each_time() ->
     assert (cut.device, cut.failures) == ("GPU-n0-0", 1)
 
 
+def test_slices_that_were_cut_and_are_not_offered_are_undone_with_what_the_agent_says() -> None:
+    cluster = two_of_each()
+    gpu = cluster.gpus["n0", "GPU-n0-0"]
+    gpu.withheld = "nvidia-cap12 cannot be opened"
+    cluster.tick(10)
+    assert gpu.geometry == HALVES
+    cluster.tick(1, seconds=CUT_S)
+    cluster.settle()
+    assert gpu.geometry == (WHOLE,)
+    (failed,) = [plan for plan in cutting(cluster) if "RolledBack" in conditions(plan)]
+    assert conditions(failed)["RolledBack"] == ("True", "NotOffered")
+    assert "nvidia-cap12 cannot be opened" in message(failed, "RolledBack")
+
+
 def test_what_the_driver_refuses_for_good_is_undone_at_once() -> None:
     """Its refusal is of the cut that was ordered then, not of the way back."""
     cluster = two_of_each()
@@ -299,7 +313,6 @@ def partitioning(cluster: CuttingNodes) -> tuple[str, str, str]:
     ("partition", "status", "reason"),
     [
         ({}, "True", "Ready"),
-        ({"backend": "MigManager"}, "False", "NotSupported"),
         (
             {"disruption": {"windows": [{"schedule": "* * * * L", "duration": "1h"}]}},
             "False",

@@ -11,8 +11,15 @@ from support.objects import kubernetes_node, node, pod, ready
 from tessera_core.api import RuntimeNode, RuntimeNodeSpec
 from tessera_core.api.meta import ConditionStatus
 from tessera_operator.kinds import Document, Key, key_of
+from tessera_operator.mig_manager import AWAY_LABEL
 from tessera_operator.pools import Images, Installation
-from tessera_operator.runtime_pods import Present, RuntimePods, node_document, owned_labels
+from tessera_operator.runtime_pods import (
+    RETURN_S,
+    Present,
+    RuntimePods,
+    node_document,
+    owned_labels,
+)
 from tessera_operator.world import ACTIVATOR_LABEL
 from tessera_operator.write import Writer
 
@@ -120,6 +127,38 @@ def calls(cluster: MemoryCluster, kind: str = "RuntimeNode") -> list[tuple[str, 
 def activator(name: str) -> Document:
     labels = {"app.kubernetes.io/name": "tessera-activator"}
     return pod(name, "n0", labels=labels)
+
+
+def test_a_node_whose_pod_is_away_for_a_cut_is_neither_lost_nor_about_to_go() -> None:
+    of, here = RuntimePods(WHERE, LOST_S), [node("n0")]
+    closed = kubernetes_node("n0", labels={AWAY_LABEL: "tessera-1-a"})
+    for pods in ([pod("pod-n0", "n0")], [pod("pod-n0", "n0", **DELETED)], []):
+        found = look([closed, *pods], here, ("n0",), of, now_s=2 * LOST_S)
+        assert (found.lost, found.unsure, found.steady) == (frozenset(), frozenset(), frozenset())
+        assert (found.closed, found.awaited) == ({"n0"}, frozenset())
+        assert found.with_pod == {"n0"} if pods else not found.with_pod
+        assert names(found.by_pool["p"]) == ["n0"]
+    assert not found.bound
+
+
+def test_a_pod_that_was_away_is_waited_for_and_not_for_ever() -> None:
+    machine, here = kubernetes_node("n0"), [node("n0")]
+    closed = kubernetes_node("n0", labels={AWAY_LABEL: "tessera-1-a"})
+
+    def after_a_cut() -> RuntimePods:
+        of = RuntimePods(WHERE, LOST_S)
+        look([closed], here, ("n0",), of, now_s=0.0)
+        return of
+
+    starts = [machine, pod("pod-n0-2", "n0")]
+    of = after_a_cut()
+    assert look(starts, here, ("n0",), of, now_s=RETURN_S - 1).awaited == {"n0"}
+    late = look(starts, here, ("n0",), of, now_s=RETURN_S)
+    assert (late.lost, late.awaited) == ({"n0"}, frozenset())
+    of = after_a_cut()
+    back = look(starts, [node("n0", pod="pod-n0-2")], (), of, now_s=10.0)
+    assert (back.steady, back.awaited) == ({"n0"}, frozenset())
+    assert look(starts, here, ("n0",), of, now_s=20.0).lost == {"n0"}
 
 
 def test_a_pod_that_has_its_node_gets_a_runtime_node_of_its_pool() -> None:

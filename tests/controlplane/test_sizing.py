@@ -20,7 +20,13 @@ def sized(least: int, most: int, percent: str = "0") -> RuntimePool:
 
 
 def nodes(
-    filled: int = 0, idle: int = 0, kept: int = 0, leaving: int = 0, left: int = 0, other: int = 0
+    filled: int = 0,
+    idle: int = 0,
+    kept: int = 0,
+    leaving: int = 0,
+    left: int = 0,
+    other: int = 0,
+    closed: int = 0,
 ) -> Nodes:
     return Nodes(
         filled=frozenset(f"f{index}" for index in range(filled)),
@@ -29,6 +35,7 @@ def nodes(
         leaving=frozenset(f"l{index}" for index in range(leaving)),
         left=frozenset(f"e{index}" for index in range(left)),
         other=other,
+        closed=closed,
     )
 
 
@@ -55,6 +62,12 @@ def nodes(
         ((0, 9), nodes(2, left=1), 0, 2, ("e0",)),
         # A pod whose node is not known keeps its place.
         ((0, 9), nodes(2, other=1), 0, 3, ()),
+        # A node that is cut has no pod meanwhile, and no other node comes in its place.
+        ((2, 9), nodes(1, closed=1), 0, 1, ()),
+        ((0, 9), nodes(1, closed=1), 1, 1, ()),
+        ((0, 9), nodes(1, closed=1), 2, 2, ()),
+        ((0, 9), nodes(0, closed=1), 0, 0, ()),
+        ((2, 2), nodes(0, other=1, closed=1), 0, 1, ()),
         # The maximum was lowered: nothing that is used is taken, what is idle goes at once.
         ((0, 2), nodes(3, idle=1), 0, 3, ("i0",)),
     ],

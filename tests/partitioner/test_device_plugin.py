@@ -16,10 +16,10 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_tools import protoc
-from support.runtime_node_server import NodeServer
 
 from support.capability_files import load_driver, need_mknod
 from support.kubelet_player import Kubelet, kubelet
+from support.node_api import NodeServer
 from tessera_core.api.runtimepool import CAPABILITIES_RESOURCE
 from tessera_runtime.partitioner import device_plugin, main
 from tessera_runtime.partitioner.capability_nodes import Machine, make_nodes

@@ -72,7 +72,7 @@ def mixed() -> ClusterState:
         [service("s", "ab", rps=50, priorityClassName="online")],
         [measured(member, place) for member in "ab" for place in (gpu_place("3g.40gb"), 2)],
         PoolRules(
-            "p", (("tier", "gold"),), True, ("3g.40gb",), True, True, 2.5, 55.5, (TOLERATED,)
+            "p", (("tier", "gold"),), True, ("3g.40gb",), True, True, 2.5, 55.5, (TOLERATED,), True
         ),
         policy=Policy(
             Goal.MAXIMISE_RATE,

@@ -121,6 +121,26 @@ def test_mig_is_switched_on_an_empty_gpu_only(
     assert steps.interruptions == ()
 
 
+def test_where_whole_nodes_are_cut_all_leave_and_come_back_after_the_last_cut() -> None:
+    wide = (Placement("7g.80gb", 0),)
+    state = facts(gpu_node("g", 2, geometry=TWO), gpu_node("h", geometry=wide))
+    state = replace(state, pools=(replace(state.pools[0], whole_nodes=True),))
+    stays = at("a", "g", LEFT, index=1)
+    done, steps = steps_of(state, {stays: ONE}, {stays: ONE}, {("g", "GPU-g-0"): wide})
+    assert done == [
+        "launch a h 7g.80gb@0",
+        "route a",
+        "unload a g 3g.40gb@0",
+        "partition g 7g.80gb@0",
+        "launch a g 3g.40gb@0",
+        "route a",
+        "unload a h 7g.80gb@0",
+    ]
+    assert needs(steps, "partition g 7g.80gb@0") == ["unload a g 3g.40gb@0"]
+    assert needs(steps, "launch a g 3g.40gb@0") == ["partition g 7g.80gb@0"]
+    assert steps.interruptions == ()
+
+
 def test_what_a_lost_node_ran_is_not_unloaded_and_does_not_count() -> None:
     state = facts(gpu_node("g", geometry=TWO), gpu_node("h", geometry=TWO))
     before = {at("a", "g", LEFT): ONE, at("b", "h", LEFT): ONE}

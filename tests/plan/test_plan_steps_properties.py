@@ -83,7 +83,13 @@ def changes(draw: st.DrawFn) -> tuple[ClusterState, Plan]:
             for name in NAMES
         ),
         measured=(measured("m", 1), measured("m", 2)),
-        pools=(PoolRules("p", shared_between_namespaces=draw(st.booleans())),),
+        pools=(
+            PoolRules(
+                "p",
+                shared_between_namespaces=draw(st.booleans()),
+                whole_nodes=draw(st.booleans()),
+            ),
+        ),
     )
     rules = Rules.of(state, memory_mib)
     geometries = st.one_of(st.none(), st.sampled_from(LAYOUTS[1:]))

@@ -36,8 +36,6 @@ from tessera_operator.heartbeats import PREFIX, renewals
 from tessera_operator.kinds import Document
 from tessera_operator.routes import MANAGED_BY
 
-_QUIET = 3
-"""Ticks: what one process does is answered by others within fewer."""
 EPOCH = datetime(2026, 1, 31, 12, tzinfo=UTC)
 Member = tuple[str, str]
 _MODEL = model_of(A100)
@@ -55,6 +53,8 @@ class Gpu:
     """By (slice, service, member): what the server has loaded."""
     broken: CutProblem | None = None
     """Why the driver refuses to make an instance."""
+    withheld: str = ""
+    """Why the agent offers no slice of it."""
 
     @property
     def geometry(self) -> Geometry:
@@ -63,6 +63,9 @@ class Gpu:
 
 class CuttingNodes(Operator):
     """An operator and nodes ``n0``, ``n1``, … of which each has the GPUs that it is given."""
+
+    quiet = 3
+    """Ticks: what one process does is answered by others within fewer."""
 
     def __init__(self, *documents: Document, gpus: dict[str, list[Gpu]]) -> None:
         super().__init__(*documents, nodes=0)
@@ -80,7 +83,7 @@ class CuttingNodes(Operator):
         self._watched: frozenset[Member] = frozenset()
         for name in gpus:
             labels = {"tessera.dev/pool": "p", **MANAGED_BY}
-            devices = [self._device(uuid, found) for uuid, found in self._of(name)]
+            devices = [self._device(uuid, found) for uuid, found in self.boards(name)]
             made = node(name, *devices, told={}, labels=labels).to_dict()
             for each in (made, kubernetes_node(name), pod(f"pod-{name}", name)):
                 self.cluster.create(each)
@@ -91,10 +94,10 @@ class CuttingNodes(Operator):
         found._become(self)
         return found
 
-    def tick(self, count: int = 1, seconds: float = 1.0) -> None:
+    def tick(self, count: int = 1, seconds: float | None = None) -> None:
         """One round of the operator, then every process of every node does what it finds to do."""
         for _ in range(count):
-            self.now_s += seconds
+            self.now_s += 1.0 if seconds is None else seconds
             self._beat()
             self.lead(self.text())
             for name in sorted({name for name, _ in self.gpus}):
@@ -119,10 +122,14 @@ class CuttingNodes(Operator):
             before = len(self.cluster.calls), copy.deepcopy(self.gpus)
             self.tick()
             still = before == (len(self.cluster.calls), self.gpus)
-            quiet = quiet + 1 if still and all(map(self._is_back, self.down)) else 0
-            if quiet == _QUIET:
+            quiet = quiet + 1 if still and self.is_still() else 0
+            if quiet == self.quiet:
                 return
         raise AssertionError(f"something still changes after {most} ticks")
+
+    def is_still(self) -> bool:
+        """Whether nobody is waited for."""
+        return all(map(self._is_back, self.down))
 
     def kill(self, who: str, name: str, seconds: float) -> None:
         """``who``: agent or partitioner."""
@@ -161,7 +168,7 @@ class CuttingNodes(Operator):
         self.now_s, self.epoch = other.now_s, other.epoch
         self.restart()
 
-    def _of(self, name: str) -> list[tuple[str, Gpu]]:
+    def boards(self, name: str) -> list[tuple[str, Gpu]]:
         return [(uuid, found) for (at, uuid), found in self.gpus.items() if at == name]
 
     def _is_up(self, who: str, name: str) -> bool:
@@ -184,7 +191,7 @@ class CuttingNodes(Operator):
 
     def _serve(self, name: str, told: dict[str, Device]) -> None:
         """The server goes on with what it was told last; without its agent that does not change."""
-        for uuid, found in self._of(name):
+        for uuid, found in self.boards(name):
             for key, one in found.copies.items():
                 found.copies[key] = replace(one, ready=one.count)
             if not self._is_up("agent", name):
@@ -211,7 +218,7 @@ class CuttingNodes(Operator):
     def _partitioned(self, now: RuntimeNode, told: dict[str, Device]) -> tuple[CutStatus, ...]:
         """What the partitioner says after one call of the driver at most, for each GPU that is to be cut."""
         cuts = []
-        for uuid, found in self._of(now.metadata.name):
+        for uuid, found in self.boards(now.metadata.name):
             problem, generation, device = None, 0, told.get(uuid)
             if device is not None and device.cut:
                 generation = now.metadata.generation or 0
@@ -241,7 +248,7 @@ class CuttingNodes(Operator):
 
     def _reported(self, now: RuntimeNode, status: RuntimeNodeStatus) -> RuntimeNodeStatus:
         """``status`` with what the agent says."""
-        found = self._of(now.metadata.name)
+        found = self.boards(now.metadata.name)
         return replace(
             status,
             devices=tuple(self._device(uuid, each) for uuid, each in found),
@@ -269,8 +276,9 @@ class CuttingNodes(Operator):
             *found.copies.values(),
             mig_capable=True,
             mig_mode=MigMode.DISABLED if found.slices is None else MigMode.ENABLED,
-            slices=self._slices(uuid, found),
+            slices=() if found.withheld else self._slices(uuid, found),
             health=Health.HEALTHY,
+            problem=found.withheld if found.slices else "",
         )
 
     def _count(self) -> None:

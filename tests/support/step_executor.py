@@ -90,13 +90,16 @@ class Rules:
     devices: Mapping[Where, DeviceState]
     isolation: Mapping[str, Isolation]
     private: bool
+    whole_nodes: bool
     memory_mib: Memory
 
     @classmethod
     def of(cls, state: ClusterState, memory_mib: Memory) -> Rules:
         devices = {(node.name, d.uuid): d for node in state.nodes for d in node.devices}
         isolation = {s.served_name: s.spec.placement.isolation for s in state.services}
-        return cls(devices, isolation, not state.pools[0].shared_between_namespaces, memory_mib)
+        pool = state.pools[0]
+        private = not pool.shared_between_namespaces
+        return cls(devices, isolation, private, pool.whole_nodes, memory_mib)
 
     def broken(self, copies: Copies) -> str | None:
         """The first rule that ``copies`` break."""
@@ -159,6 +162,11 @@ class Executor:
             for r in device.running
         }
         self.routed = set(self.copies)
+        self.uncut = {
+            (each.node, each.uuid)
+            for each in plan.devices
+            if each.recut and (each.geometry or None) != self.geometry[each.node, each.uuid]
+        }
 
     def serving(self) -> Counter[tuple[str, str]]:
         """Serving copies by member."""
@@ -188,6 +196,8 @@ class Executor:
         assert step.action is Action.LAUNCH
         assert target.batch is not None
         assert self._exists(where, spot[2]), f"{spot}: there is no such slice"
+        if self.rules.whole_nodes:
+            assert target.node not in {node for node, _ in self.uncut}, f"{spot}: before the cuts"
         self.copies[spot] = (target.batch, target.count)
         broken = self.rules.broken(self.copies)
         assert broken is None, f"{step.id}: {broken}"
@@ -204,6 +214,8 @@ class Executor:
         now = self.geometry[where]
         assert wanted != now, "a cut that changes nothing"
         held = {spot[2] for spot in self.copies if spot[:2] == where}
+        if self.rules.whole_nodes:
+            assert where[0] not in {spot[0] for spot in self.copies}, "a cut of a node in use"
         if wanted is None or now is None:
             assert not held, "MIG is switched on a GPU that is in use"
         else:
@@ -212,6 +224,7 @@ class Executor:
             assert not violations(model, wanted)
             assert {Placement(piece.name, piece.start) for piece in held} <= set(wanted)
         self.geometry[where] = wanted
+        self.uncut.discard(where)
 
 
 def execute(

@@ -55,6 +55,15 @@ capabilities: {drop: [ALL]}
 {{- if $value }}true{{ end -}}
 {{- end }}
 
+{{- /* A value named by its path: (dict "path" … "root" $). */ -}}
+{{- define "tessera.value" -}}
+{{- $value := .root.Values -}}
+{{- range splitList "." .path -}}
+{{- $value = index $value . -}}
+{{- end -}}
+{{- $value -}}
+{{- end }}
+
 {{- /* NetworkPolicyPeers of address ranges, without the blocked ones: (dict "cidrs" … "blocked" …). */ -}}
 {{- define "tessera.addresses" -}}
 {{- $blocked := .blocked -}}

@@ -259,6 +259,8 @@ class DeviceStatus:
     health: Health = Health.UNKNOWN
     problem: Annotated[str, text(256)] = ""
     """Why it is not healthy, or why something that it is cut into is not offered, in words."""
+    index: Annotated[int | None, integer(0, 255)] = None
+    """Of a GPU: NVML's on this node, by which NVIDIA's MIG manager is told of it."""
 
 
 class CutProblem(StrEnum):
@@ -275,6 +277,10 @@ class CutProblem(StrEnum):
     NOT_PERMITTED = "NotPermitted"
     DRIVER_LOST = "DriverLost"
     OUT_OF_TIME = "OutOfTime"
+    MANAGER_FAILED = "ManagerFailed"
+    """NVIDIA's MIG manager says so, and does not try again by itself."""
+    CHANGED_BY_HAND = "ChangedByHand"
+    """Somebody else asked NVIDIA's MIG manager for another geometry meanwhile: that one stays."""
     FAILED = "Failed"
     """The driver says something else."""
 

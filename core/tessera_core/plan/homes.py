@@ -82,11 +82,12 @@ class Homes:
         )
 
     def _allowed(self, home: Located) -> bool:
-        """Whether taints, selectors, products and trust let the member start there."""
+        """Whether taints, cuts of whole nodes, selectors, products and trust let the member start there."""
         running, product = home.running, self._site.devices[home.node, home.device].product
         service, node = self._site.services.get(running.service), self._site.nodes[home.node]
         pool = self._pools[node.pool]
-        if service is None or admission_of(node, pool) not in (Admission.OPEN, Admission.AVOID):
+        open_ = admission_of(node, pool) in (Admission.OPEN, Admission.AVOID)
+        if service is None or not open_ or self._site.is_closed(home.node):
             return False
         placement, labels = service.spec.placement, dict(pool.labels)
         wanted = placement.pool_selector.match_labels if placement.pool_selector else ()

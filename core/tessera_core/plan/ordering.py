@@ -92,6 +92,8 @@ class Ordering:
         self._site = site
         self._homes = Homes(site, state)
         self._cuts = {c.key: c.geometry for c in changes if c.geometry != site.geometry(c.key)}
+        for node in {node for node, _ in self._cuts if site.cut_as_a_whole(node)}:
+            site.close(node)
         self._leaving: dict[Member, dict[Spot, tuple[Located, Located | None]]] = {}
         """Present copies that go or get smaller, and what is left of them."""
         for change in changes:
@@ -219,6 +221,8 @@ class Ordering:
         self._homes.update(key)
         if geometry == self._cuts[key]:
             del self._cuts[key]
+            if not any(other in self._cuts for other in self._site.on_node[key[0]]):
+                self._site.open(key[0])
 
     def _untangle(self) -> None:
         """Break circles until nobody waits, and only when none can be broken otherwise, by interruptions."""
@@ -261,7 +265,7 @@ class Ordering:
         """The present copies that have to go, or to become smaller, before ``copy`` can start."""
         site, key = self._site, key_of(copy)
         if not site.exists(copy):
-            return site.occupants(key, self._cuts[key])
+            return site.occupants(key, self._cuts.get(key))
         there = [*site.crowd(copy), *site.tenants_apart_from(copy)]
         if found := [other for other in there if self._leaves(other)]:
             return found
@@ -301,7 +305,7 @@ class Ordering:
         """Cut a wanted slice beside those that are still occupied."""
         for wait in circle:
             key = key_of(wait.copy)
-            if not self._site.exists(wait.copy):
+            if not self._site.exists(wait.copy) and key in self._cuts:
                 geometry = self._site.partial_cut(key, self._cuts[key], wait.copy.running.slice)
                 if geometry is not None:
                     self._cut(key, geometry)

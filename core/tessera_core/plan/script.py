@@ -1,8 +1,9 @@
 """Steps as they are written down, each with the earlier ones that it relies on.
 
 What has to come before what follows from the place: a launch relies on every earlier step that freed something
-in its room or that took away a tenant which it may not meet, and on the cut that made its slice; a route on its
-launches and on the service's route before; a stop on the member's last route; a cut on everyone who left.
+in its room or that took away a tenant which it may not meet, and on the cut that made its slice, or on all cuts of
+a node that was cut as a whole; a route on its launches and on the service's route before; a stop on the member's
+last route; a cut on everyone who left.
 
 Why any order that respects these is as good as the written one: let M be the last written of the launches done
 so far in a room. All frees that were written before M are done, so what the room holds is a part of what it
@@ -48,6 +49,8 @@ class Script:
         """Everything that was freed, by node."""
         self._cut: dict[Key, str] = {}
         self._made: dict[tuple[Key, Slice], str] = {}
+        self._cuts_of_whole: dict[str, list[str]] = {}
+        """Cuts that took a whole node, by node."""
 
     def launch(self, copy: Located) -> None:
         """Start a copy, or give a present one more."""
@@ -58,7 +61,8 @@ class Script:
         apart = (step for tenant, step in left if site.strangers(tenant, copy))
         made = self._made.get((key_of(copy), copy.running.slice))
         target = _target(copy, copy.running.batch)
-        step = self._write(Action.LAUNCH, target, (*freed, *apart, made))
+        whole = self._cuts_of_whole.get(copy.node, ())
+        step = self._write(Action.LAUNCH, target, (*freed, *apart, made, *whole))
         old = site.held(key_of(copy)).get(spot)
         if old is not None and site.mib(old) > site.mib(copy):
             self._freed.setdefault(room, []).append(step)
@@ -94,10 +98,15 @@ class Script:
     def cut(self, key: Key, geometry: Geometry | None) -> None:
         """Give a GPU another geometry."""
         before = self._site.parts(key)
-        freed = (step for piece in before for step in self._freed.get((key, piece), ()))
+        freed = [step for piece in before for step in self._freed.get((key, piece), ())]
+        whole = self._site.is_closed(key[0])
+        if whole:
+            freed = [step for _, step in self._left.get(key[0], ())]
         target = Target(node=key[0], device=key[1], geometry=geometry or ())
         step = self._write(Action.PARTITION, target, (self._cut.get(key), *freed))
         self._cut[key] = step
+        if whole:
+            self._cuts_of_whole.setdefault(key[0], []).append(step)
         for piece in slices_of(geometry):
             if piece not in before:
                 self._made[key, piece] = step

@@ -101,6 +101,9 @@ class Site:
         }
         self._shy = any(each is not Isolation.ANY for each in self._isolation.values())
         self._memory = memory
+        whole = {pool.name for pool in state.pools if pool.whole_nodes}
+        self._whole = {node.name for node in state.nodes if node.pool in whole}
+        self._closed: set[str] = set()
         self._cut: dict[Key, Geometry | None] = {}
         self._held: dict[Key, dict[Spot, Located]] = {}
 
@@ -141,13 +144,31 @@ class Site:
         """Cut the device anew."""
         self._cut[key] = geometry
 
+    def cut_as_a_whole(self, node: str) -> bool:
+        """Whether a cut of one GPU needs the whole node empty."""
+        return node in self._whole
+
+    def close(self, node: str) -> None:
+        """Let nothing start on ``node`` until all its cuts are done."""
+        self._closed.add(node)
+
+    def open(self, node: str) -> None:
+        """Let copies start on ``node`` again."""
+        self._closed.discard(node)
+
+    def is_closed(self, node: str) -> bool:
+        """Whether ``node`` waits for a cut as a whole."""
+        return node in self._closed
+
     def parts(self, key: Key) -> tuple[Slice, ...]:
         """The slices that the GPU has now; the whole of it when it is not partitioned."""
         return slices_of(self.geometry(key))
 
     def exists(self, copy: Located) -> bool:
-        """Whether the part that ``copy`` is meant for is there now."""
+        """Whether the part that ``copy`` is meant for is there now, and may be used."""
         key = key_of(copy)
+        if self.is_closed(copy.node):
+            return False
         return self.devices[key].is_cpu or copy.running.slice in self.parts(key)
 
     def room_mib(self, copy: Located) -> int:
@@ -219,12 +240,14 @@ class Site:
         return [o for o in others if overlap(o.running.slice, copy.running.slice)]
 
     def occupants(self, key: Key, wanted: Geometry | None) -> list[Located]:
-        """The present copies in slices that are not in ``wanted``.
+        """The present copies in slices that are not in ``wanted``; all of the node where it is cut as a whole.
 
         GPU instances come and go one by one beside busy ones (NVIDIA MIG User Guide, "Creating GPU
         Instances"). MIG is only switched on or off on an empty GPU: a whole GPU and slices of it have no
         part in common.
         """
+        if self.is_closed(key[0]):
+            return [copy for other in self.on_node[key[0]] for copy in self.held(other).values()]
         staying = slices_of(wanted)
         return [copy for copy in self.held(key).values() if copy.running.slice not in staying]
 
@@ -233,7 +256,7 @@ class Site:
         ``wanted`` that fit beside them. None when there is none.
         """
         model, now = self.devices[key].model, self.geometry(key)
-        if model is None or now is None or wanted is None:
+        if self.is_closed(key[0]) or model is None or now is None or wanted is None:
             return None
         busy = {copy.running.slice for copy in self.held(key).values()}
         occupied = {Placement(each.name, each.start) for each in busy}

@@ -154,6 +154,8 @@ class PoolRules:
     """Power of one idle GPU, W: of plans that cost the same, the one that keeps fewer watts on wins."""
     tolerations: tuple[Toleration, ...] = ()
     """In the order of the document: of several that match a taint, Kubernetes takes the first."""
+    whole_nodes: bool = False
+    """Whether nothing may run on a node while one of its GPUs is cut: NVIDIA's MIG manager stops all that uses GPUs."""
 
 
 @dataclass(frozen=True, slots=True)

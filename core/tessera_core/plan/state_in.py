@@ -30,6 +30,7 @@ from tessera_core.api import (
 from tessera_core.api.errors import Report
 from tessera_core.api.records import record
 from tessera_core.api.runtimenode import DeviceStatus, Health, InstanceState, MigMode
+from tessera_core.api.runtimepool import PartitionBackend
 from tessera_core.api.scalars import suggestion
 from tessera_core.gpu.geometry import Placement, canonical, violations
 from tessera_core.gpu.mig import GpuModel, find_profile, label
@@ -202,7 +203,8 @@ def _pool(pool: RuntimePool) -> PoolRules:
     return PoolRules(
         name=pool.metadata.name,
         labels=pool.metadata.labels,
-        partition=partition is not None and partition.backend.value != "Static",
+        partition=partition is not None and partition.backend is not PartitionBackend.STATIC,
+        whole_nodes=partition is not None and partition.backend is PartitionBackend.MIG_MANAGER,
         allowed_profiles=(partition.allowed_profiles or None) if partition else None,
         shared_between_namespaces=spec.trust.shared_between_namespaces,
         allow_code=spec.trust.allow_code,

@@ -28,7 +28,14 @@ from tessera_core.api.runtimenode import (
     MigMode,
     SliceStatus,
 )
-from tessera_core.api.runtimepool import NodeShape, Partition, PoolCost, PoolSize, Trust
+from tessera_core.api.runtimepool import (
+    NodeShape,
+    Partition,
+    PartitionBackend,
+    PoolCost,
+    PoolSize,
+    Trust,
+)
 from tessera_core.plan.nodes import slice_name
 from tessera_core.plan.state import ClusterState, DeviceState, Measured, NodeState, PoolRules
 from tessera_core.plan.state_in import ONLY_POOL, POOL_LABEL
@@ -70,7 +77,8 @@ def state_to_dict(state: ClusterState) -> dict[str, Any]:
 
 
 def _pool(pool: PoolRules) -> RuntimePool:
-    partition = Partition(allowed_profiles=pool.allowed_profiles or ()) if pool.partition else None
+    backend = PartitionBackend.MIG_MANAGER if pool.whole_nodes else PartitionBackend.NVML
+    partition = Partition(backend, pool.allowed_profiles or ()) if pool.partition else None
     return RuntimePool(
         metadata=ClusterMeta(name=pool.name, labels=pool.labels),
         spec=RuntimePoolSpec(

@@ -25,7 +25,8 @@ may do at once whatever has its requirements done):
   counted together, a copy that gets other settings with the larger of both;
 - a member never has fewer serving copies than the smaller of its numbers before and afterwards, unless an
   interruption says so; without one it only loses instances after all its new copies serve, or one for one;
-- a device is cut only when everyone has left the slices that go, and slices that stay are not touched.
+- a device is cut only when everyone has left the slices that go, and slices that stay are not touched; where
+  whole nodes are cut, everyone has left the node, and comes back when all its cuts are done.
 
 What a step means: Launch loads instances, or gives those that are there another batch cap and number while
 they go on serving, and is done when they are ready. Route makes every copy of the service that is ready get
@@ -65,10 +66,17 @@ def steps_to(plan: Plan, state: ClusterState, memory_mib: Memory | None = None) 
     """
     planned = _planned(plan, state)
     site = Site(state, planned, memory_mib or measured_memory(state))
+    emptied = {
+        key[0]
+        for key, device in planned.items()
+        if device.recut
+        and site.cut_as_a_whole(key[0])
+        and _planned_geometry(device) != site.geometry(key)
+    }
     changes = [
         change
         for key, device in planned.items()
-        for change in [_change(site, key, device)]
+        for change in [_change(site, key, device, emptied=key[0] in emptied)]
         if change is not None
     ]
     if not changes:
@@ -94,12 +102,17 @@ def _planned(plan: Plan, state: ClusterState) -> dict[Key, DevicePlan]:
     return dict(sorted(planned.items()))
 
 
-def _change(site: Site, key: Key, planned: DevicePlan) -> Change | None:
+def _planned_geometry(planned: DevicePlan) -> Geometry | None:
+    return canonical(planned.geometry) or None
+
+
+def _change(site: Site, key: Key, planned: DevicePlan, *, emptied: bool) -> Change | None:
+    """``emptied``: whether all that runs there has to leave, and to come back, for a cut of the node."""
     device = site.devices[key]
-    if not planned.recut and _runs_already(planned, device):
+    if not emptied and not planned.recut and _runs_already(planned, device):
         return None
     now = site.geometry(key)
-    geometry = (canonical(planned.geometry) or None) if planned.recut else now
+    geometry = _planned_geometry(planned) if planned.recut else now
     wanted = [
         Located(*key, Running(each.service, each.member, each.slice, each.batch, each.instances))
         for each in planned.assignments
@@ -110,11 +123,13 @@ def _change(site: Site, key: Key, planned: DevicePlan) -> Change | None:
     reduced: list[tuple[Located, Located | None]] = []
     for spot, copy in sorted(after.items()):
         old = present.get(spot)
-        if old is None or _exceeds(copy.running, old.running):
+        if emptied or old is None or _exceeds(copy.running, old.running):
             launched.append(copy)
         elif old != copy:
             reduced.append((old, copy))
-    reduced += [(copy, None) for spot, copy in sorted(present.items()) if spot not in after]
+    reduced += [
+        (copy, None) for spot, copy in sorted(present.items()) if emptied or spot not in after
+    ]
     if geometry == now and not launched and not reduced:
         return None
     _check(site, device, geometry, wanted)

@@ -191,6 +191,7 @@ def _gpu(facts: Facts, gpu: Gpu) -> DeviceStatus:
         instances=_instances(facts, gpu.uuid, slices),
         health=verdict.health,
         problem=(verdict.problem or gpu.problem)[:MOST_DEVICE_PROBLEM],
+        index=gpu.index,
     )
 
 
