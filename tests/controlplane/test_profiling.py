@@ -17,6 +17,7 @@ from support.memory_cluster import MemoryCluster
 from support.objects import cpu, gpu, instance, node, pool, seen, served, service
 from tessera_core.api import ModelProfile, ModelService, RuntimeNode
 from tessera_core.api.runtimenode import MigMode, ProfileResult, ProfilingTask, SliceStatus
+from tessera_core.api.stages import STAGE
 from tessera_core.perf import ProfileRow
 from tessera_core.plan import plan, state_to_dict
 from tessera_operator.decide import Decision
@@ -65,6 +66,14 @@ def test_cores_are_measured_at_the_end_where_nothing_else_runs() -> None:
         Spot("cpu", "cpu-1@3", ONE),
         Spot("cpu", "cpu-2@2", ("cpu", "cpu-2")),
     )
+
+
+def test_preprocessing_is_measured_on_cores_also_beside_a_gpu_and_members_there_are_not() -> None:
+    of_images = service("s", "a", preprocess={"image": {"size": [8, 8]}})
+    assert lacking(of_images, [board()]) == [("a", FULL), (STAGE, ONE)]
+    assert lacking(of_images, [cores()]) == [("a", ONE), (STAGE, ONE)]
+    tasks = assign([("vision.s", STAGE, ONE)], [board()], {"n0"}, {}, 0.0, (1,))
+    assert tasks["n0"] == (ProfilingTask("vision.s", STAGE, "cpu", "cpu-1@7"),)
 
 
 def test_a_node_that_says_nothing_offers_nothing() -> None:
