@@ -19,6 +19,7 @@ FILES = (OPERATOR, GPU, CPU)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCKED = tomllib.loads((ROOT / "uv.lock").read_text())["package"]
 DISTRIBUTIONS = {
+    "PIL": "pillow",
     "google": "protobuf",
     "grpc": "grpcio",
     "grpc_health": "grpcio-health-checking",
