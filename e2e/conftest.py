@@ -34,6 +34,7 @@ _OF_RELEASE = (
     "test_recutting.py",
     "test_mig_manager_cuts.py",
     "test_measuring_cuts.py",
+    "test_gpu_health.py",
     "test_helm_life_cycle.py",
     "test_tls.py",
     "test_uninstall.py",
