@@ -86,7 +86,14 @@ bench-control-real: compiled  ## the same policies on real servers of this machi
 # E2E_ARGS are further options of pytest, such as `-k ensemble` or `--last-failed`.
 .PHONY: e2e
 e2e: env-e2e  ## the whole system on a real Kubernetes; TESSERA_E2E=kind or native picks which
-	$(RUN)/pytest e2e --ignore e2e/scale --ignore e2e/autoscaling --override-ini pythonpath=. $(E2E_ARGS)
+	$(RUN)/pytest e2e --ignore e2e/scale --ignore e2e/autoscaling $(patsubst %,--ignore %,$(CUTTING)) \
+	  --override-ini pythonpath=. $(E2E_ARGS)
+
+# What takes minutes on nodes that a stand-in of NVIDIA's library gives GPUs.
+CUTTING := e2e/test_recutting.py e2e/test_mig_manager_cuts.py
+.PHONY: e2e-gpus
+e2e-gpus: env-e2e  ## GPUs cut anew under load, with everybody killed at every step, by Tessera and by NVIDIA's MIG manager
+	$(RUN)/pytest $(CUTTING) --override-ini pythonpath=. -s $(E2E_ARGS)
 
 .PHONY: e2e-scale
 e2e-scale: env-e2e  ## the operator beside 300 simulated nodes of 8 GPUs and 300 services
