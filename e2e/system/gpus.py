@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from e2e import images
@@ -25,6 +26,7 @@ from e2e.system.installation import pool as processors
 
 from tessera_core.api.runtimepool import GPU_RESOURCE, PartitionBackend
 from tessera_core.gpu.tables import H100_80_SXM
+from tessera_operator.recutting import RECUT_AT
 
 MODEL = H100_80_SXM
 """MIG is switched on without a reset, which is an administrator's to make."""
@@ -42,6 +44,8 @@ _BUILD = (
 )
 _BUILD_S, _READY_S, _GONE_S = 300, 90.0, 90.0
 _FAULTS = "NVML_STAND_IN_FAULTS"
+_MACHINES = count(1)
+"""Numbers in the UUIDs of GPUs: no two are the same."""
 
 Slices = Mapping[str, str]
 """UUIDs of the slices of one GPU, by place: ``3g.40gb@4``."""
@@ -134,7 +138,9 @@ def gpus(
     be left.
     """
     stand_in, nodes = library(folder), system.cluster.nodes
-    for number, node in enumerate(nodes, start=1):
+    # What plans remember of GPUs that are gone is not of these.
+    system.kubectl("annotate", "rnode", "--all", f"{RECUT_AT}-")
+    for node, number in zip(nodes, _MACHINES, strict=False):
         machine = {
             "NVML_STAND_IN_BOARDS": ",".join(boards),
             "NVML_STAND_IN_NUMBER": str(number),

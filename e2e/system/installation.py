@@ -33,6 +33,7 @@ _PATHS = {
     "APIService": ("apis/apiregistration.k8s.io/v1", "apiservices"),
     "ConfigMap": ("api/v1", "configmaps"),
     "Deployment": ("apis/apps/v1", "deployments"),
+    "Event": ("api/v1", "events"),
     "EndpointSlice": ("apis/discovery.k8s.io/v1", "endpointslices"),
     "HorizontalPodAutoscaler": ("apis/autoscaling/v2", "horizontalpodautoscalers"),
     "Node": ("api/v1", "nodes"),
@@ -42,6 +43,7 @@ _PATHS = {
     "ModelService": ("apis/tessera.dev/v1alpha1", "modelservices"),
     "PlacementPlan": ("apis/tessera.dev/v1alpha1", "placementplans"),
     "RuntimeNode": ("apis/tessera.dev/v1alpha1", "runtimenodes"),
+    "RuntimePool": ("apis/tessera.dev/v1alpha1", "runtimepools"),
 }
 _POLL_S = 0.1
 KEYS = "--keys-interval=5"
