@@ -16,7 +16,7 @@ from tessera_runtime.dataplane import InputTensor, Slot
 from tessera_runtime.datatypes import DATATYPES
 from tessera_runtime.dispatch.request import Outputs
 from tessera_runtime.dispatch.validation import bucket_of
-from tessera_runtime.errors import Overloaded
+from tessera_runtime.errors import ServeError
 
 FRAMES = "frames"
 """Output of a stage that says how much of each row is meant; the rest is padding of its batch."""
@@ -68,7 +68,7 @@ def staged(
             datatype = _NAMES[array.dtype]
             np.frombuffer(slot.view, array.dtype).reshape(array.shape)[...] = array
             tensors.append(InputTensor(wanted.name, datatype, array.shape, slot, 0, array.nbytes))
-    except Overloaded:
+    except ServeError:
         for slot in slots:
             slot.release()
         raise
