@@ -90,9 +90,9 @@ e2e: env-e2e  ## the whole system on a real Kubernetes; TESSERA_E2E=kind or nati
 	  --override-ini pythonpath=. $(E2E_ARGS)
 
 # What takes minutes on nodes that a stand-in of NVIDIA's library gives GPUs.
-CUTTING := e2e/test_recutting.py e2e/test_mig_manager_cuts.py
+CUTTING := e2e/test_recutting.py e2e/test_mig_manager_cuts.py e2e/test_measuring_cuts.py e2e/test_gpu_health.py
 .PHONY: e2e-gpus
-e2e-gpus: env-e2e  ## GPUs cut anew under load, with everybody killed at every step, by Tessera and by NVIDIA's MIG manager
+e2e-gpus: env-e2e  ## GPUs cut anew under load, by Tessera and NVIDIA's MIG manager, and left when they ail
 	$(RUN)/pytest $(CUTTING) --override-ini pythonpath=. -s $(E2E_ARGS)
 
 .PHONY: e2e-scale
