@@ -8,6 +8,7 @@ outputs ``features``, FP32 ``[rows, frames, bands]`` of the longest with zeros a
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import numpy as np
@@ -89,7 +90,7 @@ class MediaEngine:
     def close(self) -> None: ...
 
 
-class _MediaLane:
+class _MediaLane(ABC):
     def __init__(self, signature: Signature, max_batch: int) -> None:
         self._signature = signature
         self._staging = Staging(signature, max_batch)
@@ -117,11 +118,13 @@ class _MediaLane:
             given.fill(b"")  # what clients sent is not kept until the next batch
         return self.answer(len(given))
 
+    @abstractmethod
     def take(self, at: int, rows: int, encoded: bytes) -> None:
-        raise NotImplementedError
+        """Decode row ``at`` of ``rows``. Raises MediaRefused."""
 
+    @abstractmethod
     def answer(self, rows: int) -> Mapping[str, np.ndarray]:
-        raise NotImplementedError
+        """What was taken, by output."""
 
     def close(self) -> None:
         self._staged = None
