@@ -120,7 +120,7 @@ proto: env-test  ## regenerate the gRPC descriptors from oip.proto and device_pl
 env-check: $(UV)
 	$(SYNC) --extra serve --group check
 env-test: $(UV)
-	$(SYNC) --extra runtime --extra onnx --extra s3 --extra gs --extra hf --extra solver --extra operator --group test --group demo
+	$(SYNC) --extra runtime --extra onnx --extra openvino --extra s3 --extra gs --extra hf --extra solver --extra operator --group test --group demo
 env-bench: $(UV)
 	$(SYNC) --extra solver --group bench
 env-e2e: $(UV)
