@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tessera_operator.cluster import ApiError, Cluster, ClusterError
-from tessera_operator.kinds import Document, Key, Kind, key_of
+from tessera_operator.kinds import Document, Key, Kind, forget_fields, key_of
 
 _LOG = logging.getLogger(__name__)
 WATCH_S = 240
@@ -136,7 +136,7 @@ class Facts:
 def _trimmed(document: dict[str, Any]) -> dict[str, Any]:
     """``document`` without what nobody asks for, which of large clusters is most of it."""
     metadata = document["metadata"]
-    metadata.pop("managedFields", None)  # a third of an object
+    forget_fields(document)
     match document["kind"]:
         case "Node":
             metadata.pop("annotations", None)

@@ -79,6 +79,13 @@ def key_of(document: Document) -> Key:
     return document["kind"], metadata.get("namespace", ""), metadata["name"]
 
 
+def head(key: Key) -> dict[str, Any]:
+    """The document of an object that says nothing but which one it is."""
+    kind, namespace, name = key
+    metadata = {"name": name, **({"namespace": namespace} if namespace else {})}
+    return {"apiVersion": KINDS[kind].api_version, "kind": kind, "metadata": metadata}
+
+
 def covers(present: object, wanted: object) -> bool:
     """Whether ``present`` has all that ``wanted`` says; the API server adds defaults and other writers fields.
 
@@ -98,3 +105,16 @@ def covers(present: object, wanted: object) -> bool:
             and all(map(covers, present, wanted))
         )
     return present == wanted
+
+
+def forget_fields(document: dict[str, Any]) -> None:
+    """Of ``managedFields``, a third of an object, keep who they are: and that only of RuntimeNodes, which several write."""
+    fields = document["metadata"].pop("managedFields", ())
+    if fields and document["kind"] == RUNTIME_NODE.name:
+        names = sorted({each["manager"] for each in fields if "manager" in each})
+        document["metadata"]["managedFields"] = [{"manager": name} for name in names]
+
+
+def managers(document: Document) -> frozenset[str]:
+    """Who has applied fields of a RuntimeNode that are still theirs."""
+    return frozenset(each["manager"] for each in document["metadata"].get("managedFields", ()))

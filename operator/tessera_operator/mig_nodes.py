@@ -17,7 +17,15 @@ from tessera_core.api.runtimepool import PartitionBackend
 from tessera_core.gpu.geometry import Geometry
 from tessera_core.plan.state_in import POOL_LABEL
 from tessera_operator.config import MigManager
-from tessera_operator.kinds import CONFIG_MAP, NODE, Document, Key
+from tessera_operator.kinds import (
+    CONFIG_MAP,
+    NODE,
+    RUNTIME_NODE,
+    Document,
+    Key,
+    head,
+    managers,
+)
 from tessera_operator.mig_layouts import Layout, Layouts, has_counts, layout_of, named
 from tessera_operator.mig_manager import (
     ALLOWED,
@@ -94,13 +102,13 @@ class MigNodes:
 
         ``coming``: what plans will have GPUs cut into, so that the manager has it by then.
         """
-        settings, here = self._settings, list[_Here]()
-        for each in _nodes(pools, nodes, documents):
-            if each.may_be_cut and settings is not None:
-                here.append(each)
-            elif each.is_managed and each.node.status.cuts:
-                # Who may not cut any more reports no GPU.
-                self._write(writer, each, ())
+        settings = self._settings
+        here = [each for each in _nodes(pools, nodes, documents) if each.may_be_cut]
+        told = {each.name for each in here if each.is_managed and settings is not None}
+        for key in [(RUNTIME_NODE.name, "", node.metadata.name) for node in nodes]:
+            # Who may not cut any more tells of no GPU; another partitioner may by now.
+            if key[2] not in told and _MANAGER in managers(documents.get(key, head(key))):
+                writer.withdraw(key, "status", _MANAGER)
         if settings is None or not here:
             return Kept()
         layouts = self._layouts(writer, documents, settings, here, coming, now)
@@ -112,9 +120,9 @@ class MigNodes:
         for each in here:
             move = next_move(_view(each, present, known, now))
             if move.labels:
-                metadata = {"name": each.name, "labels": dict(move.labels)}
-                head = {"apiVersion": NODE.api_version, "kind": NODE.name}
-                writer.merge({**head, "metadata": metadata})
+                document = head((NODE.name, "", each.name))
+                document["metadata"]["labels"] = dict(move.labels)
+                writer.merge(document)
             if move.end_pod:
                 self._pods.release(writer, documents, [each.name])
                 ended.add(each.name)
@@ -136,9 +144,9 @@ class MigNodes:
         key = CONFIG_MAP.name, settings.namespace, settings.config_map
         if not self._was_read:
             # Who may only change an object learns what is in it by changing nothing.
-            metadata = {"name": settings.config_map, "namespace": settings.namespace}
-            head = {"apiVersion": CONFIG_MAP.api_version, "kind": CONFIG_MAP.name}
-            self._was_read = writer.merge({**head, "metadata": metadata})
+            self._was_read = writer.merge(
+                head((CONFIG_MAP.name, settings.namespace, settings.config_map))
+            )
             if not self._was_read:
                 return None
         before = Layouts.read(documents[key])

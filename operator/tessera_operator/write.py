@@ -12,7 +12,17 @@ from functools import partial
 from typing import Any
 
 from tessera_operator.cluster import FIELD_MANAGER, ApiError, Cluster, ClusterError
-from tessera_operator.kinds import DAEMON_SET, DEPLOYMENT, KINDS, Document, Key, covers, key_of
+from tessera_operator.kinds import (
+    DAEMON_SET,
+    DEPLOYMENT,
+    KINDS,
+    Document,
+    Key,
+    covers,
+    forget_fields,
+    head,
+    key_of,
+)
 
 _LOG = logging.getLogger(__name__)
 _CONFLICT = 409
@@ -59,6 +69,11 @@ class Writer:
             for done in [self._threads.submit(write) for write in writes]:
                 done.result()
 
+    def withdraw(self, key: Key, subresource: str, manager: str) -> bool:
+        """Have all fields of an object go that are ``manager``'s alone; where it has none, that is a write all the same."""
+        document = head(key)
+        return self._do("apply", key, lambda: self._apply(key, document, subresource, manager))
+
     def create(self, document: Document) -> bool:
         """Make an object that nobody has made; False: somebody has, or it failed."""
         key = key_of(document)
@@ -79,11 +94,9 @@ class Writer:
         """
         if known and key not in self._documents:
             return True
-        kind, namespace, name = key
-        metadata = {"name": name, **({"namespace": namespace} if namespace else {})}
+        document = head(key)
         if uid is not None:
-            metadata["uid"] = uid
-        document = {"apiVersion": KINDS[kind].api_version, "kind": kind, "metadata": metadata}
+            document["metadata"]["uid"] = uid
         return self._do("delete", key, lambda: self._cluster.delete(document))
 
     def _apply(self, key: Key, document: Document, subresource: str, manager: str) -> None:
@@ -96,7 +109,7 @@ class Writer:
 
     def _note(self, key: Key, answer: dict[str, Any]) -> None:
         if key[0] != "Event":
-            answer["metadata"].pop("managedFields", None)
+            forget_fields(answer)
             self._documents[key] = answer
 
     def _is_so(

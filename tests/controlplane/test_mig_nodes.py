@@ -14,6 +14,7 @@ from support.objects import pool
 from support.recut_cases import HALVES, WHOLE, measured, wanted
 from tessera_core.api import RuntimeNode, RuntimePool
 from tessera_core.api.runtimenode import CutProblem
+from tessera_operator.kinds import head, key_of
 from tessera_operator.mig_manager import (
     ALLOWED_LABEL,
     AWAY_LABEL,
@@ -232,6 +233,27 @@ def test_a_label_that_is_left_in_a_pool_that_others_cut_is_taken_away_and_nothin
     cluster.tick(3)
     assert AWAY_LABEL not in cluster.labels("n0")
     assert cluster.cluster.objects["RuntimeNode", "", "n0"]["status"]["cuts"][0]["generation"] == 7
+
+
+@pytest.mark.parametrize("by_another_leader", [False, True])
+def test_nothing_more_is_told_of_nodes_that_somebody_else_is_to_cut(
+    by_another_leader: bool,
+) -> None:
+    cluster = two_of_each()
+    cluster.settle(400)
+    if by_another_leader:
+        cluster.restart()
+    cluster.change("RuntimePool", "p", partition={"backend": "NVML", "approval": "Auto"})
+    told = {"uuid": "GPU-new", "generation": 7}
+    document = cluster.cluster.objects["RuntimeNode", "", "n0"]
+    cluster.cluster.apply(head(key_of(document)) | {"status": {"cuts": [told]}}, "status", "other")
+    cluster.tick(3)
+    nodes = [cluster.cluster.objects["RuntimeNode", "", name]["status"] for name in ("n0", "n1")]
+    assert [[cut["uuid"] for cut in node.get("cuts", [])] for node in nodes] == [["GPU-new"], []]
+    writes = len(cluster.cluster.calls)
+    cluster.tick(3)
+    beside_beats = cluster.cluster.calls[writes:]
+    assert not [call for call in beside_beats if call == ("apply", key_of(document))]
 
 
 def test_a_failed_state_of_somebody_elses_layout_is_no_reason_to_wait() -> None:

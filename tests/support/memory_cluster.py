@@ -1,4 +1,6 @@
-"""An API server in memory, as far as the operator's ``Cluster`` goes: of lists only conditions are merged, no defaults."""
+"""An API server in memory, as far as the operator's ``Cluster`` goes: of lists only those of conditions and GPUs are merged,
+no defaults.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,8 @@ from typing import Any
 
 from tessera_operator.cluster import FIELD_MANAGER, ApiError, Cluster, ClusterError
 from tessera_operator.kinds import Document, Key, Kind, key_of
+
+_HEAD = {"apiVersion", "kind", "metadata"}
 
 
 class MemoryCluster(Cluster):
@@ -63,7 +67,18 @@ class MemoryCluster(Cluster):
         before = self._applied.get((key, subresource, manager), {})
         wanted = copy.deepcopy(dict(document))
         self._applied[key, subresource, manager] = wanted
-        return self._store(key, _merged(_without(present or {}, before, wanted), wanted))
+        stored = _merged(_without(present or {}, before, wanted) or {}, wanted)
+        stored["metadata"]["managedFields"] = self._managers(key)
+        return self._store(key, stored)
+
+    def _managers(self, key: Key) -> list[dict[str, str]]:
+        """Of all who have applied more than which object it is."""
+        return [
+            {"manager": manager, "subresource": subresource}
+            for (other, subresource, manager), document in self._applied.items()
+            if other == key
+            and (document.keys() - _HEAD or document["metadata"].keys() - {"name", "namespace"})
+        ]
 
     def merge(self, document: Document) -> dict[str, Any]:
         key = self._called("merge", document)
@@ -121,18 +136,18 @@ class MemoryCluster(Cluster):
         return copy.deepcopy(document)
 
 
-def _by_type(conditions: Any) -> dict[str, Any] | None:
-    """Conditions by their type, the key of that list; None for what is no list of conditions."""
-    if not isinstance(conditions, list) or not all(
-        isinstance(each, dict) and {"type", "status", "reason"} <= each.keys()
-        for each in conditions
-    ):
+def _by_key(items: Any) -> dict[str, Any] | None:
+    """Conditions by their type, GPUs by their UUID; None for what is no list of these."""
+    if not isinstance(items, list) or not all(isinstance(each, dict) for each in items):
         return None
-    return {each["type"]: each for each in conditions}
+    for key, others in (("type", {"status", "reason"}), ("uuid", set[str]())):
+        if all({key} | others <= each.keys() for each in items):
+            return {each[key]: each for each in items}
+    return None
 
 
 def _merged(present: Any, wanted: Any) -> Any:
-    old, new = _by_type(present), _by_type(wanted)
+    old, new = _by_key(present), _by_key(wanted)
     if old is not None and new is not None:
         return [*_merged(old, new).values()]
     if not isinstance(wanted, dict) or not isinstance(present, dict):
@@ -148,18 +163,20 @@ def _without_nulls(document: Any) -> Any:
 
 
 def _without(present: Any, before: Any, wanted: Any) -> Any:
-    """``present`` less what was applied before and is wanted no more."""
-    conditions, applied = _by_type(present), _by_type(before)
-    if conditions is not None and applied is not None:
-        return [*_without(conditions, applied, _by_type(wanted)).values()]
+    """``present`` less what was applied before and is wanted no more; None where that leaves nothing."""
+    items, applied = _by_key(present), _by_key(before)
+    if items is not None and applied is not None:
+        left = _without(items, applied, _by_key(wanted))
+        return None if left is None else [*left.values()]
     if not isinstance(present, dict) or not isinstance(before, dict):
-        return present
-    wanted = wanted if isinstance(wanted, dict) else {}
-    return {
-        name: _without(each, before.get(name), wanted.get(name))
+        return None if wanted is None else present
+    wants = wanted if isinstance(wanted, dict) else {}
+    left = {
+        name: _without(each, before[name], wants.get(name)) if name in before else each
         for name, each in present.items()
-        if name not in before or name in wanted
     }
+    left = {name: each for name, each in left.items() if each is not None}
+    return left if left or wanted is not None else None
 
 
 def _matches(labels: dict[str, str], selector: str) -> bool:
