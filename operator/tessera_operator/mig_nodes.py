@@ -36,6 +36,7 @@ from tessera_operator.mig_manager import (
     NodeView,
     next_move,
 )
+from tessera_operator.partitioners import PARTITIONER
 from tessera_operator.recutting import last_recut
 from tessera_operator.runtime_pods import Present, RuntimePods, node_document
 from tessera_operator.scaling import is_occupied
@@ -105,10 +106,7 @@ class MigNodes:
         settings = self._settings
         here = [each for each in _nodes(pools, nodes, documents) if each.may_be_cut]
         told = {each.name for each in here if each.is_managed and settings is not None}
-        for key in [(RUNTIME_NODE.name, "", node.metadata.name) for node in nodes]:
-            # Who may not cut any more tells of no GPU; another partitioner may by now.
-            if key[2] not in told and _MANAGER in managers(documents.get(key, head(key))):
-                writer.withdraw(key, "status", _MANAGER)
+        _withdraw(writer, documents, pools, nodes, told)
         if settings is None or not here:
             return Kept()
         layouts = self._layouts(writer, documents, settings, here, coming, now)
@@ -166,16 +164,39 @@ class MigNodes:
         writer.put({**node_document(here.name, {}, None), "status": status}, "status", _MANAGER)
 
 
+def _withdraw(
+    writer: Writer,
+    documents: Mapping[Key, Document],
+    pools: Sequence[RuntimePool],
+    nodes: Sequence[RuntimeNode],
+    told: Collection[str],
+) -> None:
+    """Who may not cut a node any more tells of no GPU there, but partitioners end without a word. ``told``: nodes of which
+    the operator tells.
+    """
+    cut = _cut_by(PartitionBackend.NVML, pools)
+    for node in nodes:
+        key = RUNTIME_NODE.name, "", node.metadata.name
+        may = {_MANAGER} if key[2] in told else set()
+        if dict(node.metadata.labels).get(POOL_LABEL) in cut:
+            may.add(PARTITIONER)
+        for manager in ({_MANAGER, PARTITIONER} & managers(documents.get(key, head(key)))) - may:
+            writer.withdraw(key, "status", manager)
+
+
+def _cut_by(backend: PartitionBackend, pools: Sequence[RuntimePool]) -> set[str]:
+    return {
+        pool.metadata.name
+        for pool in pools
+        if pool.spec.partition is not None and pool.spec.partition.backend is backend
+    }
+
+
 def _nodes(
     pools: Sequence[RuntimePool], nodes: Sequence[RuntimeNode], documents: Mapping[Key, Document]
 ) -> Iterator[_Here]:
     """Those of pools that are cut so, and others that runtime pods are still kept away from."""
-    cut = {
-        pool.metadata.name
-        for pool in pools
-        if pool.spec.partition is not None
-        and pool.spec.partition.backend is PartitionBackend.MIG_MANAGER
-    }
+    cut = _cut_by(PartitionBackend.MIG_MANAGER, pools)
     for node in nodes:
         machine = documents.get((NODE.name, "", node.metadata.name))
         labels = (machine or {}).get("metadata", {}).get("labels") or {}

@@ -24,6 +24,7 @@ from tessera_operator.mig_manager import (
     STATE_LABEL,
     SUCCESS,
 )
+from tessera_operator.partitioners import PARTITIONER
 
 TICKS = 54
 """That two nodes take one after the other."""
@@ -254,6 +255,22 @@ def test_nothing_more_is_told_of_nodes_that_somebody_else_is_to_cut(
     cluster.tick(3)
     beside_beats = cluster.cluster.calls[writes:]
     assert not [call for call in beside_beats if call == ("apply", key_of(document))]
+
+
+@pytest.mark.parametrize("backend", ["Static", "MigManager"])
+def test_what_a_partitioner_told_of_a_node_that_it_cuts_no_more_is_taken_back(backend: str) -> None:
+    cluster = _uncut().twin()
+    cluster.change("RuntimePool", "p", partition={**BACKEND, "backend": "NVML"})
+    document = cluster.cluster.objects["RuntimeNode", "", "n0"]
+    status = {"status": {"cuts": [{"uuid": "GPU-gone"}]}}
+    cluster.cluster.apply(head(key_of(document)) | status, "status", PARTITIONER)
+    cluster.tick()
+    cuts = cluster.cluster.objects["RuntimeNode", "", "n0"]["status"]["cuts"]
+    assert [cut["uuid"] for cut in cuts] == ["GPU-gone"]
+    cluster.change("RuntimePool", "p", partition={**BACKEND, "backend": backend})
+    cluster.tick(2)
+    cuts = cluster.cluster.objects["RuntimeNode", "", "n0"]["status"].get("cuts", [])
+    assert "GPU-gone" not in {cut["uuid"] for cut in cuts}
 
 
 def test_a_failed_state_of_somebody_elses_layout_is_no_reason_to_wait() -> None:

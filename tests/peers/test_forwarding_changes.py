@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -12,9 +13,10 @@ import numpy as np
 import pytest
 
 from support.clients import Crowd, Load
-from support.model_files import ModelFile, rows
+from support.model_files import WIDTH, ModelFile, rows
 from support.open_loop import Endpoints, OpenLoad
 from support.peers import counted, forwarded, peers
+from support.raw_http import RawClient, request
 from support.server import Server, descendants, running_server, wait_until
 from support.targets import member, service
 from support.targets import server as target
@@ -238,3 +240,24 @@ def test_a_crashed_instance_leaves_its_queue_to_peers(
     crowd.close()
     assert counted(two, "tessera_received_calls_total", code="200") >= 5
     a.let_load()
+
+
+def test_a_client_that_keeps_its_connection_is_sent_elsewhere_while_all_is_passed_on(
+    one: Server, two: Server, a: ModelFile
+):
+    """A node that was left is empty only once nobody comes there any more."""
+    two.apply(serving(a))
+    one.apply(serving(a, two))
+    given = {"name": "x", "shape": [1, WIDTH], "datatype": "FP32", "data": [1.0] * WIDTH}
+    ask = request("POST", f"/v2/models/{MODEL}/infer", json.dumps({"inputs": [given]}).encode())
+    with RawClient(one.ports().http) as kept:
+        for here, connection in ((True, None), (False, "close")):
+            one.apply(serving(a, two, here=here))
+            kept.send(ask)
+            answer = kept.read()
+            assert (answer.status, answer.headers.get("connection")) == (200, connection)
+        assert kept.ended()
+    one.apply(serving(a, two))
+    with RawClient(one.ports().http) as other:
+        other.send(ask)
+        assert "connection" not in other.read().headers

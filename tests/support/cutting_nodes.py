@@ -111,8 +111,8 @@ class CuttingNodes(Operator):
                 if self._is_up("agent", name):
                     status = self._reported(now, status)
                 if status != now.status:
-                    found = replace(now, status=status).to_dict()
-                    self.cluster.objects["RuntimeNode", "", name] = found
+                    found = self.cluster.objects["RuntimeNode", "", name]
+                    found["status"] = replace(now, status=status).to_dict()["status"]
             self._count()
 
     def settle(self, most: int = 200) -> None:

@@ -166,8 +166,12 @@ def _without(present: Any, before: Any, wanted: Any) -> Any:
     """``present`` less what was applied before and is wanted no more; None where that leaves nothing."""
     items, applied = _by_key(present), _by_key(before)
     if items is not None and applied is not None:
-        left = _without(items, applied, _by_key(wanted))
-        return None if left is None else [*left.values()]
+        kept = _by_key(wanted) or {}
+        return [
+            _without(each, applied[name], kept[name]) if name in applied else each
+            for name, each in items.items()
+            if name not in applied or name in kept
+        ]
     if not isinstance(present, dict) or not isinstance(before, dict):
         return None if wanted is None else present
     wants = wanted if isinstance(wanted, dict) else {}

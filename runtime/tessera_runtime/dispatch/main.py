@@ -22,6 +22,7 @@ from tessera_runtime.dispatch.metrics import start_metrics
 from tessera_runtime.dispatch.peers import Channels
 from tessera_runtime.dispatch.profiler import profile
 from tessera_runtime.dispatch.waiting import eventually
+from tessera_runtime.dispatch.wanted import runs_nothing
 from tessera_runtime.dispatch.worker_memory import watch
 from tessera_runtime.dispatch.workers import LoadFailed, WorkerLost, WorkerPool
 from tessera_runtime.errors import ServeError
@@ -126,6 +127,8 @@ async def serve(arguments: argparse.Namespace) -> None:
                     dispatcher.apply(target, keys)
                 except KeyError as error:
                     return control.Refused(f"an instance names the unknown device {error}")
+                for each in https:
+                    each.send_elsewhere(runs_nothing(target))
                 return control.Applied()
             case control.Report():
                 return control.Reported(dispatcher.report())
@@ -143,6 +146,7 @@ async def serve(arguments: argparse.Namespace) -> None:
     http_socket = socket.socket(fileno=arguments.http_fd)
     grpc_socket = socket.socket(fileno=arguments.grpc_fd)
     front_ends: list[HttpServer | GrpcServer] = []
+    https: list[HttpServer] = []
     metrics = start_metrics(
         dispatcher,
         lambda: sum(each.copied for each in front_ends),
@@ -161,6 +165,9 @@ async def serve(arguments: argparse.Namespace) -> None:
         limits=HttpLimits(max_body=largest),
         context=tls.http,
     )
+    # Connections of gRPC come of age by themselves.
+    https.append(http)
+    http.send_elsewhere(runs_nothing(dispatcher.target))
     grpc_limits = GrpcLimits(
         max_message=largest + PEER_OVERHEAD,
         max_connection_age_s=arguments.grpc_connection_age or _age_s(arguments.shutdown_delay),

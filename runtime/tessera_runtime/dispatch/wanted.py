@@ -25,6 +25,12 @@ def has_place(target: ServiceTarget) -> bool:
     return any(member.instances or member.peers for member in target.members)
 
 
+def runs_nothing(target: ServerTarget) -> bool:
+    """Whether all that comes here is passed on, so that clients are better off elsewhere."""
+    members = [member for service in target.services for member in service.members]
+    return bool(members) and not any(member.instances for member in members)
+
+
 def _models(target: ServiceTarget) -> object:
     members = [
         (x.name, x.digest, x.format, x.allow_code, x.max_batch, x.weight, x.required)

@@ -7,7 +7,7 @@ import socket
 import ssl
 
 from tessera_runtime.dataplane import DataPlane
-from tessera_runtime.protocol.accepting import accept_on
+from tessera_runtime.protocol.accepting import Accepting, accept_on
 from tessera_runtime.protocol.front_end import FrontEnd
 from tessera_runtime.protocol.http1 import HttpConnection
 from tessera_runtime.protocol.hub import Hub
@@ -22,9 +22,18 @@ than heads usually have and a small body."""
 class HttpServer(FrontEnd[Hub]):
     """Made by :func:`start_http`."""
 
+    def __init__(self, hub: Hub, accepting: Accepting) -> None:
+        super().__init__(hub, accepting)
+        self._ends = False
+
+    def send_elsewhere(self, whether: bool) -> None:
+        """Answer with ``Connection: close``, so that clients come back somewhere else; or no more, unless it ends."""
+        self._hub.closing = whether or self._ends
+
     def let_go(self) -> None:
-        """Answer with ``Connection: close`` from now on, so that clients come back somewhere else."""
-        self._hub.closing = True
+        """The same for good."""
+        self._ends = True
+        self.send_elsewhere(True)
 
     async def close(self) -> None:
         self.let_go()
