@@ -7,11 +7,9 @@ node after the other may be cut for it.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 
 import pytest
-from e2e.chart import Object
 from e2e.system import gpus as stand_in
 from e2e.system.gpus import MODEL, Gpus
 from e2e.system.installation import Installation
@@ -82,7 +80,7 @@ def serve(system: Installation, namespace: str, name: str, nodes: int) -> Servic
     found = system.service(namespace, name)
     digest = f"sha256:{hashlib.sha256(FILES[name]).hexdigest()}"
     for kind in (WHOLE, HALF):
-        measured(found, digest, kind)
+        stand_in.measured(found, digest, kind)
     uri = system.store.put(f"{namespace}/{name}.onnx", FILES[name])
     spread = {"placement": {"isolation": "Partition", "spread": {"minNodes": nodes}}}
     document = model_service(
@@ -91,39 +89,6 @@ def serve(system: Installation, namespace: str, name: str, nodes: int) -> Servic
     document["spec"]["members"][0]["model"]["digest"] = digest
     system.apply(document)
     return found
-
-
-def measured(service: Service, digest: str, kind: str) -> None:
-    profile = next((each for each in MODEL.profiles if each.name == kind), None)
-    sms = (profile.sm_count or 0) if profile is not None else MODEL.sm_count
-    memory = profile.memory_mib if profile is not None else MODEL.memory_mib
-    place = {"product": MODEL.products[0], "slice": kind, "smCount": sms, "memoryMiB": memory}
-    name = f"{service.name}-{kind.replace('.', '-')}"
-    service.system.apply(
-        {
-            "apiVersion": "tessera.dev/v1alpha1",
-            "kind": "ModelProfile",
-            "metadata": {"name": name, "namespace": service.namespace},
-            "spec": {"modelDigest": digest, "deviceClass": place, "engine": "onnxruntime"},
-        }
-    )
-    status = {"status": {"rows": [row(batch) for batch in (1, 2, 4, 8)]}}
-    service.system.kubectl(
-        *("patch", "mprof", name, f"--namespace={service.namespace}", "--subresource=status"),
-        *("--type=merge", f"--patch={json.dumps(status)}"),
-    )
-
-
-def row(batch: int) -> Object:
-    milliseconds = 10 + batch
-    return {
-        "batch": batch,
-        "instances": 1,
-        "p50": f"{milliseconds}ms",
-        "p99": f"{milliseconds}ms",
-        "throughput": f"{1000 * batch / milliseconds:.3f}",
-        "memoryMiB": "1",
-    }
 
 
 def requests(service: Service) -> Load:

@@ -7,7 +7,6 @@ fit the slices that a test wants it on. No two services fit the same slices, so 
 from __future__ import annotations
 
 import hashlib
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -91,7 +90,7 @@ def moves(gpus: Gpus, namespace: str) -> Service:
 def joins(gpus: Gpus, namespace: str, moves: Service) -> Iterator[Service]:
     """To be served beside ``moves``, which has to make room: it has whole GPUs, and needs less."""
     move(gpus, moves, WHOLE)
-    fits(gpus, moves, WHOLE, PART)
+    fits(moves, WHOLE, PART)
     yield gpus.system.service(namespace, "joins")
     gpus.system.kubectl("delete", "msvc", "joins", f"--namespace={namespace}", "--wait=false")
     gpus.system.wait(
@@ -102,7 +101,7 @@ def joins(gpus: Gpus, namespace: str, moves: Service) -> Iterator[Service]:
 def serve(gpus: Gpus, namespace: str, name: str, *kinds: str) -> Service:
     """A service of one model that runs on slices of these ``kinds`` only."""
     found = gpus.system.service(namespace, name)
-    fits(gpus, found, *kinds)
+    fits(found, *kinds)
     uri = gpus.system.store.put(f"{namespace}/{name}.onnx", FILES[name])
     document = model_service(namespace, name, {"only": uri}, **TWICE)
     document["spec"]["members"][0]["model"]["digest"] = digest(name)
@@ -114,36 +113,12 @@ def digest(name: str) -> str:
     return f"sha256:{hashlib.sha256(FILES[name]).hexdigest()}"
 
 
-def fits(gpus: Gpus, service: Service, *kinds: str) -> None:
+def fits(service: Service, *kinds: str) -> None:
     """Have its model measured, with more memory than there is on all but these ``kinds`` of slices."""
-    places = {"full": (MODEL.sm_count, MODEL.memory_mib)}
-    places |= {each.name: (each.sm_count or 0, each.memory_mib) for each in MODEL.profiles}
-    head = {"apiVersion": "tessera.dev/v1alpha1", "kind": "ModelProfile"}
     # What it is to move to comes first, so that it is never measured to fit nowhere.
     for kind in sorted(KINDS, key=lambda each: each not in kinds):
-        name = f"{service.name}-{kind.replace('.', '-')}"
-        sms, memory = places[kind]
-        place = {"product": MODEL.products[0], "slice": kind, "smCount": sms, "memoryMiB": memory}
-        spec = {"modelDigest": digest(service.name), "deviceClass": place, "engine": "onnxruntime"}
-        metadata = {"name": name, "namespace": service.namespace}
-        gpus.system.apply({**head, "metadata": metadata, "spec": spec})
-        rows = [row(batch, 1 if kind in kinds else MODEL.memory_mib + 1) for batch in (1, 2, 4, 8)]
-        gpus.system.kubectl(
-            *("patch", "mprof", name, f"--namespace={service.namespace}", "--subresource=status"),
-            *("--type=merge", f"--patch={json.dumps({'status': {'rows': rows}})}"),
-        )
-
-
-def row(batch: int, memory_mib: int) -> Object:
-    milliseconds = 10 + batch
-    return {
-        "batch": batch,
-        "instances": 1,
-        "p50": f"{milliseconds}ms",
-        "p99": f"{milliseconds}ms",
-        "throughput": f"{1000 * batch / milliseconds:.3f}",
-        "memoryMiB": str(memory_mib),
-    }
+        memory_mib = 1 if kind in kinds else MODEL.memory_mib + 1
+        stand_in.measured(service, digest(service.name), kind, memory_mib)
 
 
 def spots(service: Service) -> dict[str, tuple[str, str]]:
@@ -205,7 +180,7 @@ def waiting(gpus: Gpus, reason: str) -> list[Object]:
 
 
 def move(gpus: Gpus, moves: Service, kind: str) -> None:
-    fits(gpus, moves, kind)
+    fits(moves, kind)
     settled(gpus, moves, kind)
 
 
@@ -341,7 +316,7 @@ def test_whoever_is_killed_at_whichever_step_it_ends_as_planned(
     kind = WHOLE if is_on(moves, PART) else PART
     before, own = gpus.cuts(), boards(moves)
     with asked(moves) as load:
-        fits(gpus, moves, kind)
+        fits(moves, kind)
         for turn, (who, action) in enumerate((first, second)):
             node = gpus.system.wait(
                 f"the step {action}", partial(reached, gpus, action, turn), RECUT_S

@@ -19,7 +19,8 @@ from bench.harness import Figures, Row
 from bench.planner.fleet import mixed_fleet
 
 from tessera_core.plan import plan
-from tessera_core.simulate.cluster import device_loads, replay
+from tessera_core.simulate.cluster import replay
+from tessera_core.simulate.devices import device_loads
 from tessera_core.simulate.scenarios import scenarios
 from tessera_core.simulate.traces import Gamma
 

@@ -25,7 +25,8 @@ from tessera_cli.simulate_svg import svg
 from tessera_cli.simulate_tables import as_document, device_table, service_table
 from tessera_core.perf import ServiceModel, latency_percentile
 from tessera_core.plan import plan, plan_to_dict
-from tessera_core.simulate.cluster import DeviceLoad, NoRequest, Result, device_loads, replay
+from tessera_core.simulate.cluster import NoRequest, Result, replay
+from tessera_core.simulate.devices import DeviceLoad, device_loads
 from tessera_core.simulate.scenarios import Queue, Scenario, Servers, scenarios
 
 _QUICK = ("alpha_ms", "tau0_ms", "cap", "rate", "slo_ms")
@@ -183,7 +184,9 @@ def _simulated(found: Sequence[Scenario], load: Load) -> list[Result]:
     with Progress(
         *columns, console=stderr, transient=True, disable=not stderr.is_terminal
     ) as progress:
-        bar = progress.add_task("simulating", total=sum(len(each.members) for each in found))
+        bar = progress.add_task(
+            "simulating", total=sum(len(each.members) + bool(each.stage) for each in found)
+        )
         for scenario in found:
             rng = np.random.default_rng([load.seed, *scenario.service.encode()])
             arrivals = load.arrivals_ms(scenario, rng)

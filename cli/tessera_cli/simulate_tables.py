@@ -11,7 +11,8 @@ from rich.text import Text
 
 from tessera_cli.simulate_load import Load
 from tessera_cli.tables import table
-from tessera_core.simulate.cluster import DeviceLoad, Result
+from tessera_core.simulate.cluster import Result
+from tessera_core.simulate.devices import DeviceLoad
 
 
 def as_document(
@@ -78,7 +79,10 @@ def _service(each: Result) -> dict[str, Any]:
 def service_table(results: Sequence[Result], refused: Sequence[dict[str, Any]]) -> Table:
     numbers = ("req/s", "good/s", "p50", "p95", "p99", "tail", "target", "batch", "busy", "within")
     shown = table(
-        "Latency in ms, tails predicted / simulated, and the busiest queue", ("service",), numbers
+        "Latency in ms, tails predicted / simulated, and the busiest queue",
+        ("service",),
+        numbers,
+        ("busiest",),
     )
     for each in results:
         scenario, busiest = each.scenario, each.busiest
@@ -92,6 +96,7 @@ def service_table(results: Sequence[Result], refused: Sequence[dict[str, Any]]) 
             f"{busiest.mean_batch:.3g}",
             f"{busiest.utilisation:.0%}",
             Text(f"{each.within:.2%}", "green" if each.met else "red"),
+            busiest.queue.member,
         )
     for one in refused:
         shown.add_row(Text(f"{one['service']}/{one['member']}: {one['reason']}", "red"))

@@ -23,6 +23,7 @@ from e2e.native import gpu_runtime
 from e2e.native.node import Machine
 from e2e.system.installation import KEYS, PARTITIONER, RUNTIME, Installation, all_ready
 from e2e.system.installation import pool as processors
+from e2e.system.services import Service
 
 from tessera_core.api.runtimepool import GPU_RESOURCE, PartitionBackend
 from tessera_core.gpu.tables import H100_80_SXM
@@ -101,6 +102,38 @@ def pool(gpus: int, partition: Mapping[str, object]) -> Object:
     node["resources"][GPU_RESOURCE] = str(gpus)
     node["runtimeClassName"] = gpu_runtime.HANDLER
     return document
+
+
+def measured(service: Service, digest: str, kind: str, memory_mib: int = 1) -> None:
+    """Have the only model of ``service`` measured to take so much on slices of a ``kind``."""
+    profile = next((each for each in MODEL.profiles if each.name == kind), None)
+    sms = (profile.sm_count or 0) if profile is not None else MODEL.sm_count
+    memory = profile.memory_mib if profile is not None else MODEL.memory_mib
+    place = {"product": MODEL.products[0], "slice": kind, "smCount": sms, "memoryMiB": memory}
+    name = f"{service.name}-{kind.replace('.', '-')}"
+    service.system.apply(
+        {
+            "apiVersion": "tessera.dev/v1alpha1",
+            "kind": "ModelProfile",
+            "metadata": {"name": name, "namespace": service.namespace},
+            "spec": {"modelDigest": digest, "deviceClass": place, "engine": "onnxruntime"},
+        }
+    )
+    rows = [
+        {
+            "batch": batch,
+            "instances": 1,
+            "p50": f"{10 + batch}ms",
+            "p99": f"{10 + batch}ms",
+            "throughput": f"{1000 * batch / (10 + batch):.3f}",
+            "memoryMiB": str(memory_mib),
+        }
+        for batch in (1, 2, 4, 8)
+    ]
+    service.system.kubectl(
+        *("patch", "mprof", name, f"--namespace={service.namespace}", "--subresource=status"),
+        *("--type=merge", f"--patch={json.dumps({'status': {'rows': rows}})}"),
+    )
 
 
 def environment(system: Installation, node: str) -> dict[str, str]:

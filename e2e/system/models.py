@@ -68,6 +68,25 @@ def classifier(seed: int, layers: int = 0) -> bytes:
     return data
 
 
+def averages(scale: float, side: int) -> bytes:
+    """A file: ``INPUT`` of shape (rows, 3, side, side) to the mean of each channel times ``scale``, ``y`` of shape (rows, 3)."""
+    nodes = [
+        helper.make_node("ReduceMean", [INPUT], ["m"], axes=[2, 3], keepdims=0),
+        helper.make_node("Mul", ["m", "scale"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "averages",
+        [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["rows", 3, side, side])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", 3])],
+        [numpy_helper.from_array(np.float32(scale), "scale")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    data: bytes = model.SerializeToString()
+    return data
+
+
 def example(rows: int = 1, seed: int = 0) -> Array:
     """An input."""
     return np.random.default_rng(seed).normal(size=(rows, FEATURES)).astype(np.float32)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+
+from tessera_core.api.preprocess import ImagePreprocess, Preprocess
+from tessera_core.api.stages import stage_of
 
 FEW = ("--requests", "20000", "-o", "json")
 QUICK = ("--alpha-ms", "0.5", "--tau0-ms", "2", "--cap", "32")
@@ -81,6 +85,39 @@ def test_one_service_of_a_state_is_simulated_alone(tessera, state_file: Path) ->
     none = tessera("simulate", "-f", state_file, *FEW, "--service", "forms.x")
     assert none.returncode == 1
     assert "--service: found 'forms.x', allowed: " in none.stderr
+
+
+def test_preprocessing_is_simulated_before_the_members_and_named_where_it_is_short(
+    tessera, edited
+) -> None:
+    media = edited(_decode_first)
+    found = _services(tessera("simulate", "-f", media, *FEW))["forms.digits"]
+    stage, mlp = found["queues"]
+    assert (stage["member"], mlp["member"]) == ("preprocess", "mlp")
+    assert found["met"]
+    assert found["simulated"]["latencyMs"] <= found["predicted"]["latencyMs"]
+    shown = tessera("simulate", "-f", media, "--requests", "20000", "--rate-factor", "4").stdout
+    (line,) = [line for line in shown.splitlines() if line.startswith("forms.digits")]
+    assert line.split()[-1] == "preprocess"
+
+
+def _decode_first(state: dict) -> None:
+    stage = stage_of(Preprocess(image=ImagePreprocess(size=(224, 224))))
+    (digits,) = [each for each in state["services"] if each["metadata"]["name"] == "digits"]
+    digits["spec"] |= {
+        "preprocess": {"image": {"size": [224, 224]}},
+        "traffic": {"requestsPerSecond": 300},
+        "slo": {"objectives": [{"target": "100ms", "percent": "99"}]},
+    }
+    profile = deepcopy(next(p for p in state["profiles"] if p["metadata"]["name"] == "mlp-cpu"))
+    profile["metadata"]["name"] = "decoding"
+    profile["spec"]["modelDigest"] = stage.model.digest
+    profile["status"]["rows"] = [
+        {"batch": batch, "instances": 1, "p50": f"{5 * batch}ms", "p99": f"{5 * batch}ms"}
+        | {"throughput": "200", "memoryMiB": 100}
+        for batch in (1, 4, 16)
+    ]
+    state["profiles"].append(profile)
 
 
 def test_devices_are_as_busy_as_what_runs_on_them(tessera, state_file: Path) -> None:

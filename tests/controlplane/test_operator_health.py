@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import socket
+import struct
+import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from support.clusters import gpu_node
 from tessera_core.plan import ClusterState, PoolRules
@@ -86,6 +91,54 @@ def test_other_paths_say_what_there_is(health: Health) -> None:
     status, text = get(health, "/")
     assert status == 404
     assert "/metrics" in text
+
+
+class Scraped(Collector):
+    """Does something in the middle of an answer, once it is told to."""
+
+    def __init__(self, does: Callable[[], None]) -> None:
+        self.thread: threading.Thread | None = None
+        self.asked, self.go_on = threading.Event(), threading.Event()
+        self._does = does
+
+    def describe(self) -> Iterator[Metric]:
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        self.thread = threading.current_thread()
+        self.asked.set()
+        assert self.go_on.wait(30)
+        self._does()
+        return iter(())
+
+
+def hang_up_on(health: Health, scraped: Scraped) -> None:
+    """While it makes an answer, which it then has nobody for."""
+    health.show(scraped)
+    with socket.create_connection(("127.0.0.1", health.port), 30) as caller:
+        # Closed at once, with a reset.
+        caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        caller.sendall(b"GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n")
+        assert scraped.asked.wait(30)
+    scraped.go_on.set()
+    assert scraped.thread is not None
+    scraped.thread.join(30)
+    assert not scraped.thread.is_alive()
+
+
+def test_a_caller_that_hangs_up_is_nothing_to_log(
+    health: Health, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hang_up_on(health, Scraped(lambda: None))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_answer_that_fails_is_logged(health: Health, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise RuntimeError("no metrics")
+
+    hang_up_on(health, Scraped(fail))
+    assert "RuntimeError: no metrics" in capsys.readouterr().err
 
 
 def test_devices_are_counted_as_they_are_now(health: Health) -> None:

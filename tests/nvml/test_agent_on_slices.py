@@ -265,8 +265,8 @@ def test_without_a_partitioner_slices_have_names_all_the_same(pod: Pod) -> None:
     assert pod.answer(pod.server.http()) == number(real[str(small)])
 
 
-def test_a_model_is_measured_on_a_slice(pod: Pod) -> None:
-    piece = pod.slice(1, 2, 2)
+def measured_on(piece: Placement, pod: Pod) -> dict[str, Any]:
+    """The profile of the model on a slice of that kind, which is cut for it."""
     pod.tell(pod.cut(piece))
     task = {"service": SERVICE, "member": "m", "device": pod.gpu.uuid, "slice": str(piece)}
     pod.api.order(profiling=[task], candidates=[pod.served()])
@@ -278,6 +278,12 @@ def test_a_model_is_measured_on_a_slice(pod: Pod) -> None:
     pod.until(measured, "a profile")
     [profile] = measured()
     assert profile.get("problem", "") == ""
+    return profile
+
+
+def test_a_model_is_measured_on_a_slice(pod: Pod) -> None:
+    piece = pod.slice(1, 2, 2)
+    profile = measured_on(piece, pod)
     table = find_profile(pod.gpu.model, piece.profile)
     assert table is not None
     place = profile["deviceClass"]
@@ -349,17 +355,7 @@ def test_a_slice_has_a_daemon_until_it_is_drained_and_is_cut_then(
 def test_what_is_measured_under_mps_is_of_a_product_of_its_own(pod_under_mps: Pod) -> None:
     pod = pod_under_mps
     piece = pod.slice(1, 2, 2)
-    pod.tell(pod.cut(piece))
-    task = {"service": SERVICE, "member": "m", "device": pod.gpu.uuid, "slice": str(piece)}
-    pod.api.order(profiling=[task], candidates=[pod.served()])
-
-    def measured() -> list[dict[str, Any]]:
-        found = pod.api.status().get("profiles", ())
-        return [each for each in found if each.get("rows") or each.get("problem")]
-
-    pod.until(measured, "a profile")
-    [profile] = measured()
-    assert profile.get("problem", "") == ""
+    profile = measured_on(piece, pod)
     assert profile["deviceClass"]["product"] in map(under_mps, pod.gpu.model.products)
     assert profile["deviceClass"]["slice"] == piece.profile
     pod.until(lambda: not daemons(pod.server), "the end of its daemon")

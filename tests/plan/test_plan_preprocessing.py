@@ -12,8 +12,9 @@ from support.clusters import cluster, cpu_node, gpu_node, gpu_place, measured, s
 from tessera_core.api import ModelService
 from tessera_core.api.stages import STAGE, stage_of
 from tessera_core.perf.ensemble import LEAST_PART, MOST_PART, UNKNOWN_PART, stage_part
-from tessera_core.plan import ClusterState, Measured, Policy, demands_of, plan
+from tessera_core.plan import ClusterState, Measured, Policy, Why, demands_of, plan
 from tessera_core.plan.build import demands_in
+from tessera_core.plan.predict import latency_at, member_latency_ms, pools_of
 from tessera_core.plan.state import DeviceState
 
 PREPROCESS = {"image": {"size": [224, 224], "resize": 256}}
@@ -105,6 +106,38 @@ def test_the_predicted_latency_is_of_both() -> None:
     (one,) = found.services
     assert one.latency_ms == pytest.approx(by_member[STAGE] + by_member["m"] + 1.0)
     assert one.latency_ms <= one.target_ms
+
+
+@pytest.mark.parametrize("rps", [50.0, 300.0])
+def test_the_latency_at_another_rate_is_of_both(rps: float) -> None:
+    facts = state(16, rps=300.0, target="200ms")
+    found = plan(facts)
+    (one,) = found.services
+    at = latency_at(found, facts, "vision.s", rps)
+    stage, member = (
+        member_latency_ms(
+            [pool for pool in pools_of(found, facts) if pool.demand.stage == is_stage], rps
+        )
+        for is_stage in (True, False)
+    )
+    assert at == pytest.approx(stage + member + 1.0)
+    assert (at == pytest.approx(one.latency_ms)) == (rps == 300.0)
+
+
+def test_a_target_that_preprocessing_leaves_too_little_of_is_refused_with_both_figures() -> None:
+    slow = plan(state(16, ms=500.0, rps=10.0, target="51ms"))
+    refusals = {member: refusal for _, member, refusal in slow.refused}
+    assert refusals[STAGE].why is Why.INFEASIBLE
+    assert refusals[STAGE].detail.startswith(
+        "the target is 51 ms, of which preprocess may take 41 ms and the members that wait for it the rest; with no"
+    )
+    one = images("s", rps=10.0, target="51ms")
+    known = [measured("m", gpu_place(), 0.05, 200.0), decoding(one, 200.0)]
+    facts = cluster([gpu_and_cores("a", 16)], [one], known)  # type: ignore[list-item]
+    refusals = {member: refusal for _, member, refusal in plan(facts).refused}
+    assert refusals["m"].detail.startswith(
+        "the target is 51 ms, of which m may take 26 ms and preprocessing the rest; with no other load"
+    )
 
 
 def test_a_cluster_without_measured_cores_refuses_preprocessing_and_says_so() -> None:

@@ -12,7 +12,8 @@ from tessera_core.perf import ServiceModel, latency_percentile
 from tessera_core.plan import ClusterState, Goal, Plan, Policy, plan
 from tessera_core.plan.predict import latency_at
 from tessera_core.simulate.arrivals import gamma
-from tessera_core.simulate.cluster import Outcome, Result, device_loads, replay
+from tessera_core.simulate.cluster import Outcome, Result, replay
+from tessera_core.simulate.devices import device_loads
 from tessera_core.simulate.scenarios import Queue, Quorum, Scenario, Servers, scenarios
 
 

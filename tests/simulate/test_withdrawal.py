@@ -89,7 +89,7 @@ slos = st.sampled_from([1.0, 2.5, 4.0, 7.5, 64.0])
 def dispatched(
     members: Sequence[Station],
     arrivals: Sequence[float],
-    slo_ms: float,
+    deadlines: Sequence[float],
     fewest: int,
     required: frozenset[int],
 ) -> tuple[list[list[float]], list[int]]:
@@ -125,7 +125,7 @@ def dispatched(
         for request, came in enumerate(arrivals):
             if came == now:
                 for queue, mine in zip(queues, entries, strict=True):
-                    mine[request] = queue.push(request, came + slo_ms, 1)
+                    mine[request] = queue.push(request, deadlines[request], 1)
         for index, (queue, member) in enumerate(zip(queues, members, strict=True)):
             times = member.batch_ms
             while queue and free[index]:
@@ -142,20 +142,26 @@ def dispatched(
     return ends, dropped
 
 
-@given(gaps, slos, st.lists(stations, min_size=1, max_size=3), st.data())
+@given(gaps, slos, st.lists(stations, min_size=1, max_size=3), st.booleans(), st.data())
 @settings(deadline=None, max_examples=300)
 def test_every_member_does_what_the_dispatchers_queue_would(
-    gaps: list[float], slo_ms: float, members: list[Station], data: st.DataObject
+    gaps: list[float], slo_ms: float, members: list[Station], overtaken: bool, data: st.DataObject
 ) -> None:
     arrivals = np.cumsum(gaps)
+    deadlines = arrivals + slo_ms
+    if overtaken:
+        # In another order than that of deadlines, of which no two are the same then.
+        deadlines += 2.0**-20 * np.arange(len(gaps))
+        late = st.lists(st.sampled_from([0.0, 0.25, 0.875]), min_size=len(gaps), max_size=len(gaps))
+        arrivals = arrivals + data.draw(late)
     fewest = data.draw(st.integers(1, len(members)))
     required = data.draw(st.frozensets(st.integers(0, len(members) - 1)))
-    expected, dropped = dispatched(members, arrivals.tolist(), slo_ms, fewest, required)
+    expected, dropped = dispatched(members, arrivals.tolist(), deadlines.tolist(), fewest, required)
     found = simulate_members(
         [[[each]] for each in members],
         each_one_queue(members, arrivals),
         arrivals,
-        slo_ms,
+        deadlines - arrivals,
         min_members=fewest,
         required=required,
     )
@@ -229,19 +235,23 @@ def test_it_does_not_where_answers_are_made_without_it() -> None:
     ("slo_ms", "min_members", "required", "message"),
     [
         (0.0, None, frozenset(), "slo_ms"),
+        (np.array([2.0, 1.0]), None, frozenset(), "in the order of deadlines"),
         (1.0, 2, frozenset(), "min_members"),
         (1.0, None, frozenset({1}), "required"),
     ],
 )
 def test_what_cannot_be_is_named(
-    slo_ms: float, min_members: int | None, required: frozenset[int], message: str
+    slo_ms: float | np.ndarray,
+    min_members: int | None,
+    required: frozenset[int],
+    message: str,
 ) -> None:
     station = Station((1.0,))
     with pytest.raises(ValueError, match=message):
         simulate_members(
             [[[station]]],
-            np.zeros((1, 1), dtype=np.int64),
-            at(0),
+            np.zeros((1, 2), dtype=np.int64),
+            at(0, 0),
             slo_ms,
             min_members=min_members,
             required=required,

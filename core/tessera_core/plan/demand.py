@@ -21,7 +21,7 @@ latency at that load is predicted for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from tessera_core.api import Isolation, ModelService, OnTimeout, ScalingMode
@@ -64,7 +64,11 @@ class Demand:
     """Latency of this member, queue and inference."""
     burstiness: float
     batch_max: int
+    others_ms: float = 0.0
+    """Part of the service's latency that is left to preprocessing, or to the members that wait for it."""
     required: bool = True
+    stage: bool = False
+    """Whether it makes what the others of its service take, which wait for it."""
     code: bool = False
     isolation: Isolation = Isolation.ANY
     min_parts: int = 1
@@ -129,6 +133,8 @@ def demands_of(
     stages = spec.placed[len(spec.members) :]
     if stages:
         percent = stage_percentile(percent)
+    else:
+        share = 0.0
     percentile = member_percentile(percent, answering)
     selector = placement.pool_selector
     members = tuple(
@@ -141,7 +147,8 @@ def demands_of(
             rate=0.0 if counted else load * policy.headroom,
             rows_per_request=rows,
             percentile=_resolved(percentile),
-            budget_ms=budget_ms * (1 - share) if stages else budget_ms,
+            budget_ms=budget_ms * (1 - share),
+            others_ms=budget_ms * share,
             burstiness=traffic.burstiness,
             batch_max=member.batch.max,
             required=member.required,
@@ -163,13 +170,28 @@ def demands_of(
             digest=stage.model.digest,
             percentile=_resolved(percent),
             budget_ms=budget_ms * share,
+            others_ms=budget_ms * (1 - share),
             batch_max=stage.batch.max,
             required=True,
+            stage=True,
             code=False,
             products=(CPU,),
         )
         for stage in stages
     )
+
+
+def end_to_end_ms(latencies: Iterable[tuple[Demand, float]]) -> float:
+    """Latency of one service in ms, without the overhead, of those of its members: that of preprocessing, and of the slowest
+    that waits for it.
+    """
+    ahead = slowest = 0.0
+    for demand, latency_ms in latencies:
+        if demand.stage:
+            ahead = latency_ms
+        else:
+            slowest = max(slowest, latency_ms)
+    return ahead + slowest
 
 
 def stage_share(

@@ -37,6 +37,7 @@ from tessera_core.plan.repair import keep, retune, trim
 from tessera_core.plan.report import Refused, Told, named, tell
 from tessera_core.plan.search import LITTLE_FAITH, Work, consolidate, order_of
 from tessera_core.plan.state import Budget, ClusterState, Goal
+from tessera_core.plan.stay import stay
 
 _MILLI = 1000
 _ROUNDS = 3
@@ -160,7 +161,9 @@ def _searched(
     keep(layout)
     placer = Placer(layout, needs)
     if layout.used():
+        present = layout.mark()
         _adjust(placer, work)
+        stay(layout, present)
         return placer
     complete = serve_all(placer, work)
     if problem.goal is Goal.MINIMISE_COST:

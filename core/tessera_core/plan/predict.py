@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite, sqrt
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from tessera_core.perf.service import MS_PER_S
 from tessera_core.plan.behaviour import Behaviour, Running
 from tessera_core.plan.build import demands_in, problem_of
 from tessera_core.plan.decision import Assignment, Plan
-from tessera_core.plan.demand import Demand
+from tessera_core.plan.demand import Demand, end_to_end_ms
 from tessera_core.plan.matrix import Cell, Part
 from tessera_core.plan.state import ClusterState, Slice
 
@@ -108,6 +108,16 @@ def member_latency_ms(pools: Sequence[Pool], requests_per_second: float) -> floa
     )
 
 
+def service_latency_ms(members: Iterable[Sequence[Pool]], requests_per_second: float) -> float:
+    """Latency of a service in ms at its percentile, without the overhead; ``inf`` without a steady state.
+
+    ``members``: the pools of each, preprocessing among them.
+    """
+    return end_to_end_ms(
+        (pools[0].demand, member_latency_ms(pools, requests_per_second)) for pools in members
+    )
+
+
 def latency_at(
     plan: Plan, state: ClusterState, service: str, requests_per_second: float
 ) -> float | None:
@@ -133,11 +143,9 @@ def latency_at(
     if not members or not all(members.values()):
         return None
     turns = {where: _turns(beside) for where, beside in tenants.items() if len(beside) > 1}
-    worst = max(
-        member_latency_ms([_in_turns(pool, turns) for pool in pools], requests_per_second)
-        for pools in members.values()
-    )
-    return worst + state.policy.overhead_ms if isfinite(worst) else None
+    in_turns = [[_in_turns(pool, turns) for pool in pools] for pools in members.values()]
+    latency = service_latency_ms(in_turns, requests_per_second)
+    return latency + state.policy.overhead_ms if isfinite(latency) else None
 
 
 def _tenants(pools: Sequence[Pool], requests_per_s: float) -> Iterator[tuple[Where, _Tenant]]:

@@ -76,10 +76,14 @@ def _infeasible(problem: Problem, member: int, places: list[int], overhead_ms: f
     behaviour = problem.predictor.behaviours[member]
     best, place = min((behaviour.least_latency_ms(place), place) for place in places)
     best += overhead_ms
-    target = demand.budget_ms + overhead_ms
+    mine = demand.budget_ms + overhead_ms
+    target = f"the target is {mine + demand.others_ms:g} ms"
+    if demand.others_ms:
+        rest = "the members that wait for it" if demand.stage else "preprocessing"
+        target += f", of which {demand.member} may take {mine:.4g} ms and {rest} the rest"
     return Refusal(
         Why.INFEASIBLE,
-        f"the target is {target:g} ms; with no other load the best device, {problem.places[place]}, "
+        f"{target}; with no other load the best device, {problem.places[place]}, "
         f"reaches {best:.3g} ms at percentile {demand.percentile:.4g} "
         f"(overhead of {overhead_ms:g} ms included)",
         best_ms=best,

@@ -8,10 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tessera_core.api import ModelService
-from tessera_core.api.stages import STAGE
 from tessera_core.plan.behaviour import MILLI, Behaviour, Running
 from tessera_core.plan.decision import Assignment, DevicePlan, Plan, Refusal, ServicePlan
-from tessera_core.plan.demand import Demand
+from tessera_core.plan.demand import end_to_end_ms
 from tessera_core.plan.layout import Layout
 from tessera_core.plan.matrix import Part, Row
 from tessera_core.plan.place import Placer
@@ -201,10 +200,6 @@ def _fresh_device(problem: Problem, index: int, row: Row, flows: Flows) -> Devic
     )
 
 
-def _is_stage(service: ModelService, demand: Demand) -> bool:
-    return service.spec.preprocess is not None and demand.member == STAGE
-
-
 def _service(
     state: ClusterState,
     service: ModelService,
@@ -217,9 +212,7 @@ def _service(
     required = problem.needed(problem.home[members[0]])
     lacking = [m for m in members if _lacks(placer, m)]
     worst = min(lacking, key=lambda m: (m not in required, _share(placer, m), m), default=None)
-    stages = [m for m in members if _is_stage(service, problem.demands[m])]
-    latency = max((slowest[m] for m in members if m in slowest and m not in stages), default=0.0)
-    latency += sum(slowest.get(m, 0.0) for m in stages)
+    latency = end_to_end_ms((problem.demands[m], slowest[m]) for m in members if m in slowest)
     rows = problem.demands[members[0]].rows_per_request
     return ServicePlan(
         service=service.served_name,

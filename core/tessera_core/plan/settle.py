@@ -2,13 +2,12 @@
 
 The search counts parts; a device has positions. The present geometry is kept when it has the parts that are
 needed, otherwise the slices that keep their instances stay and the others are placed around them. A part
-that runs already goes where it runs, so a plan that is already applied comes back unchanged.
+that runs already goes where it runs, also with other settings, so a plan that is already applied comes back unchanged.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tessera_core.gpu.devices import FULL
@@ -17,8 +16,8 @@ from tessera_core.plan.matrix import Part, Row
 from tessera_core.plan.problem import Problem
 from tessera_core.plan.state import DeviceState, Slice
 
-Token = tuple[str, str, str, int, int]
-"""What runs in a part: (slice name, service, member, batch, instances)."""
+Token = tuple[str, str, int, int]
+"""What runs in a part: (service, member, batch, instances)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +36,18 @@ def settle(problem: Problem, index: int, row: Row) -> Settled:
     device = problem.devices[index]
     if device.is_cpu:
         return Settled((), False, _core_sets(problem, device, row, problem.policy.reserved_cores))
-    if _covers(problem, device.geometry, row):
+    if covers(problem, device, row):
         if device.geometry is None:
             return Settled((), False, tuple((Slice(), part) for part in row))
         return Settled(device.geometry, False, _into(problem, device, row, device.geometry))
-    if any(_name(problem, part) == FULL for part in row):
+    if any(slice_name(problem, part) == FULL for part in row):
         return Settled((), True, tuple((Slice(), part) for part in row))
     geometry = _geometry(problem, device, row)
     return Settled(geometry, True, _into(problem, device, row, geometry))
 
 
-def _name(problem: Problem, part: Part) -> str:
+def slice_name(problem: Problem, part: Part) -> str:
+    """Of the slices that ``part`` may be in."""
     return problem.places[part.place].slice
 
 
@@ -55,17 +55,10 @@ def _width(problem: Problem, part: Part) -> int:
     return problem.places[part.place].sm_count
 
 
-def _tokens(problem: Problem, part: Part) -> list[Token]:
-    name = _name(problem, part)
-    return [
-        (name, *problem.demands[cell.member].key, cell.cap, cell.instances) for cell in part.cells
-    ]
-
-
-def _covers(problem: Problem, geometry: Geometry | None, row: Row) -> bool:
-    """Whether the slices of ``geometry`` are enough for the parts of ``row``."""
-    wanted = Counter(_name(problem, part) for part in row)
-    return wanted <= Counter(_slice_names(geometry))
+def covers(problem: Problem, device: DeviceState, row: Row) -> bool:
+    """Whether the slices that a GPU has are enough for the parts of ``row``."""
+    wanted = Counter(slice_name(problem, part) for part in row)
+    return wanted <= Counter(_slice_names(device.geometry))
 
 
 def _slice_names(geometry: Geometry | None) -> list[str]:
@@ -75,29 +68,39 @@ def _slice_names(geometry: Geometry | None) -> list[str]:
 def _geometry(problem: Problem, device: DeviceState, row: Row) -> Geometry:
     """Exact slices for ``row``; those whose instances stay keep their place if the others then fit."""
     assert device.model is not None, "only boards with a table can be cut"
-    wanted = Counter(_name(problem, part) for part in row)
-    kept: list[Placement] = []
-    for part in row:
-        for start in sorted(_starts(device, _tokens(problem, part))):
-            placement = Placement(_name(problem, part), start)
-            if placement not in kept and wanted[_name(problem, part)]:
-                kept.append(placement)
-                wanted[_name(problem, part)] -= 1
-                break
-    rest = place(device.model, wanted.elements(), kept)
-    if rest is None:
-        kept, rest = [], place(device.model, (_name(problem, part) for part in row))
-    assert rest is not None, "every row is inside a packing, and packings are layouts"
-    return tuple(sorted((*kept, *rest)))
+    names = [slice_name(problem, part) for part in row]
+    kept: dict[int, Placement] = {}
+    for position, start in _present(problem, device, row):
+        placement = Placement(names[position], start)
+        if position not in kept and placement not in kept.values():
+            kept[position] = placement
+    while True:
+        waiting = [name for position, name in enumerate(names) if position not in kept]
+        rest = place(device.model, waiting, list(kept.values()))
+        if rest is not None:
+            return tuple(sorted((*kept.values(), *rest)))
+        assert kept, "every row is inside a packing, and packings are layouts"
+        kept.popitem()  # what has least to lose
 
 
-def _starts(device: DeviceState, tokens: Sequence[Token]) -> set[int]:
-    """Starts of the present slices that run exactly ``tokens``."""
+def _present(problem: Problem, device: DeviceState, row: Row) -> list[tuple[int, int]]:
+    """Parts, by position in ``row``, and starts of present slices of theirs in which some of their members run. Those that
+    run exactly so come first, then the most members, whose caps and instances can be changed where they are.
+    """
     inside: dict[Slice, list[Token]] = {}
     for each in device.running:
-        token = (each.slice.name, each.service, each.member, each.batch, each.instances)
+        token = (each.service, each.member, each.batch, each.instances)
         inside.setdefault(each.slice, []).append(token)
-    return {piece.start for piece, found in inside.items() if sorted(found) == sorted(tokens)}
+    found = []
+    for position, part in enumerate(row):
+        tokens = sorted(
+            (*problem.demands[cell.member].key, cell.cap, cell.instances) for cell in part.cells
+        )
+        for piece, running in inside.items():
+            stay = len({token[:2] for token in tokens} & {token[:2] for token in running})
+            if stay and piece.name == slice_name(problem, part):
+                found.append((sorted(running) != tokens, -stay, position, piece.start))
+    return [(position, start) for _, _, position, start in sorted(found)]
 
 
 def _into(
@@ -105,21 +108,20 @@ def _into(
 ) -> tuple[tuple[Slice, Part], ...]:
     """Parts into slices of their profile: where they run already, else the first free one."""
     free = list(geometry)
-    placed: list[tuple[Slice, Part]] = []
-    waiting: list[Part] = []
-    for part in row:
-        starts = _starts(device, _tokens(problem, part))
-        same = [p for p in free if p.profile == _name(problem, part) and p.start in starts]
-        if same:
-            free.remove(same[0])
-            placed.append((Slice(same[0].profile, same[0].start), part))
-        else:
-            waiting.append(part)
-    for part in waiting:
-        first = next(p for p in free if p.profile == _name(problem, part))
-        free.remove(first)
-        placed.append((Slice(first.profile, first.start), part))
-    return tuple(sorted(placed))
+    placed: dict[int, Placement] = {}
+    for position, start in _present(problem, device, row):
+        there = Placement(slice_name(problem, row[position]), start)
+        if position not in placed and there in free:
+            free.remove(there)
+            placed[position] = there
+    for position, part in enumerate(row):
+        if position not in placed:
+            first = next(p for p in free if p.profile == slice_name(problem, part))
+            free.remove(first)
+            placed[position] = first
+    return tuple(
+        sorted((Slice(there.profile, there.start), row[at]) for at, there in placed.items())
+    )
 
 
 def _core_sets(
@@ -127,30 +129,42 @@ def _core_sets(
 ) -> tuple[tuple[Slice, Part], ...]:
     """Runs of neighbouring cores: where the part runs already, else the lowest run that is free.
 
-    The first ``reserved`` cores are left alone. When the kept sets leave no run that is long enough, all
-    sets are laid out anew.
+    The first ``reserved`` cores are left alone. Sets that leave no run that is long enough for the others are given up.
     """
     usable = tuple(range(reserved, device.cores))
-    placed: list[tuple[Slice, Part]] = []
-    waiting: list[Part] = []
+    kept: dict[int, tuple[int, ...]] = {}
     taken: set[int] = set()
-    for part in row:
-        for start in sorted(_starts(device, _tokens(problem, part))):
-            cores = _run(usable, start, _width(problem, part))
-            if cores and not taken & set(cores):
-                taken |= set(cores)
-                placed.append((Slice(_name(problem, part), start, cores), part))
-                break
-        else:
-            waiting.append(part)
-    for part in sorted(waiting, key=lambda part: (-_width(problem, part), part)):
-        runs = (_run(usable, start, _width(problem, part)) for start in usable)
+    for position, start in _present(problem, device, row):
+        cores = _run(usable, start, _width(problem, row[position]))
+        if position not in kept and cores and not taken & set(cores):
+            taken |= set(cores)
+            kept[position] = cores
+    while (placed := _beside(problem, row, usable, kept)) is None:
+        kept.popitem()  # what has least to lose
+    return tuple(
+        sorted(
+            (Slice(slice_name(problem, row[at]), cores[0], cores), row[at])
+            for at, cores in placed.items()
+        )
+    )
+
+
+def _beside(
+    problem: Problem, row: Row, usable: tuple[int, ...], kept: dict[int, tuple[int, ...]]
+) -> dict[int, tuple[int, ...]] | None:
+    """Cores by position in ``row``, the widest parts first; None where a part finds none beside those that are ``kept``."""
+    placed = dict(kept)
+    taken = {core for cores in kept.values() for core in cores}
+    waiting = [position for position in range(len(row)) if position not in kept]
+    for position in sorted(waiting, key=lambda at: (-_width(problem, row[at]), row[at])):
+        runs = (_run(usable, start, _width(problem, row[position])) for start in usable)
         cores = next((run for run in runs if run and not taken & set(run)), ())
         if not cores:
-            return _laid_out(problem, usable, row)
+            assert kept, "a row has no more cores than its board"
+            return None
         taken |= set(cores)
-        placed.append((Slice(_name(problem, part), cores[0], cores), part))
-    return tuple(sorted(placed))
+        placed[position] = cores
+    return placed
 
 
 def _run(usable: tuple[int, ...], start: int, count: int) -> tuple[int, ...]:
@@ -160,15 +174,3 @@ def _run(usable: tuple[int, ...], start: int, count: int) -> tuple[int, ...]:
     first = usable.index(start)
     run = usable[first : first + count]
     return run if len(run) == count else ()
-
-
-def _laid_out(
-    problem: Problem, usable: tuple[int, ...], row: Row
-) -> tuple[tuple[Slice, Part], ...]:
-    placed = []
-    first = 0
-    for part in sorted(row, key=lambda part: (-_width(problem, part), part)):
-        cores = usable[first : first + _width(problem, part)]
-        first += _width(problem, part)
-        placed.append((Slice(_name(problem, part), cores[0], cores), part))
-    return tuple(sorted(placed))

@@ -3,7 +3,8 @@
 A plan predicts latency with formulas for one queue at a time. Here every queue of a service is simulated on
 the same seeded arrivals, so what the formulas leave out on the safe side shows: members' queues are long
 together. The instances of a member on one node take from one queue; a member on several nodes splits its
-stream at random, in proportion to what each node carries.
+stream at random, in proportion to what each node carries. Where media are preprocessed, requests go to those queues first,
+and to the members when that is done, with what is left of their time.
 
 Queues share their batch times. Members that take turns on one slice have theirs lengthened as the planner
 lengthens them, instances beside each other as their profile was measured, and every answer is charged the measured
@@ -15,17 +16,16 @@ A service is simulated at a time, and what is kept of it is a few numbers, so me
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tessera_core.gpu.mig import GpuModel, find_profile
 from tessera_core.perf.service import MS_PER_S
-from tessera_core.plan.decision import Plan
-from tessera_core.plan.state import ClusterState, Slice
 from tessera_core.simulate.ensemble import simulate_members
 from tessera_core.simulate.scenarios import Part, Queue, Scenario, Servers
 from tessera_core.simulate.station import Served, Station, simulate
@@ -77,7 +77,7 @@ class Outcome:
     seconds: float
     """In which they came."""
     loads: tuple[Load, ...]
-    """By member and queue."""
+    """By member and queue, preprocessing first."""
 
     @property
     def within(self) -> float:
@@ -128,7 +128,7 @@ class Result:
     curve_ms: tuple[float, ...]
     """At :data:`POINTS`."""
     loads: tuple[Load, ...]
-    """By member and queue."""
+    """By member and queue, preprocessing first."""
 
     @property
     def met(self) -> bool:
@@ -141,62 +141,6 @@ class Result:
         return max(self.loads, key=lambda load: load.utilisation)
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceLoad:
-    """What one device did."""
-
-    node: str
-    device: str
-    product: str
-    rows_per_s: float
-    busy: float
-    """Share of it that ran batches, in the mean over the time; slices count by their compute."""
-    members: tuple[str, ...]
-    """``service/member``, sorted."""
-
-
-def device_loads(
-    plan: Plan, state: ClusterState, results: Sequence[Result]
-) -> tuple[DeviceLoad, ...]:
-    """By device of ``plan``, those that serve nothing that was simulated among them."""
-    busy: dict[Part, float] = defaultdict(float)
-    rows: dict[tuple[str, str], float] = defaultdict(float)
-    members: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for result in results:
-        for load in result.loads:
-            for each in load.parts:
-                device = each.part[:2]
-                busy[each.part] += each.busy
-                rows[device] += each.rows_per_s
-                members[device].add(f"{result.scenario.service}/{load.queue.member}")
-    whole = {(node.name, each.uuid): each for node in state.nodes for each in node.devices}
-    found: dict[tuple[str, str], float] = defaultdict(float)
-    for part, share in busy.items():
-        model, cores = whole[part[:2]].model, whole[part[:2]].cores
-        found[part[:2]] += min(1.0, share) * _share_of(part.slice, model, cores)
-    return tuple(
-        DeviceLoad(
-            each.node,
-            each.uuid,
-            each.product,
-            rows[each.node, each.uuid],
-            found[each.node, each.uuid],
-            tuple(sorted(members[each.node, each.uuid])),
-        )
-        for each in plan.devices
-    )
-
-
-def _share_of(piece: Slice, model: GpuModel | None, cores: int) -> float:
-    """Of its device."""
-    if piece.cores:
-        return len(piece.cores) / cores
-    profile = find_profile(model, piece.name) if model is not None else None
-    if model is None or profile is None:
-        return 1.0
-    return profile.compute_slices / model.compute_slices
-
-
 def replay(
     scenario: Scenario,
     arrivals_ms: Vector,
@@ -206,37 +150,85 @@ def replay(
 ) -> Outcome:
     """Simulate ``scenario`` on ascending ``arrivals_ms``, shape (requests,); ``rng`` divides them over queues.
 
-    ``as_served``: late requests are refused and dropped. ``done`` is called after every member. Raises ``NoRequest``.
+    ``as_served``: late requests are refused and dropped. ``done`` is called after every member, and after preprocessing.
+    Raises ``NoRequest``.
     """
     if not arrivals_ms.size:
         raise NoRequest(f"{scenario.service}: no request came in this time: simulate a longer one")
     slo_ms = max(scenario.target_ms - scenario.overhead_ms, 1e-9) if as_served else None
-    taken = np.stack(
-        [
-            rng.choice(len(queues), len(arrivals_ms), p=[queue.share for queue in queues])
-            for queues in scenario.members
-        ]
-    )
-    latencies, loads = [], []
+    ahead = _preprocessed(scenario, arrivals_ms, rng, slo_ms)
+    if scenario.stage:
+        done()
+    came_ms = arrivals_ms[ahead.done] + ahead.took_ms
+    left_ms = None if slo_ms is None else slo_ms - ahead.took_ms
+    taken = np.stack([_divided(queues, len(came_ms), rng) for queues in scenario.members])
+    latencies, loads = [], list(ahead.loads)
     for queues, row, results in zip(
-        scenario.members, taken, _served(scenario, taken, arrivals_ms, slo_ms, done), strict=True
+        scenario.members, taken, _served(scenario, taken, came_ms, left_ms, done), strict=True
     ):
-        latency = np.empty_like(arrivals_ms)
-        for position, (queue, served) in enumerate(zip(queues, results, strict=True)):
-            latency[row == position] = _latency_ms(queue, served)
-            loads.append(_load(queue, served, scenario.rows_per_request))
-        latencies.append(latency)
-    answered = _answered_ms(np.stack(latencies) + scenario.overhead_ms, scenario)
+        took_ms, spread_ms = _latency_ms(queues, row, results)
+        latencies.append(took_ms + spread_ms)
+        loads += _loads(queues, results, scenario.rows_per_request)
+    since_arrival = np.stack(latencies) + ahead.took_ms + ahead.spread_ms + scenario.overhead_ms
+    answered = np.full(len(arrivals_ms), inf)
+    answered[ahead.done] = _answered_ms(since_arrival, scenario)
     first = int(len(answered) * WARM_UP)
     seconds = float(arrivals_ms[-1] - (arrivals_ms[first - 1] if first else 0.0)) / MS_PER_S
     return Outcome(scenario, answered[first:], max(seconds, 1e-9), tuple(loads))
+
+
+class _Preprocessed(NamedTuple):
+    """What became of the requests before the members were asked."""
+
+    done: NDArray[np.bool_]
+    """By request: whether it went on to the members."""
+    took_ms: Vector
+    """Of those that did."""
+    spread_ms: Vector
+    """Of those that did: what they are charged for the measured spread of batch times."""
+    loads: Sequence[Load] = ()
+
+
+def _preprocessed(
+    scenario: Scenario, arrivals_ms: Vector, rng: np.random.Generator, slo_ms: float | None
+) -> _Preprocessed:
+    queues = scenario.stage
+    if not queues:
+        nothing = np.zeros(len(arrivals_ms))
+        return _Preprocessed(np.ones(len(arrivals_ms), np.bool_), nothing, nothing)
+    # Early enough for the slowest member, as the dispatcher wants it.
+    if slo_ms is not None:
+        slo_ms = max(slo_ms - max(map(_alone_ms, scenario.members)), 1e-9)
+    row = _divided(queues, len(arrivals_ms), rng)
+    results = [
+        simulate(_stations(queue), arrivals_ms[row == position], slo_ms, slo_ms is not None)
+        for position, queue in enumerate(queues)
+    ]
+    took_ms, spread_ms = _latency_ms(queues, row, results)
+    done = np.isfinite(took_ms)
+    loads = _loads(queues, results, scenario.rows_per_request)
+    return _Preprocessed(done, took_ms[done], spread_ms[done], loads)
+
+
+def _alone_ms(queues: Sequence[Queue]) -> float:
+    """What one request takes by itself where it takes longest."""
+    return max(
+        each.model.batch_times_ms()[0] - each.blocking_ms
+        for queue in queues
+        for each in queue.servers
+    )
+
+
+def _divided(queues: Sequence[Queue], requests: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Which of the ``queues`` of a member each request goes to."""
+    return rng.choice(len(queues), requests, p=[queue.share for queue in queues])
 
 
 def _served(
     scenario: Scenario,
     taken: NDArray[np.int64],
     arrivals_ms: Vector,
-    slo_ms: float | None,
+    slo_ms: Vector | None,
     done: Callable[[], None],
 ) -> Sequence[Sequence[Served]]:
     """By member and queue. ``taken``: which queue of each member a request goes to, shape (members, requests)."""
@@ -245,7 +237,7 @@ def _served(
     for queues, row in zip(stations, taken, strict=True):
         found.append(
             [
-                simulate(each, arrivals_ms[row == position], slo_ms, slo_ms is not None)
+                _as_they_come(each, arrivals_ms, slo_ms, row == position)
                 for position, each in enumerate(queues)
             ]
         )
@@ -266,16 +258,41 @@ def _served(
     )
 
 
+def _as_they_come(
+    stations: Sequence[Station], arrivals_ms: Vector, slo_ms: Vector | None, mine: NDArray[np.bool_]
+) -> Served:
+    """Of the requests that are ``mine``, which preprocessing may have brought out of their order."""
+    came_ms = arrivals_ms[mine]
+    order = np.argsort(came_ms, kind="stable")
+    allowed = None if slo_ms is None else slo_ms[mine][order]
+    served = simulate(stations, came_ms[order], allowed, allowed is not None)
+    back = np.argsort(order)
+    return replace(served, latency_ms=served.latency_ms[back], batches=served.batches[back])
+
+
 def _stations(queue: Queue) -> list[Station]:
     return [Station(each.model.batch_times_ms(), each.model.instances) for each in queue.servers]
 
 
-def _latency_ms(queue: Queue, served: Served) -> Vector:
-    """Of its requests, ``inf`` without a batch; each charged the spread of the server that ran it."""
-    spread = np.array([each.model.spread_ms for each in queue.servers])[served.stations]
-    # The last entry is that of requests without a batch.
-    latency: Vector = served.latency_ms + np.append(spread, 0.0)[served.batches]
-    return latency
+def _latency_ms(
+    queues: Sequence[Queue], row: NDArray[np.int64], results: Sequence[Served]
+) -> tuple[Vector, Vector]:
+    """By request, ``inf`` without a batch, and the spread of the server that ran it. ``row``: the queue of each."""
+    latency_ms, spread_ms = np.empty((2, len(row)))
+    for position, (queue, served) in enumerate(zip(queues, results, strict=True)):
+        mine = row == position
+        latency_ms[mine] = served.latency_ms
+        spreads = np.array([each.model.spread_ms for each in queue.servers])[served.stations]
+        # The last entry is that of requests without a batch.
+        spread_ms[mine] = np.append(spreads, 0.0)[served.batches]
+    return latency_ms, spread_ms
+
+
+def _loads(queues: Sequence[Queue], results: Sequence[Served], rows_per_request: int) -> list[Load]:
+    return [
+        _load(queue, served, rows_per_request)
+        for queue, served in zip(queues, results, strict=True)
+    ]
 
 
 def _load(queue: Queue, served: Served, rows_per_request: int) -> Load:

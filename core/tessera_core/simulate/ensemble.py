@@ -10,7 +10,6 @@ of a batch, and the cost is per request and member.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from heapq import heappop, heappush
 from math import inf
@@ -31,6 +30,9 @@ from tessera_core.simulate.station import (
 
 Vector = NDArray[np.float64]
 Counts = NDArray[np.int64]
+
+_ROUNDING_MS = 1e-6
+"""Of deadlines that are sums."""
 
 
 def simulate_ensemble(
@@ -57,7 +59,7 @@ def simulate_members(
     members: Sequence[Sequence[Sequence[Station]]],
     taken: Counts,
     arrivals_ms: Vector,
-    slo_ms: float,
+    slo_ms: float | Vector,
     admission: bool = False,
     min_members: int | None = None,
     required: frozenset[int] = frozenset(),
@@ -65,15 +67,20 @@ def simulate_members(
     """What became of the requests of every queue, by member and queue.
 
     ``members``: the stations of each queue of each. ``taken``: which queue of each member a request goes to, shape
-    (members, requests). ``slo_ms``, ``admission``: as in :func:`tessera_core.simulate.station.simulate`. A request is
+    (members, requests). ``arrivals_ms``: shape (requests,), in the order of deadlines, which need not be that of arrival.
+    ``slo_ms``, ``admission``: as in :func:`tessera_core.simulate.station.simulate`. A request is
     withdrawn when a ``required`` member lost it, or fewer than ``min_members`` (None: all) are left.
 
-    Raises ``ValueError`` as :func:`simulate_ensemble` does, and for an SLO that is not positive.
+    Raises ``ValueError`` as :func:`simulate_ensemble` does, for an SLO that is not positive, and for deadlines that descend.
     """
     fewest = _quorum(len(members), min_members, required)
-    if not slo_ms > 0:
-        raise ValueError(f"slo_ms: must be positive, found {slo_ms}")
-    run = _Together(members, taken, arrivals_ms, slo_ms, admission, fewest, required)
+    allowed = np.broadcast_to(np.asarray(slo_ms, dtype=np.float64), arrivals_ms.shape)
+    if allowed.size and not allowed.min() > 0:
+        raise ValueError(f"slo_ms: must be positive, found {allowed.min()}")
+    deadlines_ms = arrivals_ms + allowed
+    if (np.diff(deadlines_ms) < -_ROUNDING_MS).any():
+        raise ValueError("arrivals_ms: must be in the order of deadlines")
+    run = _Together(members, taken, arrivals_ms, deadlines_ms, admission, fewest, required)
     run.to_the_end()
     return tuple(
         tuple(
@@ -94,7 +101,7 @@ def _quorum(members: int, min_members: int | None, required: frozenset[int]) -> 
 
 
 class _Queue:
-    """One queue of a member. Requests are numbers; with one SLO the order of deadlines is that of arrival."""
+    """One queue of a member. Requests are numbers, in the order of their deadlines."""
 
     def __init__(
         self, member: int, stations: Sequence[Station], requests: int, admission: bool
@@ -108,8 +115,8 @@ class _Queue:
         self.rows = 0
         self.refused = 0
         self._dropped = 0
-        self._line: deque[int] = deque()
-        """Withdrawn ones among them, until they surface."""
+        self._line: list[int] = []
+        """A heap; withdrawn ones among them, until they surface."""
         self._times, self._noise = [*map(times_of, stations)], [*map(noise_of, stations)]
         self._batches = [-1] * requests
         self._ends: list[float] = []
@@ -118,7 +125,7 @@ class _Queue:
         self._noise_ms = 0.0
 
     def push(self, request: int) -> None:
-        self._line.append(request)
+        heappush(self._line, request)
         self.waits[request] = 1
         self.rows += 1
 
@@ -154,12 +161,12 @@ class _Queue:
 
     def _head(self) -> int:
         while not self.waits[self._line[0]]:
-            self._line.popleft()
+            heappop(self._line)
         return self._line[0]
 
     def _pop(self) -> int:
         request = self._head()
-        self._line.popleft()
+        heappop(self._line)
         self.waits[request] = 0
         self.rows -= 1
         return request
@@ -190,7 +197,7 @@ class _Together:
         members: Sequence[Sequence[Sequence[Station]]],
         taken: Counts,
         arrivals_ms: Vector,
-        slo_ms: float,
+        deadlines_ms: Vector,
         admission: bool,
         fewest: int,
         required: frozenset[int],
@@ -204,9 +211,12 @@ class _Together:
         first = np.cumsum([0, *map(len, members)])[:-1]
         self._ways: list[list[int]] = (taken + first[:, None]).T.tolist()
         """By request and member: the queue."""
-        self._arrivals = [*arrivals_ms.tolist(), inf]
-        self._deadlines = (arrivals_ms + slo_ms).tolist()
-        self._slo_ms = slo_ms
+        order = np.argsort(arrivals_ms, kind="stable")
+        self._order: list[int] = order.tolist()
+        """Who comes first."""
+        self._arrivals = [*arrivals_ms[order].tolist(), inf]
+        """In that order."""
+        self._deadlines: list[float] = deadlines_ms.tolist()
         self._spare = [len(members) - fewest] * requests
         """By request: members that may still lose it."""
         self._required = required
@@ -222,7 +232,7 @@ class _Together:
             while busy and busy[0][0] <= now:
                 ready.add(heappop(busy)[1])
             while coming < total and arrivals[coming] <= now:
-                ready.update(self._offer(coming, now))
+                ready.update(self._offer(self._order[coming], now))
                 coming += 1
             for number in sorted(ready):
                 queue = queues[number]
@@ -243,7 +253,7 @@ class _Together:
             if (
                 busy_ms <= 0
                 or queue.gate is None
-                or queue.gate.admits(now, self._slo_ms, busy_ms, queue.rows)
+                or queue.gate.admits(now, self._deadlines[request] - now, busy_ms, queue.rows)
             ):
                 queue.push(request)
                 took.append(number)

@@ -13,7 +13,7 @@ from tessera_core.perf import ServiceModel
 from tessera_core.plan.decision import Plan
 from tessera_core.plan.demand import Demand
 from tessera_core.plan.nodes import slice_name
-from tessera_core.plan.predict import Pool, member_latency_ms, pools_of, shares_of
+from tessera_core.plan.predict import Pool, pools_of, service_latency_ms, shares_of
 from tessera_core.plan.state import ClusterState, Slice
 
 
@@ -71,6 +71,8 @@ class Scenario:
     percentile: float
     members: tuple[tuple[Queue, ...], ...]
     """Queues of every member."""
+    stage: tuple[Queue, ...] = ()
+    """Queues of preprocessing, which every request goes through before it goes to the members; empty: of no service of media."""
     predicted_ms: float | None = None
     """The planner's latency at ``percentile``; None where a queue has no steady state."""
     burstiness: float = 1.0
@@ -103,10 +105,9 @@ def scenarios(
         spec = services[each.service].spec
         rate = each.requests_per_second * rate_factor
         # In the order of the service: of two members with equal queues the first is named.
-        members = [
-            placed[each.service][m.name] for m in spec.members if m.name in placed[each.service]
-        ]
-        latency = max(member_latency_ms(pools, rate) for pools in members)
+        mine = [placed[each.service][m.name] for m in spec.placed if m.name in placed[each.service]]
+        members = [pools for pools in mine if not pools[0].demand.stage]
+        latency = service_latency_ms(mine, rate)
         found.append(
             Scenario(
                 service=each.service,
@@ -114,6 +115,7 @@ def scenarios(
                 target_ms=each.target_ms,
                 percentile=each.percentile,
                 members=tuple(_queues(pools) for pools in members),
+                stage=_queues([pool for pools in mine for pool in pools if pool.demand.stage]),
                 predicted_ms=latency + state.policy.overhead_ms if isfinite(latency) else None,
                 burstiness=spec.traffic.burstiness,
                 overhead_ms=state.policy.overhead_ms,

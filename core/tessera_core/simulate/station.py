@@ -368,7 +368,7 @@ def summary(
     )
     # The last entry is that of requests without a batch.
     latency = np.array([*ends, inf])[batches] - arrivals_ms
-    last_ms = float(arrivals_ms[-1]) if arrivals_ms.size else 0.0
+    last_ms = float(arrivals_ms.max()) if arrivals_ms.size else 0.0
     span = max(max(ends, default=0.0), last_ms)
     instances = sum(station.instances for station in stations)
     return Served(latency, batches, sizes, by_batch, busy, span, instances, refused, withdrawn)

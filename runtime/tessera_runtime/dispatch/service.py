@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tessera_core.ensemble.metadata import CombineError
-from tessera_core.ensemble.quorum import Answer, Fail, MemberState, Wait, decide
 from tessera_runtime.dataplane import (
     Alike,
     Done,
@@ -17,25 +16,19 @@ from tessera_runtime.dataplane import (
     ModelMetadata,
     OutputTensor,
     Parameter,
-    Slot,
 )
 from tessera_runtime.dispatch.answer import AnswerMaker
 from tessera_runtime.dispatch.deadlines import Deadlines
 from tessera_runtime.dispatch.gang import Gang
 from tessera_runtime.dispatch.member import Member
 from tessera_runtime.dispatch.member_calls import MemberCalls
+from tessera_runtime.dispatch.quorum import Quorum
 from tessera_runtime.dispatch.request import Outputs, Request, Shape, Work
 from tessera_runtime.dispatch.request_log import log_request
-from tessera_runtime.dispatch.stage import StagedInput, staged
+from tessera_runtime.dispatch.stage import AHEAD, Allocate, Stage
 from tessera_runtime.dispatch.statistics import ServiceStatistics
 from tessera_runtime.dispatch.validation import Buckets, check
-from tessera_runtime.errors import (
-    DeadlineExceeded,
-    ModelFailed,
-    ServeError,
-    Unavailable,
-    status_of,
-)
+from tessera_runtime.errors import ModelFailed, ServeError, Unavailable, status_of
 from tessera_runtime.target import ServiceTarget
 
 if TYPE_CHECKING:
@@ -43,12 +36,8 @@ if TYPE_CHECKING:
 
 MOST_SHAPES = 256
 
-
 TOGETHER = -1
 """Index of work that is done by all members as one."""
-
-Allocate = Callable[[int], Slot]
-"""A block of the input arena of so many bytes. Raises Overloaded, TooLarge."""
 
 
 class Service:
@@ -76,20 +65,16 @@ class Service:
         self.problem = ""
         """Why the service cannot become ready, in words for the user."""
         self._deadlines = deadlines
-        self._allocate = allocate
-        self._stage = len(self.members) - 1 if target.stage is not None else None
-        """Index of the member that makes the others' inputs."""
-        self._staged: tuple[StagedInput, ...] = ()
+        self._stage = Stage(self.members, allocate) if target.stage is not None else None
         self._buckets: Buckets = ()
         self._shapes: dict[Alike, Shape] = {}
         """Of valid calls that were alike; bounded, for clients choose what they send."""
         self._answers = AnswerMaker(target, self.statistics.combine)
         self._everybody = tuple(range(len(target.answering)))
         self._slo_s = target.slo_ms / 1e3
+        self._quorum = Quorum(target)
         self._required = frozenset(member.name for member in target.members if member.required)
         """To be ready."""
-        self._needed = frozenset(member.name for member in target.answering if member.required)
-        """To answer."""
 
     @property
     def name(self) -> str:
@@ -120,7 +105,8 @@ class Service:
         """Set what clients may ask; called once the members' signatures are known and fit together."""
         self.metadata = published.metadata
         self._buckets = published.buckets
-        self._staged = published.staged
+        if self._stage is not None:
+            self._stage.inputs = published.staged
         self._shapes.clear()
         self._answers.publish(published.outputs)
 
@@ -128,6 +114,7 @@ class Service:
         """Take over settings that need no other models: caps, service times, the SLO."""
         self.target = target
         self._slo_s = target.slo_ms / 1e3
+        self._quorum = Quorum(target)
         if self.metadata is not None:
             self.metadata = replace(self.metadata, versions=(target.version,))
         for member, wanted in zip(self.members, target.members, strict=True):
@@ -223,8 +210,13 @@ class Service:
         request = work.request
         if request.answered:
             return
-        if work.index == self._stage:
-            self._go_on(request, outputs)
+        if self._stage is not None and work.index == AHEAD:
+            try:
+                self._stage.hand_on(request, outputs)
+            except ServeError as error:
+                self._fail(request, error)
+                return
+            self._to_members(request)
             return
         answers = request.answers
         answers[work.index] = outputs
@@ -265,7 +257,7 @@ class Service:
         request = work.request
         if request.answered:
             return
-        if work.index in (TOGETHER, self._stage):
+        if work.index in (TOGETHER, AHEAD):
             self._fail(request, error)
             return
         request.answers[work.index] = error
@@ -285,7 +277,12 @@ class Service:
 
     def _enqueue(self, request: Request) -> None:
         if self._stage is not None:
-            self._to_stage(request, self._stage)
+            work = self._stage.work(request)
+            request.works.append(work)
+            if _place(work):
+                work.member.pump_soon()
+            else:
+                self.failed(work, work.why_refused())
             return
         gang = self.gang
         if gang is None or not gang.serves or self._leaves(request.rows):
@@ -297,27 +294,6 @@ class Service:
             gang.pump_soon()
         else:
             self.failed(work, work.why_refused())
-
-    def _to_stage(self, request: Request, index: int) -> None:
-        stage = self.members[index]
-        work = Work(request, stage, index)
-        work.ahead_s = max(
-            [self.members[i].likely_s(request.rows) for i in self._everybody], default=0.0
-        )
-        request.works.append(work)
-        if _place(work):
-            stage.pump_soon()
-        else:
-            self.failed(work, work.why_refused())
-
-    def _go_on(self, request: Request, outputs: Outputs) -> None:
-        """The stage has made the members' inputs."""
-        try:
-            request.go_on_with(staged(outputs, self._staged, self._allocate))
-        except ServeError as error:
-            self._fail(request, error)
-            return
-        self._to_members(request)
 
     def _leaves(self, rows: int) -> bool:
         """Whether a peer is the better place for some of the members."""
@@ -342,43 +318,11 @@ class Service:
             member.pump_soon()
 
     def _decide(self, request: Request, now: float) -> None:
-        if len(self._everybody) == 1:
-            only = request.answers.get(0)
-            if isinstance(only, ServeError):
-                self._fail(request, only)
-            elif only is None:
-                self._fail(request, DeadlineExceeded(_too_late(request, now)))
-            else:
-                self._answer(request, self._everybody)
-            return
-        answers = request.answers
-        states = {self.members[index].name: _state(answers.get(index)) for index in self._everybody}
-        decision = decide(
-            states,
-            now,
-            # A deadline of the SLO's ends nothing that is already running, unless partial answers are wanted.
-            request.deadline
-            if request.explicit or self.target.on_timeout == "Partial"
-            else now + 1.0,
-            self._needed,
-            self.target.min_members,
-            self.target.on_timeout,
-        )
-        match decision:
-            case Wait():
-                return
-            case Answer(names):
-                self._answer(request, [i for i in self._everybody if self.members[i].name in names])
-            case Fail(_, names):
-                # The error of a member that may fail must not hide that a required one is late.
-                errors = [
-                    answer
-                    for index, answer in answers.items()
-                    if isinstance(answer, ServeError) and self.members[index].name in names
-                ]
-                self._fail(
-                    request, errors[0] if errors else DeadlineExceeded(_too_late(request, now))
-                )
+        decided = self._quorum.decide(request, now)
+        if isinstance(decided, ServeError):
+            self._fail(request, decided)
+        elif decided is not None:
+            self._answer(request, decided)
 
     def _answer(self, request: Request, answered: Sequence[int]) -> None:
         """``answered``: the members, by index, whose answers count."""
@@ -432,15 +376,5 @@ def _place(work: Work) -> bool:
     return member.offer(work) if member.routes is None else member.routes.place(work)
 
 
-def _state(answer: object) -> MemberState:
-    if answer is None:
-        return MemberState.PENDING
-    return MemberState.FAILED if isinstance(answer, Exception) else MemberState.ANSWERED
-
-
 def _misfit(error: CombineError) -> ModelFailed:
     return ModelFailed(f"the members' answers do not fit together: {error}")
-
-
-def _too_late(request: Request, now: float) -> str:
-    return f"no answer within {1e3 * (request.deadline - request.arrived):.0f} ms"

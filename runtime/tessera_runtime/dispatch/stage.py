@@ -1,22 +1,31 @@
 """From encoded media to the members' inputs: what a preprocessing stage answered, as tensors in the input arena.
 
 The stage is the last member of its service and has queue, instances and peers like the others. It is asked first, once for
-the whole ensemble; the members then read what it made as if a client had sent it.
+the whole ensemble, and early enough for the members, which then read what it made as if a client had sent it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from tessera_runtime.dataplane import InputTensor, Slot
 from tessera_runtime.datatypes import DATATYPES
-from tessera_runtime.dispatch.request import Outputs
+from tessera_runtime.dispatch.request import Outputs, Request, Work
 from tessera_runtime.dispatch.validation import bucket_of
 from tessera_runtime.errors import ServeError
+
+if TYPE_CHECKING:
+    from tessera_runtime.dispatch.member import Member
+
+AHEAD = -2
+"""Index of work that is done before that of the members."""
+
+Allocate = Callable[[int], Slot]
+"""A block of the input arena of so many bytes. Raises Overloaded, TooLarge."""
 
 FRAMES = "frames"
 """Output of a stage that says how much of each row is meant; the rest is padding of its batch."""
@@ -43,9 +52,29 @@ class Staged(NamedTuple):
     slots: tuple[Slot, ...]
 
 
-def staged(
-    outputs: Outputs, inputs: Sequence[StagedInput], allocate: Callable[[int], Slot]
-) -> Staged:
+class Stage:
+    """The preprocessing stage of a service, as its requests meet it."""
+
+    def __init__(self, members: Sequence[Member], allocate: Allocate) -> None:
+        """``members``: of the service, the stage last. ``allocate``: for what it makes."""
+        self.inputs: tuple[StagedInput, ...] = ()
+        """Known once every member has been loaded."""
+        self._member = members[-1]
+        self._waiting = tuple(members[:-1])
+        self._allocate = allocate
+
+    def work(self, request: Request) -> Work:
+        """What it has to do for ``request``: in time for the slowest of the members that wait for it."""
+        work = Work(request, self._member, AHEAD)
+        work.ahead_s = max([member.likely_s(request.rows) for member in self._waiting])
+        return work
+
+    def hand_on(self, request: Request, outputs: Outputs) -> None:
+        """Members read ``outputs`` in place of the client's inputs from now on. Raises what :func:`staged` does."""
+        request.go_on_with(staged(outputs, self.inputs, self._allocate))
+
+
+def staged(outputs: Outputs, inputs: Sequence[StagedInput], allocate: Allocate) -> Staged:
     """Raises InvalidRequest for a row over the largest bucket, Overloaded and TooLarge without room in the arena."""
     frames = outputs.get(FRAMES)
     arrays: list[np.ndarray] = []
