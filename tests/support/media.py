@@ -30,7 +30,9 @@ def encoded(image: Image.Image, form: str, **options: object) -> bytes:
 
 def torchvision_reference(spec: ImagePreprocess, data: bytes) -> np.ndarray:
     """FP32 ``[3, height, width]`` as torchvision makes it, of the image decoded as a whole by Pillow."""
-    from torchvision import transforms  # takes seconds, which those who send recordings need not wait
+    from torchvision import (
+        transforms,
+    )  # takes seconds, which those who send recordings need not wait
 
     resize = spec.size if spec.resize is None else spec.resize
     steps = transforms.Compose(
