@@ -46,7 +46,7 @@ def load_engine(file: ModelFile, device: EngineDevice) -> Engine:
 
                 return load_media(file, device)
     except ModuleNotFoundError as error:
-        extra = _EXTRAS.get(error.name or "")
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
         if extra is None:
             raise
         raise LoadRefused(
