@@ -94,7 +94,7 @@ def test_a_part_whose_engines_nobody_has_told_is_named_so() -> None:
     old = replace(node, devices=tuple(replace(each, jpeg_engines=()) for each in node.devices))
     told = lines(replace(found, nodes=(old,)))
     assert [line for line in told if "JPEG" in line] == [
-        f"preprocess is not tried on {A100}/1g.10gb: it has not told its JPEG engines; "
+        f"preprocess is not tried on {A100}/1g.10gb: its JPEG engines were not counted; "
         "image.device GPU would"
     ]
 

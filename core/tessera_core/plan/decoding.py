@@ -41,19 +41,20 @@ def left_out(service: ModelService, state: ClusterState) -> Iterator[str]:
         return
     digest = stage_of(spec.preprocess).model.digest
     measured = {(m.place.product, m.place.slice) for m in state.measured if m.digest == digest}
-    engines = {
-        (device.product, part): dict(device.jpeg_engines).get(part)
-        for node in state.nodes
-        for device in node.devices
-        if not device.is_cpu
-        if not spec.placement.products or is_one_of(device.product, spec.placement.products)
-        for part in device.parts
-    }
+    engines: dict[tuple[str, str], int | None] = {}
+    for device in (device for node in state.nodes for device in node.devices):
+        named = spec.placement.products
+        if device.is_cpu or (named and not is_one_of(device.product, named)):
+            continue
+        for part in device.parts:
+            # One node may tell what an older agent on another does not.
+            count = dict(device.jpeg_engines).get(part, engines.get((device.product, part)))
+            engines[device.product, part] = count
     if spec.preprocess.device is Decoder.GPU:
         if not engines:
             yield f"{STAGE}: image.device is GPU, and there is none that the service may use"
         return
     for (product, part), count in sorted(engines.items()):
         if (product, part) not in measured and not may_decode(Decoder.AUTO, product, count):
-            why = "has no JPEG engine" if count == 0 else "has not told its JPEG engines"
-            yield f"{STAGE} is not tried on {product}/{part}: it {why}; image.device GPU would"
+            why = "it has no JPEG engine" if count == 0 else "its JPEG engines were not counted"
+            yield f"{STAGE} is not tried on {product}/{part}: {why}; image.device GPU would"

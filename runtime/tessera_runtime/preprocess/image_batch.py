@@ -67,6 +67,8 @@ class BatchStage:
         self._spec = spec
         self._device = device
         self._alone = ImageStage(spec)
+        # Of this stage alone: what one stream fills another may read too early.
+        self._kept = lru_cache(_KEPT)(_matrix)
         std = np.broadcast_to(np.asarray(spec.std, np.float32), 3)
         mean = np.broadcast_to(np.asarray(spec.mean, np.float32), 3)
         self._scale = torch.from_numpy(1 / (255 * std)).to(device).view(3, 1, 1)
@@ -129,10 +131,14 @@ class BatchStage:
         height, width = image.shape[1:]
         whole_height, whole_width = self._alone.resized(height, width)
         rows, columns = row.shape[1:]
-        top, down = _matrix(height, whole_height, rows, self._device)
-        left, across = _matrix(width, whole_width, columns, self._device)
+        top, down = self._matrix(height, whole_height, rows)
+        left, across = self._matrix(width, whole_width, columns)
         kept = image[:, top : top + down.shape[1], left : left + across.shape[1]].float()
         torch.matmul(down, torch.matmul(kept, across.T), out=row)
+
+    def _matrix(self, length: int, whole: int, size: int) -> tuple[int, Any]:
+        make = self._kept if length * size <= _MOST_KEPT else _matrix
+        return make(length, whole, size, self._device)
 
 
 def _tensor(encoded: Encoded) -> Any:
@@ -170,13 +176,6 @@ def _pixels(encoded: Encoded) -> int:
 
 
 def _matrix(length: int, whole: int, size: int, device: str) -> tuple[int, Any]:
-    """As :func:`_kept_matrix`, which holds on to small ones."""
-    make = _kept_matrix if length * size <= _MOST_KEPT else _kept_matrix.__wrapped__
-    return make(length, whole, size, device)
-
-
-@lru_cache(maxsize=_KEPT)
-def _kept_matrix(length: int, whole: int, size: int, device: str) -> tuple[int, Any]:
     """Which of ``length`` pixels the middle ``size`` of ``whole`` are made of: the first one, and FP32 ``[size, pixels]``
     of how much of each.
 
