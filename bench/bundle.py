@@ -6,7 +6,9 @@ which are that machine's own. It is unpacked beside a checkout of the same revis
     mkdir /tmp/site && tar -xzf .gpu-bundle/site.tar.gz -C /tmp/site && export PYTHONPATH=/tmp/site
     python3 bench/dataplane/main.py --only gpu --peers none --write gpu.json
     python3 -m pytest -m gpu tests/engines tests/faults tests/worker
+    python3 bench/preprocess/gpu_decode.py --write gpu-decode.json
 
+The last one needs torchvision too, of that machine's torch: without it, it says so and measures nothing.
 The server needs ``python3`` to be the Python that the bundle was made for, on x86-64 Linux.
 """
 

@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tessera_core.api import Condition, ModelProfile, RuntimeNode, RuntimePool
-from tessera_core.api.members import ModelFormat
+from tessera_core.api import Condition, ModelProfile, ModelServiceSpec, RuntimeNode, RuntimePool
+from tessera_core.api.members import Member, ModelFormat
 from tessera_core.api.meta import ConditionStatus, ObjectMeta
 from tessera_core.api.modelprofile import ModelProfileSpec, ModelProfileStatus
 from tessera_core.api.modelservice import Placement
@@ -24,6 +24,7 @@ from tessera_core.gpu.mps import is_one_of
 from tessera_core.perf import LatencyProfile
 from tessera_core.perf.profile import LinearFit
 from tessera_core.plan.decision import Assignment
+from tessera_core.plan.decoding import may_decode
 from tessera_core.plan.state import CPU
 from tessera_core.plan.state_in import POOL_LABEL
 from tessera_operator.versions import Version
@@ -43,6 +44,8 @@ class Spot:
     device: str
     slice: str
     place: Place
+    jpeg_engines: int | None = None
+    """Of a part of a GPU; None: not counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,25 +99,29 @@ def cramped(wanted: Iterable[Wanted], nodes: Sequence[RuntimeNode], trust: Trust
 
 def spots(node: RuntimeNode, cpu_slices: Sequence[int]) -> tuple[Spot, ...]:
     """Every kind of place of ``node`` that may be used, each once. Processor cores only where there is no GPU."""
-    found: dict[Place, Spot] = {}
-    gpus = [each for each in node.status.devices if label(each.product) != CPU]
-    for device in gpus:
-        product = label(device.product)
-        if device.health is Health.UNHEALTHY:
-            continue
-        if device.mig_mode is MigMode.DISABLED:
-            found.setdefault((product, FULL), Spot(device.uuid, FULL, (product, FULL)))
-        for each in device.slices:
-            place = product, each.profile
-            name = f"{each.profile}@{each.start}"
-            found.setdefault(place, Spot(device.uuid, name, place))
-    cores = () if gpus else _cores(node, cpu_slices)
-    return (*(found[place] for place in sorted(found)), *cores)
+    gpus = any(label(each.product) != CPU for each in node.status.devices)
+    return _gpus(node) if gpus else _cores(node, cpu_slices)
 
 
 def spots_of(member: str, node: RuntimeNode, cpu_slices: Sequence[int]) -> tuple[Spot, ...]:
-    """Where ``member`` may be measured on ``node``: preprocessing on processor cores, whatever else there is."""
-    return _cores(node, cpu_slices) if member == STAGE else spots(node, cpu_slices)
+    """Where ``member`` may be measured on ``node``: preprocessing also on the cores beside GPUs."""
+    return (*_gpus(node), *_cores(node, cpu_slices)) if member == STAGE else spots(node, cpu_slices)
+
+
+def _gpus(node: RuntimeNode) -> tuple[Spot, ...]:
+    found: dict[Place, Spot] = {}
+    for device in node.status.devices:
+        product = label(device.product)
+        if product == CPU or device.health is Health.UNHEALTHY:
+            continue
+        if device.mig_mode is MigMode.DISABLED:
+            place = product, FULL
+            found.setdefault(place, Spot(device.uuid, FULL, place, device.jpeg_engines))
+        for each in device.slices:
+            place = product, each.profile
+            name = f"{each.profile}@{each.start}"
+            found.setdefault(place, Spot(device.uuid, name, place, each.jpeg_engines))
+    return tuple(found[place] for place in sorted(found))
 
 
 def _cores(node: RuntimeNode, cpu_slices: Sequence[int]) -> tuple[Spot, ...]:
@@ -138,7 +145,7 @@ def missing(
     cpu_slices: Sequence[int],
 ) -> tuple[Wanted, ...]:
     """What is to be measured: every member on every kind of place where its service may run, and preprocessing on
-    processor cores.
+    those that ``may_decode`` names.
     """
     measured = {
         (
@@ -150,12 +157,14 @@ def missing(
         if each.status.rows  # one whose rows could not be written says nothing yet
     }
     rules = {pool.metadata.name: pool for pool in pools}
-    offered: dict[str, dict[str, set[Place]]] = {"": {}, STAGE: {}}
+    offered: dict[str, dict[str, dict[Place, int | None]]] = {"": {}, STAGE: {}}
     for node in nodes:
         pool = dict(node.metadata.labels).get(POOL_LABEL, "")
         for kind, by_pool in offered.items():
-            here = spots_of(kind, node, cpu_slices)
-            by_pool.setdefault(pool, set()).update(each.place for each in here)
+            engines = by_pool.setdefault(pool, {})
+            for each in spots_of(kind, node, cpu_slices):
+                # One agent may tell what an older one of an equal place does not.
+                engines[each.place] = engines.get(each.place) or each.jpeg_engines
     found: dict[Wanted, None] = {}
     for version in versions:
         spec = version.service.spec
@@ -167,8 +176,8 @@ def missing(
                     version, rules[pool], member.model.format.is_code
                 ):
                     continue
-                for place in sorted(places):
-                    if not stage and not may_use(spec.placement, place[0]):
+                for place, jpeg_engines in sorted(places.items()):
+                    if not _is_tried(spec, member, place[0], jpeg_engines):
                         continue
                     if digest is None or (digest, *place) not in measured:
                         found[version.name, member.name, place] = None
@@ -262,6 +271,15 @@ def to_profile(result: ProfileResult) -> ModelProfile | None:
 
 def _rounded(number: float) -> float:
     return float(f"{number:.4g}")
+
+
+def _is_tried(
+    spec: ModelServiceSpec, member: Member, product: str, jpeg_engines: int | None
+) -> bool:
+    if member.model.format is not ModelFormat.PREPROCESS or spec.preprocess is None:
+        return may_use(spec.placement, product)
+    allowed = product == CPU or may_use(spec.placement, product)
+    return allowed and may_decode(spec.preprocess.device, product, jpeg_engines)
 
 
 def may_use(placement: Placement, product: str) -> bool:

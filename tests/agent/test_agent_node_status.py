@@ -145,15 +145,20 @@ def test_what_is_found_of_a_gpu_is_written_at_once() -> None:
 
 def test_a_gpu_that_is_cut_is_told_with_its_slices_and_what_runs_on_each() -> None:
     slices = (
-        MigSlice("MIG-a", Placement("1g.10gb", 0), 16, 9984),
-        MigSlice("MIG-b", Placement("3g.40gb", 4), 60, 40448),
+        MigSlice("MIG-a", Placement("1g.10gb", 0), 16, 9984, jpeg_engines=0),
+        MigSlice("MIG-b", Placement("3g.40gb", 4), 60, 40448, jpeg_engines=3),
     )
-    seen = replace(SEEN, gpus=(replace(GPU, mig_enabled=True, slices=slices),))
+    gpu = replace(GPU, mig_enabled=True, jpeg_engines=7, slices=slices)
+    seen = replace(SEEN, gpus=(gpu,))
     on = InstanceReport("vision.digits", "cnn", "GPU-1/3g.40gb@4", 2, 2, 1, 8, 10.4)
     found = status(replace(facts(instances=(on,)), seen=seen))
     _, gpu = found.devices
     assert (gpu.mig_capable, gpu.mig_mode) == (True, MigMode.ENABLED)
-    assert gpu.slices == (SliceStatus("MIG-a", "1g.10gb", 0), SliceStatus("MIG-b", "3g.40gb", 4))
+    assert gpu.slices == (
+        SliceStatus("MIG-a", "1g.10gb", 0, jpeg_engines=0),
+        SliceStatus("MIG-b", "3g.40gb", 4, jpeg_engines=3),
+    )
+    assert gpu.jpeg_engines == 7
     assert gpu.instances == (
         InstanceStatus("vision.digits", "cnn", "3g.40gb@4", 8, count=2, ready=1, memory_mib=10),
     )

@@ -76,6 +76,57 @@ def test_preprocessing_is_measured_on_cores_also_beside_a_gpu_and_members_there_
     assert tasks["n0"] == (ProfilingTask("vision.s", STAGE, "cpu", "cpu-1@7"),)
 
 
+def on(device: str) -> ModelService:
+    """Of images that are decoded on ``device``."""
+    return service("s", "a", preprocess={"image": {"size": [8, 8], "device": device}})
+
+
+def with_engines(of: RuntimeNode, count: int | None) -> RuntimeNode:
+    devices = (
+        replace(
+            each,
+            jpeg_engines=count,
+            slices=tuple(replace(piece, jpeg_engines=count) for piece in each.slices),
+        )
+        for each in of.status.devices
+    )
+    return replace(of, status=replace(of.status, devices=tuple(devices)))
+
+
+@pytest.mark.parametrize(
+    ("device", "engines", "measured"),
+    [
+        ("Auto", 1, {"gpu", "cpu"}),
+        ("Auto", 0, {"cpu"}),
+        ("Auto", None, {"cpu"}),
+        ("GPU", 1, {"gpu"}),
+        ("GPU", 0, {"gpu"}),
+        ("GPU", None, {"gpu"}),
+        ("CPU", 7, {"cpu"}),
+    ],
+)
+def test_decoding_is_measured_on_parts_of_gpus_with_an_engine_or_that_are_asked_for(
+    device: str, engines: int | None, measured: set[str]
+) -> None:
+    for slices, on_gpu in (((), FULL), (("1g.10gb",), SMALL)):
+        found = lacking(on(device), [with_engines(board("n0", *slices), engines)])
+        kinds = {"gpu": on_gpu, "cpu": ONE}
+        assert {each for each in found if each[0] == STAGE} == {
+            (STAGE, kinds[each]) for each in measured
+        }
+
+
+def test_decoding_is_not_measured_on_gpus_that_the_service_may_not_use() -> None:
+    spec = {"placement": {"products": ["NVIDIA-H100-NVL"]}}
+    of_images = service("s", "a", preprocess={"image": {"size": [8, 8]}}, **spec)
+    assert lacking(of_images, [with_engines(board(), 1)]) == [(STAGE, ONE)]
+
+
+def test_a_gpu_is_asked_to_measure_decoding_as_it_is_asked_for_any_model() -> None:
+    tasks = assign([("vision.s", STAGE, SMALL)], [board("n0", "1g.10gb")], {"n0"}, {}, 0.0, (1,))
+    assert tasks["n0"] == (ProfilingTask("vision.s", STAGE, "GPU-n0", "1g.10gb@0"),)
+
+
 def test_a_node_that_says_nothing_offers_nothing() -> None:
     assert spots(node("n0"), (1,)) == ()
 

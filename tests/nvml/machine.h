@@ -28,7 +28,7 @@ enum { HOPPER = 9 }; /* nvmlDeviceArchitecture_t: from here on MIG is switched w
 struct profile {
     unsigned kind, id; /* NVML_GPU_INSTANCE_PROFILE_*, and the id that the driver gives it */
     const char *name;
-    unsigned slices, memory_slices, max, sms, copy_engines, media;
+    unsigned slices, memory_slices, max, sms, copy_engines, jpegs, media;
     uint64_t memory_mib;
     unsigned start_count, starts[8];
 };

@@ -162,6 +162,14 @@ EXPORT nvmlReturn_t nvmlDeviceGetUtilizationRates(handle device, struct utilizat
     return leave(SUCCESS);
 }
 
+EXPORT nvmlReturn_t nvmlDeviceGetJpgUtilization(handle device, unsigned *utilization, unsigned *sampling_period_us) {
+    ENTER(device, DEVICE);
+    REQUIRE(it.device->mode == 0, NOT_SUPPORTED);
+    *utilization = 0;
+    *sampling_period_us = 167000;
+    return leave(SUCCESS);
+}
+
 EXPORT nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(handle device, unsigned *count, struct process_info *infos) {
     ENTER(device, DEVICE);
     unsigned room = infos == NULL ? 0 : *count;

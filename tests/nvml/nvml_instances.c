@@ -105,7 +105,7 @@ EXPORT nvmlReturn_t nvmlDeviceGetGpuInstanceProfileInfoV(handle device, unsigned
             .instance_count = profile->max,
             .multiprocessor_count = profile->sms,
             .copy_engine_count = profile->copy_engines,
-            .jpeg_count = profile->media,
+            .jpeg_count = profile->jpegs,
             .ofa_count = profile->media,
             .memory_mib = profile->memory_mib,
         };
@@ -280,14 +280,14 @@ EXPORT nvmlReturn_t nvmlDeviceGetComputeInstanceId(handle device, unsigned *id) 
     return leave(SUCCESS);
 }
 
-/* What the unprivileged are told of one. The media engines come with a variant, and with the whole GPU. */
+/* What the unprivileged are told of one. The optical flow accelerator comes with a variant, and with the whole GPU. */
 EXPORT nvmlReturn_t nvmlDeviceGetAttributes_v2(handle device, struct attributes *attributes) {
     ENTER(device, MIG_DEVICE);
     const struct profile *profile = profile_of(&it, it.gpu);
     *attributes = (struct attributes){
         .multiprocessor_count = profile->sms * it.compute->slices / profile->slices,
         .copy_engine_count = profile->copy_engines,
-        .jpeg_count = profile->media || profile->slices == it.board->profiles[0].slices,
+        .jpeg_count = profile->jpegs,
         .ofa_count = profile->media || profile->slices == it.board->profiles[0].slices,
         .gpu_instance_slice_count = profile->slices,
         .compute_instance_slice_count = it.compute->slices,

@@ -14,7 +14,7 @@ import pynvml
 import pytest
 
 from support import c_library
-from support.nvml_stand_in import BOARDS, StandIn, enable_mig, outside, run_on
+from support.nvml_stand_in import BOARDS, StandIn, enable_mig, jpeg_engines, outside, run_on
 from tessera_core.gpu.geometry import Placement, layouts, violations
 from tessera_core.gpu.mig import GpuModel, Profile
 from tessera_core.gpu.tables import A30, A100_80, H100_80_SXM, H200_141, MODELS, model_of
@@ -76,6 +76,7 @@ def profiles_told(gpu: object) -> Iterator[tuple[object, ...]]:
             info.memorySizeMB,
             info.copyEngineCount,
             bool(info.ofaCount),
+            info.jpegCount,
         )
 
 
@@ -96,6 +97,7 @@ def test_every_profile_and_place_is_that_of_the_core(
             each.memory_mib,
             each.copy_engines,
             bool(each.attributes),
+            jpeg_engines(model, each),
         )
         for each in model.profiles
     ]

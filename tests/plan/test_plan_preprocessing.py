@@ -50,7 +50,7 @@ def test_a_service_of_media_has_a_demand_for_its_preprocessing() -> None:
     one = images("s", "ab", target="100ms", percent="99")
     *members, stage = demands_of(one, {}, Policy(overhead_ms=0.0), share=0.3)
     assert stage.member == STAGE
-    assert stage.products == ("cpu",)
+    assert stage.products == ()
     assert stage.digest == stage_of(one.spec.preprocess).model.digest  # type: ignore[arg-type]
     assert stage.rate == members[0].rate
     assert stage.budget_ms == pytest.approx(30.0)

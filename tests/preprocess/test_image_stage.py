@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import struct
 import zlib
 from contextlib import suppress
@@ -13,9 +12,8 @@ import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torchvision import transforms
 
-from support.media import PHOTOGRAPHS, encoded, resized
+from support.media import PHOTOGRAPHS, encoded, resized, torchvision_reference
 from tessera_core.api.preprocess import ImagePreprocess, Layout
 from tessera_runtime.preprocess.errors import MediaRefused
 from tessera_runtime.preprocess.image import MOST_PIXELS, ImageStage
@@ -33,23 +31,9 @@ def tensor(spec: ImagePreprocess, data: bytes) -> np.ndarray:
     return row
 
 
-def reference(spec: ImagePreprocess, data: bytes) -> np.ndarray:
-    """As torchvision does it, of the image decoded as a whole by Pillow."""
-    steps = (
-        [transforms.Resize(spec.resize), transforms.CenterCrop(spec.size)]
-        if spec.resize is not None
-        else [transforms.Resize(spec.size)]
-    )
-    steps += [transforms.ToTensor(), transforms.Normalize(spec.mean, spec.std)]
-    found: np.ndarray = transforms.Compose(steps)(
-        Image.open(io.BytesIO(data)).convert("RGB")
-    ).numpy()
-    return found
-
-
 def steps_off(spec: ImagePreprocess, data: bytes) -> np.ndarray:
     """On the 0..255 scale, before normalising."""
-    difference = np.abs(tensor(spec, data) - reference(spec, data))
+    difference = np.abs(tensor(spec, data) - torchvision_reference(spec, data))
     steps: np.ndarray = difference * (255 * np.asarray(spec.std, np.float32)[:, None, None])
     return steps.round(3)
 

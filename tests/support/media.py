@@ -11,7 +11,7 @@ import soundfile
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from tessera_core.api.preprocess import Preprocess
+from tessera_core.api.preprocess import ImagePreprocess, Preprocess
 from tessera_core.api.stages import to_document
 
 PHOTOGRAPHS = tuple(Image.fromarray(each) for each in load_sample_images().images)
@@ -26,6 +26,25 @@ def encoded(image: Image.Image, form: str, **options: object) -> bytes:
     file = io.BytesIO()
     image.save(file, form, **options)
     return file.getvalue()
+
+
+def torchvision_reference(spec: ImagePreprocess, data: bytes) -> np.ndarray:
+    """FP32 ``[3, height, width]`` as torchvision makes it, of the image decoded as a whole by Pillow."""
+    from torchvision import (
+        transforms,
+    )  # takes seconds, which those who send recordings need not wait
+
+    resize = spec.size if spec.resize is None else spec.resize
+    steps = transforms.Compose(
+        [
+            transforms.Resize(resize),
+            transforms.CenterCrop(spec.size),
+            transforms.ToTensor(),
+            transforms.Normalize(spec.mean, spec.std),
+        ]
+    )
+    found: np.ndarray = steps(Image.open(io.BytesIO(data)).convert("RGB")).numpy()
+    return found
 
 
 def chirp(seconds: float, rate: int) -> np.ndarray:

@@ -53,6 +53,20 @@ UNPRIVILEGED = ";".join(
 )
 """Faults of a process without CAP_SYS_ADMIN, as the documentation of NVML has them: of GPUs in MIG mode, that is."""
 
+
+def jpeg_engines(board: GpuModel, profile: Profile) -> int:
+    """Of one instance, as NVIDIA's MIG User Guide has it ("Supported MIG Profiles", hardware units) and ``nvidia-smi mig
+    -lgip`` prints it for A100, A30 and H100: one in all on Ampere, as many as compute slices on Hopper, one each on B200.
+    """
+    if _is_ampere(board):
+        return int(MEDIA in profile.attributes or profile is board.profiles[0])
+    return 1 if board is B200_180 else profile.compute_slices
+
+
+def _is_ampere(board: GpuModel) -> bool:
+    return board in (A100_40, A100_80, A30, OLD_DRIVER, NO_TABLE)
+
+
 _KINDS = {
     (1, 1, ()): pynvml.NVML_GPU_INSTANCE_PROFILE_1_SLICE,
     (1, 1, (MEDIA,)): pynvml.NVML_GPU_INSTANCE_PROFILE_1_SLICE_REV1,
@@ -167,7 +181,7 @@ def _boards(models: Sequence[GpuModel]) -> str:
 
 
 def _board(model: GpuModel) -> str:
-    if model in (A100_40, A100_80, A30, OLD_DRIVER, NO_TABLE):
+    if _is_ampere(model):
         architecture, capability, cores_per_sm = pynvml.NVML_DEVICE_ARCH_AMPERE, (8, 0), 64
     elif model is B200_180:
         architecture, capability, cores_per_sm = pynvml.NVML_DEVICE_ARCH_BLACKWELL, (10, 0), 128
@@ -186,12 +200,12 @@ def _board(model: GpuModel) -> str:
             "memory_slices": model.memory_slices,
             "memory_mib": model.memory_mib,
             "profile_count": len(model.profiles),
-            "profiles": [_profile(profile) for profile in model.profiles],
+            "profiles": [_profile(model, profile) for profile in model.profiles],
         }
     )
 
 
-def _profile(profile: Profile) -> str:
+def _profile(board: GpuModel, profile: Profile) -> str:
     return _row(
         {
             "kind": _KINDS[profile.compute_slices, profile.memory_slices, profile.attributes],
@@ -202,6 +216,7 @@ def _profile(profile: Profile) -> str:
             "max": profile.max_count,
             "sms": profile.sm_count or 0,
             "copy_engines": profile.copy_engines,
+            "jpegs": jpeg_engines(board, profile),
             "media": int(MEDIA in profile.attributes),
             "memory_mib": profile.memory_mib,
             "start_count": len(profile.starts),

@@ -27,6 +27,16 @@ class Layout(StrEnum):
     NHWC = "NHWC"
 
 
+class Decoder(StrEnum):
+    """What images are decoded on."""
+
+    AUTO = "Auto"
+    """Processor cores, or parts of GPUs that have a JPEG engine: whatever costs least."""
+    CPU = "CPU"
+    GPU = "GPU"
+    """Parts of GPUs, with or without an engine."""
+
+
 def _one_std_per_mean(image: ImagePreprocess) -> Iterator[FieldError]:
     if len(image.mean) != len(image.std):
         found = f"{len(image.std)} values"
@@ -40,11 +50,21 @@ def _crop_inside_the_resized(image: ImagePreprocess) -> Iterator[FieldError]:
         )
 
 
+def _no_alpha_on_gpus(image: ImagePreprocess) -> Iterator[FieldError]:
+    if image.device is Decoder.GPU and not image.is_rgb:
+        found = f"GPU with {len(image.mean)} values of mean"
+        yield FieldError("device", found, "CPU or Auto: GPUs decode JPEG to three colours only")
+
+
 @dataclass(frozen=True, slots=True)
 class ImagePreprocess:
     """Decode, resize, centre crop, scale to 0..1, then ``(x - mean) / std`` per channel."""
 
-    RULES: ClassVar[tuple[Rule, ...]] = (_one_std_per_mean, _crop_inside_the_resized)
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        _one_std_per_mean,
+        _crop_inside_the_resized,
+        _no_alpha_on_gpus,
+    )
 
     size: Annotated[tuple[int, ...], ListOf(_SIDE, 2, 2)]
     """Height and width in pixels of the tensor."""
@@ -54,6 +74,12 @@ class ImagePreprocess:
     """Per channel, or one for all, on the 0..1 scale."""
     std: Annotated[tuple[float, ...], _STD] = (1.0,)
     layout: Layout = Layout.NCHW
+    device: Decoder = Decoder.AUTO
+
+    @property
+    def is_rgb(self) -> bool:
+        """Whether tensors are of three colours, and not of grey or colours with alpha."""
+        return len(self.mean) in (1, 3)
 
 
 def _step_inside_the_window(audio: AudioPreprocess) -> Iterator[FieldError]:
@@ -94,3 +120,10 @@ class Preprocess:
 
     image: ImagePreprocess | None = None
     audio: AudioPreprocess | None = None
+
+    @property
+    def device(self) -> Decoder:
+        """Recordings, and images with alpha, are for processor cores."""
+        if self.image is None or not self.image.is_rgb:
+            return Decoder.CPU
+        return self.image.device

@@ -58,6 +58,8 @@ SERVED_NAME = matching(
     'a served name "<namespace>.<name>"',
     127,
 )
+JPEG_ENGINES = integer(0, 64)
+"""Decoders of JPEG in hardware, as NVML counts them; absent where nobody has asked."""
 EPOCH = integer(0, 2**63 - 1)
 """The leader's ``leaseTransitions``: a smaller one is from a leader that was deposed."""
 
@@ -227,6 +229,7 @@ class SliceStatus:
     uuid: Annotated[str, DEVICE_ID]
     profile: Annotated[str, MIG_PROFILE]
     start: Annotated[int, START]
+    jpeg_engines: Annotated[int | None, JPEG_ENGINES] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +264,8 @@ class DeviceStatus:
     """Why it is not healthy, or why something that it is cut into is not offered, in words."""
     index: Annotated[int | None, integer(0, 255)] = None
     """Of a GPU: NVML's on this node, by which NVIDIA's MIG manager is told of it."""
+    jpeg_engines: Annotated[int | None, JPEG_ENGINES] = None
+    """Of a whole GPU."""
 
 
 class CutProblem(StrEnum):

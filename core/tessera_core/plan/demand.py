@@ -28,7 +28,8 @@ from tessera_core.api import Isolation, ModelService, OnTimeout, ScalingMode
 from tessera_core.api.stages import stage_of
 from tessera_core.perf import member_percentile, members_waited_for
 from tessera_core.perf.ensemble import UNKNOWN_PART, stage_part, stage_percentile
-from tessera_core.plan.state import CPU, ClusterState, Policy
+from tessera_core.plan.decoding import stage_products
+from tessera_core.plan.state import ClusterState, Policy
 
 MOST_PARTS = 10_000
 """Bound where the service sets none."""
@@ -175,7 +176,7 @@ def demands_of(
             required=True,
             stage=True,
             code=False,
-            products=(CPU,),
+            products=stage_products(spec),
         )
         for stage in stages
     )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tessera_core.plan.behaviour import MILLI
 from tessera_core.plan.build import demands_in, problem_of
 from tessera_core.plan.decision import Assignment, Plan, Refusal, ServicePlan
+from tessera_core.plan.decoding import left_out
 from tessera_core.plan.nodes import slice_name
 from tessera_core.plan.state import ClusterState
 
@@ -48,11 +49,13 @@ def explain(plan: Plan, state: ClusterState) -> tuple[Explanation, ...]:
         )
         for each in plan.services
     ]
+    untried = {each.served_name: tuple(left_out(each, state)) for each in state.services}
     placed = {each.service for each in plan.services}
     for service in sorted({service for service, _, _ in plan.refused} - placed):
         found.append(Explanation(service, ("not placed", *_refusals(plan, service))))
     found += (Explanation(name, ("scaled to zero: no traffic is expected",)) for name in plan.idle)
-    return tuple(sorted(found, key=lambda each: each.service))
+    said = (replace(each, lines=each.lines + untried.get(each.service, ())) for each in found)
+    return tuple(sorted(said, key=lambda each: each.service))
 
 
 def _placed(

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 
+from tessera_core.api.stages import STAGE
 from tessera_core.gpu.mps import is_one_of
+from tessera_core.plan.decoding import stage_products
 from tessera_core.plan.nodes import Located
 from tessera_core.plan.site import Key, Site
 from tessera_core.plan.state import CPU, ClusterState, Running, Slice
@@ -90,13 +92,15 @@ class Homes:
         if service is None or not open_ or self._site.is_closed(home.node):
             return False
         placement, labels = service.spec.placement, dict(pool.labels)
+        staged = running.member == STAGE and service.spec.preprocess is not None
+        products = stage_products(service.spec) if staged else placement.products
         wanted = placement.pool_selector.match_labels if placement.pool_selector else ()
         code = any(
             each.model.format.is_code for each in service.spec.placed if each.name == running.member
         )
         return (
             all(labels.get(name) == value for name, value in wanted)
-            and (not placement.products or is_one_of(product, placement.products))
+            and (not products or is_one_of(product, products))
             and (pool.allow_code or not code)
         )
 

@@ -108,10 +108,19 @@ class DeviceState:
     """Present slices; None: MIG is off and the device is used whole."""
     running: tuple[Running, ...] = ()
     healthy: bool = True
+    jpeg_engines: tuple[tuple[str, int], ...] = ()
+    """By kind of present part (``full`` or a profile), of those whose engines NVML has counted; sorted."""
 
     @property
     def is_cpu(self) -> bool:
         return self.product == CPU
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Kinds of parts of a GPU as it is cut now, sorted."""
+        if self.geometry is None:
+            return (FULL,)
+        return tuple(sorted({each.profile for each in self.geometry}))
 
 
 @dataclass(frozen=True, slots=True, order=True)

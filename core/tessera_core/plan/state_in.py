@@ -32,6 +32,7 @@ from tessera_core.api.records import record
 from tessera_core.api.runtimenode import DeviceStatus, Health, InstanceState, MigMode
 from tessera_core.api.runtimepool import PartitionBackend
 from tessera_core.api.scalars import suggestion
+from tessera_core.gpu.devices import FULL
 from tessera_core.gpu.geometry import Placement, canonical, violations
 from tessera_core.gpu.mig import GpuModel, find_profile, label
 from tessera_core.gpu.tables import model_of
@@ -282,7 +283,21 @@ def _device(path: str, device: DeviceStatus, node: RuntimeNode, report: Report) 
             )
         ),
         healthy=device.health is not Health.UNHEALTHY,
+        jpeg_engines=_jpeg_engines(device, model),
     )
+
+
+def _jpeg_engines(device: DeviceStatus, model: GpuModel | None) -> tuple[tuple[str, int], ...]:
+    if device.mig_mode is MigMode.DISABLED:
+        return () if device.jpeg_engines is None else ((FULL, device.jpeg_engines),)
+    named = {
+        profile.name: piece.jpeg_engines
+        for piece in device.slices
+        if model is not None and piece.jpeg_engines is not None
+        for profile in [find_profile(model, piece.profile)]
+        if profile is not None
+    }
+    return tuple(sorted(named.items()))
 
 
 def _geometry(

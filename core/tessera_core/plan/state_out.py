@@ -36,6 +36,7 @@ from tessera_core.api.runtimepool import (
     PoolSize,
     Trust,
 )
+from tessera_core.gpu.devices import FULL
 from tessera_core.plan.nodes import slice_name
 from tessera_core.plan.state import ClusterState, DeviceState, Measured, NodeState, PoolRules
 from tessera_core.plan.state_in import ONLY_POOL, POOL_LABEL
@@ -116,7 +117,12 @@ def _device(device: DeviceState) -> DeviceStatus:
         mig_capable=device.cuttable,
         mig_mode=MigMode.DISABLED if device.geometry is None else MigMode.ENABLED,
         slices=tuple(
-            SliceStatus(f"{device.uuid}/{placement.start}", placement.profile, placement.start)
+            SliceStatus(
+                f"{device.uuid}/{placement.start}",
+                placement.profile,
+                placement.start,
+                dict(device.jpeg_engines).get(placement.profile),
+            )
             for placement in device.geometry or ()
         ),
         instances=tuple(
@@ -131,6 +137,7 @@ def _device(device: DeviceState) -> DeviceStatus:
             for each in device.running
         ),
         health=Health.HEALTHY if device.healthy else Health.UNHEALTHY,
+        jpeg_engines=dict(device.jpeg_engines).get(FULL),
     )
 
 

@@ -27,9 +27,9 @@ from tessera_core.plan.planner import plan
 from tessera_core.plan.predict import latency_at
 from tessera_core.plan.state import ClusterState, Policy
 from tessera_runtime.agent.measure import PROFILE_TIMEOUT_S, batch_time, profile_request
-from tessera_runtime.agent.observe import Spot, cluster_state, kind_of, spots
+from tessera_runtime.agent.observe import Spot, cluster_state, kind_of
 from tessera_runtime.agent.places import Profiles
-from tessera_runtime.agent.profiles import ProfileStore, engine_version, to_profile
+from tessera_runtime.agent.profiles import ProfileStore, engine_version, spots_of, to_profile
 from tessera_runtime.agent.status import LocalStatus, MemberStatus, ServiceStatus, write_status
 from tessera_runtime.agent.steering import Steering
 from tessera_runtime.agent.translate import (
@@ -144,7 +144,7 @@ class LocalAgent:
         work = [
             (service, member, spot)
             for service, member in self._members()
-            for spot in spots(self._seen, self._options.cpu_cores)
+            for spot in spots_of(member, service.spec, self._seen, self._options.cpu_cores)
         ]
         for done, (service, member, spot) in enumerate(work):
             place = spot.place
@@ -247,7 +247,7 @@ class LocalAgent:
     async def _profile(
         self, service: ModelService, member: Member, digest: str, spot: Spot
     ) -> ModelProfile:
-        engine = engine_version(member.model.format)
+        engine = engine_version(member.model.format, spot.place.product)
         found = self._store.find(digest, spot.place, engine)
         if found is not None and not self._options.measure_again:
             return found

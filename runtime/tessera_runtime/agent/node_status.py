@@ -185,13 +185,14 @@ def _gpu(facts: Facts, gpu: Gpu) -> DeviceStatus:
         mig_capable=gpu.mig_enabled or (model is not None and bool(model.profiles)),
         mig_mode=MigMode.ENABLED if gpu.mig_enabled else MigMode.DISABLED,
         slices=tuple(
-            SliceStatus(each.uuid, each.placement.profile, each.placement.start)
+            SliceStatus(each.uuid, each.placement.profile, each.placement.start, each.jpeg_engines)
             for each in gpu.slices
         ),
         instances=_instances(facts, gpu.uuid, slices),
         health=verdict.health,
         problem=(verdict.problem or gpu.problem)[:MOST_DEVICE_PROBLEM],
         index=gpu.index,
+        jpeg_engines=gpu.jpeg_engines,
     )
 
 

@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tessera_core.api import ModelProfile, ModelService
+from tessera_core.api.preprocess import Decoder
 from tessera_core.gpu.classes import full_class
 from tessera_core.gpu.devices import FULL, DeviceClass, cpu_class
 from tessera_core.gpu.geometry import canonical
 from tessera_core.gpu.mig import label
 from tessera_core.gpu.tables import model_of
 from tessera_core.perf import LatencyProfile
+from tessera_core.plan.decoding import may_decode
 from tessera_core.plan.state import (
     CPU,
     ClusterState,
@@ -73,14 +75,38 @@ def spots(seen: Inventory, cpu_cores: Sequence[int]) -> tuple[Spot, ...]:
     """The kinds of place on this machine that are worth measuring, each once: GPUs whole and their slices, or sets of
     cores where there is no GPU.
     """
+    return _on_gpus(seen) or _on_cores(seen, cpu_cores)
+
+
+def stage_spots(seen: Inventory, cpu_cores: Sequence[int], decoder: Decoder) -> tuple[Spot, ...]:
+    """The same for preprocessing: sets of cores also beside GPUs, and of GPUs those parts that ``may_decode`` names."""
+    engines = {
+        (gpu.uuid, piece): count for gpu in seen.gpus for piece, count in _jpeg_engines(gpu).items()
+    }
+    return tuple(
+        spot
+        for spot in (*_on_gpus(seen), *_on_cores(seen, cpu_cores))
+        if may_decode(decoder, spot.place.product, engines.get((spot.device, spot.slice)))
+    )
+
+
+def _jpeg_engines(gpu: Gpu) -> dict[str, int]:
+    """By name of the part."""
+    if gpu.mig_enabled:
+        return {each.name: each.jpeg_engines for each in gpu.slices}
+    return {FULL: gpu.jpeg_engines}
+
+
+def _on_gpus(seen: Inventory) -> tuple[Spot, ...]:
     found: dict[tuple[str, str], Spot] = {}
     for gpu in seen.gpus:
-        pieces = [each.name for each in gpu.slices] if gpu.mig_enabled else [FULL]
-        for piece in pieces:
+        for piece in _jpeg_engines(gpu):
             place = device_class(seen, gpu.uuid, piece)
             found.setdefault((place.product, place.slice), Spot(place, gpu.uuid, piece))
-    if found:
-        return tuple(found[kind] for kind in sorted(found))
+    return tuple(found[kind] for kind in sorted(found))
+
+
+def _on_cores(seen: Inventory, cpu_cores: Sequence[int]) -> tuple[Spot, ...]:
     return tuple(
         # At the end of the cores, away from those kept for the dispatcher: where it will run.
         Spot(cpu_class(cores, seen.memory_mib), CPU, f"cpu-{cores}@{len(seen.cores) - cores}")
@@ -133,6 +159,9 @@ def _gpu_state(gpu: Gpu) -> DeviceState:
         memory_mib=gpu.memory_mib,
         model=model_of(gpu.product),
         geometry=canonical(each.placement for each in gpu.slices) if gpu.mig_enabled else None,
+        jpeg_engines=tuple(
+            sorted({name.partition("@")[0]: n for name, n in _jpeg_engines(gpu).items()}.items())
+        ),
     )
 
 

@@ -9,14 +9,18 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from tessera_core.api import ModelProfile, decode
-from tessera_core.api.members import ModelFormat
+from tessera_core.api import ModelProfile, ModelServiceSpec, decode
+from tessera_core.api.members import Member, ModelFormat
 from tessera_core.api.meta import ObjectMeta
 from tessera_core.api.modelprofile import ModelProfileSpec, ModelProfileStatus
+from tessera_core.api.preprocess import Decoder
 from tessera_core.gpu.devices import DeviceClass
 from tessera_core.perf import LatencyProfile
+from tessera_core.plan.state import CPU
 from tessera_runtime.agent.measure import profile_rows
-from tessera_runtime.engines.version import library_version
+from tessera_runtime.agent.observe import Spot, spots, stage_spots
+from tessera_runtime.devices.inventory import Inventory
+from tessera_runtime.engines.version import is_installed, library_version
 from tessera_runtime.target import ProfileReport
 
 _LIBRARY = {
@@ -32,16 +36,31 @@ class EngineMissing(Exception):
     """The library that runs a format is not installed."""
 
 
-def engine_version(model_format: ModelFormat) -> str:
-    """What the engine of a format calls itself, known without importing it. Raises EngineMissing."""
-    library = _LIBRARY[model_format]
+def engine_version(model_format: ModelFormat, product: str = CPU) -> str:
+    """What the engine of a format calls itself on devices of ``product``, known without importing it. Raises EngineMissing."""
+    staged_on_gpu = model_format is ModelFormat.PREPROCESS and product != CPU
+    library = "torchvision" if staged_on_gpu else _LIBRARY[model_format]
     try:
         return library_version(library)
     except importlib.metadata.PackageNotFoundError as error:
-        extra = "runtime" if library == "torch" else "onnx"
+        extra = "onnx" if library == "onnxruntime" else "runtime"
         raise EngineMissing(
             f"format {model_format.value} needs {library}: install tessera[{extra}]"
         ) from error
+
+
+def spots_of(
+    member: Member, spec: ModelServiceSpec, seen: Inventory, cpu_cores: Sequence[int]
+) -> tuple[Spot, ...]:
+    """Where ``member`` is measured on this machine. Preprocessing that may choose stays on cores where the library that
+    decodes on GPUs is not installed.
+    """
+    if member.model.format is not ModelFormat.PREPROCESS or spec.preprocess is None:
+        return spots(seen, cpu_cores)
+    decoder = spec.preprocess.device
+    if decoder is Decoder.AUTO and not is_installed("torchvision"):
+        decoder = Decoder.CPU
+    return stage_spots(seen, cpu_cores, decoder)
 
 
 class ProfileStore:

@@ -41,6 +41,8 @@ class Gpu:
     memory_mib: int
     sm_count: int
     mig_enabled: bool
+    jpeg_engines: int = 0
+    """Of the whole GPU. At least 1 is all that the driver tells of one that cannot be cut."""
     slices: tuple[MigSlice, ...] = ()
     """What it is cut into and can be used, in the order of places."""
     problem: str = ""
@@ -175,11 +177,32 @@ def _gpu(index: int) -> Gpu | None:
             memory_mib=_gpu_memory_mib(handle, model_of(product)),
             sm_count=pynvml.nvmlDeviceGetNumGpuCores(handle) // cores_per_sm,
             mig_enabled=False,
+            jpeg_engines=_jpeg_engines(handle),
         )
         return _as_cut(gpu, handle)
     except pynvml.NVMLError as error:
         log.error("GPU %d does not answer: %s", index, error)
         return None
+
+
+def _jpeg_engines(handle: Any) -> int:
+    """Of the widest instance that the GPU could be cut into. NVML counts them for instances only (nvmlGpuInstanceProfileInfo_t,
+    which can also be asked while MIG is off); of others it tells whether there is something whose load it can measure.
+    """
+    found: list[tuple[int, int]] = []
+    for kind in range(pynvml.NVML_GPU_INSTANCE_PROFILE_COUNT):
+        try:
+            info = pynvml.nvmlDeviceGetGpuInstanceProfileInfo(handle, kind)
+        except pynvml.NVMLError:
+            continue  # the board has no such profile, or the driver none at all
+        found.append((info.sliceCount, info.jpegCount))
+    if found:
+        return max(found)[1]
+    try:
+        pynvml.nvmlDeviceGetJpgUtilization(handle)
+    except pynvml.NVMLError:
+        return 0
+    return 1
 
 
 def _gpu_memory_mib(handle: Any, model: GpuModel | None) -> int:

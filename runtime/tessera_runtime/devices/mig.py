@@ -30,6 +30,8 @@ class MigSlice:
     """With the table's name of the profile. Where it is, if that was told; else it is only called so."""
     sm_count: int
     memory_mib: int
+    jpeg_engines: int = 0
+    """That decode for this instance."""
 
     @property
     def name(self) -> str:
@@ -81,6 +83,7 @@ def find_slices(handle: Any, model: GpuModel) -> tuple[tuple[MigSlice, ...], str
             place,
             sm_count=found[uuid][1].multiprocessorCount,
             memory_mib=found[uuid][1].memorySizeMB,
+            jpeg_engines=found[uuid][1].sharedJpegCount,
         )
         for uuid, place in places.items()
         if not found[uuid][2]

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from tessera_runtime.engines.base import Engine, EngineDevice, LoadRefused, ModelFile
 
+_EXTRAS = {"torch": "runtime", "torchvision": "runtime", "onnxruntime": "onnx"}
+"""By module: what of Tessera brings it."""
+
 _CODE_FORMATS = frozenset({"TorchScript", "Python"})
 
 
@@ -43,7 +46,7 @@ def load_engine(file: ModelFile, device: EngineDevice) -> Engine:
 
                 return load_media(file, device)
     except ModuleNotFoundError as error:
-        extra = {"torch": "runtime", "onnxruntime": "onnx"}.get(error.name or "")
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
         if extra is None:
             raise
         raise LoadRefused(

@@ -1,4 +1,5 @@
-"""A preprocessing stage as a model: encoded images or recordings in, tensors out, one after the other on one core.
+"""A preprocessing stage as a model: encoded images or recordings in, tensors out, one after the other on one core, or images
+a batch at a time on a GPU (:mod:`tessera_runtime.engines.media_cuda`).
 
 It is loaded from the stage's document (:mod:`tessera_core.api.stages`). Images: input ``image``, BYTES ``[rows]``; output
 ``tensor``, FP32 rows of ``[channels, height, width]`` or in the other layout. Recordings: input ``audio``, BYTES ``[rows]``;
@@ -8,7 +9,6 @@ outputs ``features``, FP32 ``[rows, frames, bands]`` of the longest with zeros a
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import numpy as np
@@ -18,14 +18,13 @@ from tessera_core.api.stages import from_document
 from tessera_runtime.engines.base import (
     EngineDevice,
     EngineLane,
-    InputRefused,
     LoadRefused,
     ModelFile,
-    RunFailed,
     Signature,
     TensorMeta,
 )
-from tessera_runtime.engines.staging import HostBuffer, Staged, Staging, check_max_batch
+from tessera_runtime.engines.media_lane import MediaLane
+from tessera_runtime.engines.staging import HostBuffer, check_max_batch
 from tessera_runtime.engines.version import library_version
 from tessera_runtime.preprocess.audio import AudioStage
 from tessera_runtime.preprocess.errors import MediaRefused
@@ -37,9 +36,7 @@ MOST_DOCUMENT = 64 << 10
 
 
 def load_media(file: ModelFile, device: EngineDevice) -> MediaEngine:
-    """Raises LoadRefused."""
-    if device.kind != "cpu":
-        raise LoadRefused("preprocessing runs on processor cores; place it there")
+    """Raises LoadRefused, ModuleNotFoundError where a GPU's decoder is not installed."""
     with open(file.path, "rb") as document:
         text = document.read(MOST_DOCUMENT)
     try:
@@ -49,13 +46,20 @@ def load_media(file: ModelFile, device: EngineDevice) -> MediaEngine:
             AudioStage(preprocess.audio)
     except ValueError as error:
         raise LoadRefused(f"the preprocessing stage is refused: {error}") from error
-    if preprocess.image is not None:
-        return MediaEngine(preprocess.image, sample)
-    assert preprocess.audio is not None
-    return MediaEngine(preprocess.audio, sample)
+    spec = preprocess.image or preprocess.audio
+    assert spec is not None, "one of them is there"
+    if device.kind == "cpu":
+        return MediaEngine(spec, sample)
+    if not isinstance(spec, ImagePreprocess):
+        raise LoadRefused("recordings are preprocessed on processor cores; place the stage there")
+    from tessera_runtime.engines.media_cuda import load_on_gpu  # imports torch
+
+    return load_on_gpu(spec, sample, device)
 
 
 class MediaEngine:
+    """On processor cores."""
+
     def __init__(self, spec: ImagePreprocess | AudioPreprocess, sample: bytes) -> None:
         self._spec = spec
         if isinstance(spec, ImagePreprocess):
@@ -90,76 +94,37 @@ class MediaEngine:
     def close(self) -> None: ...
 
 
-class _MediaLane(ABC):
-    def __init__(self, signature: Signature, max_batch: int) -> None:
-        self._signature = signature
-        self._staging = Staging(signature, max_batch)
-        self._staged: Staged | None = None
-
-    def stage(self, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, np.ndarray]:
-        self._staged = self._staging.stage(shapes)
-        return self._staged.given
-
-    def run(self) -> Mapping[str, np.ndarray]:
-        assert self._staged is not None, "staged before it is run"
-        (given,) = self._staged.given.values()
-        at = 0
-        try:
-            for at, encoded in enumerate(given):
-                self.take(at, len(given), encoded)
-        except MediaRefused as refused:
-            where = f"[{at}]" if len(given) > 1 else ""
-            raise InputRefused(f"inputs.{self._signature.inputs[0].name}{where}: {refused}") from (
-                refused
-            )
-        except MemoryError as error:
-            raise RunFailed(f"no memory for what the media decode to: {error}") from error
-        finally:
-            given.fill(b"")  # what clients sent is not kept until the next batch
-        return self.answer(len(given))
-
-    @abstractmethod
-    def take(self, at: int, rows: int, encoded: bytes) -> None:
-        """Decode row ``at`` of ``rows``. Raises MediaRefused."""
-
-    @abstractmethod
-    def answer(self, rows: int) -> Mapping[str, np.ndarray]:
-        """What was taken, by output."""
-
-    def close(self) -> None:
-        self._staged = None
-        self._staging.close()
-
-
-class _ImageLane(_MediaLane):
+class _ImageLane(MediaLane):
     def __init__(self, spec: ImagePreprocess, signature: Signature, max_batch: int) -> None:
         super().__init__(signature, max_batch)
         self._stage = ImageStage(spec)
         self._rows = HostBuffer(signature.outputs[0], max_batch)
 
-    def take(self, at: int, rows: int, encoded: bytes) -> None:
-        self._stage.into(encoded, self._rows.view((rows, *self._stage.row_shape))[at])
+    def decode(self, given: np.ndarray) -> Mapping[str, np.ndarray]:
+        rows = self._rows.view((len(given), *self._stage.row_shape))
+        for at, encoded in enumerate(given):
+            try:
+                self._stage.into(encoded, rows[at])
+            except MediaRefused as refused:
+                raise MediaRefused(str(refused), at) from refused
+        return {"tensor": rows}
 
-    def answer(self, rows: int) -> Mapping[str, np.ndarray]:
-        return {"tensor": self._rows.view((rows, *self._stage.row_shape))}
 
-
-class _AudioLane(_MediaLane):
+class _AudioLane(MediaLane):
     def __init__(self, spec: AudioPreprocess, signature: Signature, max_batch: int) -> None:
         super().__init__(signature, max_batch)
         self._stage = AudioStage(spec)
         self._bands = spec.mel_bands
-        self._taken: list[np.ndarray] = []
 
-    def take(self, at: int, rows: int, encoded: bytes) -> None:
-        if at == 0:
-            self._taken.clear()
-        self._taken.append(self._stage.features(encoded))
-
-    def answer(self, rows: int) -> Mapping[str, np.ndarray]:
-        frames = np.array([len(each) for each in self._taken], np.int64)
-        features = np.zeros((rows, int(frames.max()), self._bands), np.float32)
-        for row, each in zip(features, self._taken, strict=True):
+    def decode(self, given: np.ndarray) -> Mapping[str, np.ndarray]:
+        taken: list[np.ndarray] = []
+        for at, encoded in enumerate(given):
+            try:
+                taken.append(self._stage.features(encoded))
+            except MediaRefused as refused:
+                raise MediaRefused(str(refused), at) from refused
+        frames = np.array([len(each) for each in taken], np.int64)
+        features = np.zeros((len(taken), int(frames.max()), self._bands), np.float32)
+        for row, each in zip(features, taken, strict=True):
             row[: len(each)] = each
-        self._taken.clear()
         return {"features": features, "frames": frames}

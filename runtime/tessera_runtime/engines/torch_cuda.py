@@ -54,7 +54,7 @@ def buckets(max_batch: int) -> list[int]:
     return [1 << k for k in range((max_batch - 1).bit_length())] + [max_batch]
 
 
-def _pinned(count: int, dtype: np.dtype) -> np.ndarray:
+def pinned(count: int, dtype: np.dtype) -> np.ndarray:
     size = count * dtype.itemsize
     memory: np.ndarray = torch.zeros(size, dtype=torch.uint8, pin_memory=True).numpy()
     return memory.view(dtype)
@@ -71,8 +71,8 @@ class CudaLane:
         self._model = model
         signature = model.signature
         rows = model.padded(max_batch)
-        self._staging = Staging(signature, max_batch, prepare=_tensors, allocate=_pinned)
-        self._answers = {meta.name: HostBuffer(meta, rows, _pinned) for meta in signature.outputs}
+        self._staging = Staging(signature, max_batch, prepare=_tensors, allocate=pinned)
+        self._answers = {meta.name: HostBuffer(meta, rows, pinned) for meta in signature.outputs}
         self._stream = torch.cuda.Stream()
         self._done = torch.cuda.Event()
         self._staged: Staged | None = None

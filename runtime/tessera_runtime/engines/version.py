@@ -15,3 +15,11 @@ def library_version(library: str) -> str:
     if library == "python":
         return f"python-{platform.python_version()}"
     return f"{library}-{importlib.metadata.version(library)}"
+
+
+def is_installed(library: str) -> bool:
+    try:
+        importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

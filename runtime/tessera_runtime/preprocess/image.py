@@ -38,7 +38,7 @@ _MARGIN = 2
 _MODES = {1: "RGB", 2: "LA", 3: "RGB", 4: "RGBA"}
 """By values of ``mean``: Pillow's name of the colours."""
 
-_JPEG = b"\xff\xd8\xff"
+JPEG = b"\xff\xd8\xff"
 
 Encoded = bytes | memoryview
 
@@ -71,9 +71,9 @@ class ImageStage:
     def _cut(self, encoded: Encoded) -> np.ndarray:
         """Bytes ``[height, width, channels]`` of ``size``, as Pillow's colours."""
         image, eighths, (width, height) = self._decode(encoded)
-        wanted_height, wanted_width = self._resized(height, width)
+        wanted_height, wanted_width = self.resized(height, width)
         size_height, size_width = self._spec.size
-        top, left = _middle(wanted_height, size_height), _middle(wanted_width, size_width)
+        top, left = middle(wanted_height, size_height), middle(wanted_width, size_width)
         # In pixels of the whole, resized image: what is worked out.
         box = (
             max(left - _MARGIN, 0),
@@ -100,7 +100,7 @@ class ImageStage:
             first_row : first_row + size_height, first_column : first_column + size_width
         ]
 
-    def _resized(self, height: int, width: int) -> tuple[int, int]:
+    def resized(self, height: int, width: int) -> tuple[int, int]:
         """Height and width before the cut."""
         shorter = self._spec.resize
         if shorter is None:
@@ -111,7 +111,7 @@ class ImageStage:
 
     def _decode(self, encoded: Encoded) -> tuple[Image.Image, int, tuple[int, int]]:
         """The image, in how many eighths of its size, and its width and height as encoded."""
-        if bytes(encoded[:3]) == _JPEG and self._mode == "RGB":
+        if bytes(encoded[:3]) == JPEG and self._mode == "RGB":
             found = self._jpeg(encoded)
             if found is not None:
                 return found
@@ -124,7 +124,7 @@ class ImageStage:
             if space in ("CMYK", "YCCK"):
                 return None
             _check(width, height)
-            wanted_height, wanted_width = self._resized(height, width)
+            wanted_height, wanted_width = self.resized(height, width)
             pixels = simplejpeg.decode_jpeg(
                 encoded,
                 "RGB",
@@ -165,6 +165,6 @@ def _eighths(whole: int, scaled: int) -> int:
     return next(eighths for eighths in range(1, 9) if -(-whole * eighths // 8) >= scaled)
 
 
-def _middle(whole: int, part: int) -> int:
+def middle(whole: int, part: int) -> int:
     """Where the middle ``part`` begins; torchvision rounds halves to even."""
     return round((whole - part) / 2)
