@@ -47,7 +47,7 @@ def image_request(wire: Wire, model: str, encoded: bytes) -> bytes:
     element = _SIZE.pack(len(encoded)) + encoded
     if wire is Wire.GRPC:
         tensor = {"name": "image", "datatype": "BYTES", "shape": [1]}
-        message = ModelInferRequest(
+        message: bytes = ModelInferRequest(
             model_name=model, inputs=[tensor], raw_input_contents=[element]
         ).SerializeToString()
         return _PREFIX.pack(0, len(message)) + message

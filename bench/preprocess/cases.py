@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,7 +16,6 @@ from bench.preprocess.contestants import (
     FULL,
     LIMITS,
     ONE_PROCESS,
-    SCALED,
     SEPARATE,
     Contestants,
 )
@@ -133,7 +132,7 @@ def latencies(found: Contestants, rows: Rows, places: Places, size: Size) -> lis
         one: (found.plain[ONE_PROCESS, FULL], rows[PLAIN, one].medians["rate_per_s"]),
         each: (found.plain[EACH_CORE, FULL], rows[PLAIN, each].medians["rate_per_s"]),
     }
-    bases = {"the lower limit": lower_limit(rows), f"{one}": asked[one][1]}
+    bases = {"the lower limit": lower_limit(rows), one: asked[one][1]}
     return [
         Variant(
             {CASE: LATENCY, WHO: who, "load": f"{load:g} of {base}"},

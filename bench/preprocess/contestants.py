@@ -160,16 +160,16 @@ def check(found: Contestants, models: Path) -> None:
             right = [networks[member](scaled) for member in MEMBERS]
         else:  # the ensemble too: the network is the mean of its three
             right = [of_scaled]
-        for target, rows in zip(asked.targets, right, strict=True):
-            outputs = [output(target, body)[0] for body in answers(target)]
+        for each, rows in zip(asked.targets, right, strict=True):
+            outputs = [output(each, body)[0] for body in answers(each)]
             _close(f"{name} over {wire.value}", outputs, rows)
     for (name, _), asked in found.full_size.items():
-        (target,) = asked.targets
-        outputs = [output(target, body)[0] for body in answers(target)]
+        (each,) = asked.targets
+        outputs = [output(each, body)[0] for body in answers(each)]
         _close(f"{name} at full size", outputs, of_full)
     for (processes, decoder), asked in found.plain.items():
-        for target in asked.targets:
-            outputs = [np.frombuffer(body, "<f4") for body in answers(target)]
+        for each in asked.targets:
+            outputs = [np.frombuffer(body, "<f4") for body in answers(each)]
             rows = of_full if decoder == FULL else of_scaled
             _close(f"plain server, {processes}, {decoder}", outputs, rows)
 
@@ -184,8 +184,8 @@ def decodes(found: Contestants, name: str) -> float:
     """Images that the stages decode for each image that is asked for, by the server's own count."""
     asked = found.ours[name, Wire.HTTP]
     before = _decoded_rows(found.directory)
-    for target in asked.targets:
-        answers(target)
+    for each in asked.targets:
+        answers(each)
     return (_decoded_rows(found.directory) - before) / len(photographs())
 
 

@@ -49,8 +49,8 @@ def pooled(count: int) -> str:
 
 def services(models: Path, places: Places) -> tuple[ServiceTarget, ...]:
     """All that one server runs. Exports the networks and writes the stage's document into ``models``."""
-    for network in (NETWORK, *MEMBERS):
-        export(network, ROW_SHAPE, models)
+    for name in (NETWORK, *MEMBERS):
+        export(name, ROW_SHAPE, models)
     document = models / "stage.json"
     document.write_bytes(to_document(Preprocess(image=IMAGE)))
     network = models / f"{NETWORK}.pt2"
