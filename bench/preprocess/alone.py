@@ -13,13 +13,9 @@ from bench.dataplane.children import Answerer, Child, answer_questions
 from bench.dataplane.loop import TUNED, rows_per_s
 from bench.models.served import load
 from bench.peers.base import BATCH_CAP
-from bench.preprocess.photographs import (
-    IMAGE,
-    ROW_SHAPE,
-    decoded_at_full_size,
-    photographs,
-)
+from bench.preprocess.photographs import photographs
 from bench.preprocess.services import NETWORK
+from bench.preprocess.transforms import IMAGE, ROW_SHAPE, decoded_at_full_size
 
 from tessera_runtime.preprocess.image import ImageStage
 
@@ -49,6 +45,7 @@ def main() -> None:
     def start() -> Answerer:
         model = load(Path(sys.argv[1]), (NETWORK,))
         stage, row = ImageStage(IMAGE), np.empty(ROW_SHAPE, np.float32)
+        photographs()  # made once, before any is decoded
         rows = np.random.default_rng(0).standard_normal((BATCH_CAP, *ROW_SHAPE), "f4")
 
         def answer(question: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,6 @@ from tessera_cli.loadgen.wire import decode, encode
 from tessera_runtime.protocol.messages import ModelInferRequest
 
 ANSWER_TIMEOUT_S = 20.0
-WARM_S = 0.5
 
 _SIZE, _PREFIX = struct.Struct("<I"), struct.Struct(">BI")
 """Before an element of a BYTES tensor, and before a message of gRPC."""
@@ -80,11 +79,13 @@ def target(wire: Wire, ports: Ports, requests: Sequence[bytes], connections: int
     return Target(wire, HOST, port, tuple(requests), connections if wire is Wire.HTTP else 1)
 
 
-def answers(asked: Target) -> tuple[bytes, ...]:
-    """Bodies, one for each of its requests, which are all sent at once. Raises LoadFailed."""
-    once = ClosedLoop(len(asked.requests), seconds=0.0, warmup_s=0.0)
-    plan = LoadPlan((asked,), once, keep_answers=True, answer_timeout_s=ANSWER_TIMEOUT_S)
-    return _run(plan).answers
+def answers(targets: Sequence[Target]) -> list[tuple[bytes, ...]]:
+    """Bodies by target, one for each of its requests; all are sent at once, and each has as many. Raises LoadFailed."""
+    (count,) = {len(each.requests) for each in targets}
+    once = ClosedLoop(count * len(targets), seconds=0.0, warmup_s=0.0)
+    plan = LoadPlan(tuple(targets), once, keep_answers=True, answer_timeout_s=ANSWER_TIMEOUT_S)
+    bodies = _run(plan).answers
+    return [bodies[index :: len(targets)] for index in range(len(targets))]
 
 
 def output(asked: Target, body: bytes) -> npt.NDArray[np.float32]:
@@ -93,11 +94,13 @@ def output(asked: Target, body: bytes) -> npt.NDArray[np.float32]:
     return np.asarray(found, np.float32)
 
 
-def closed(asked: Asked, in_flight: int, seconds: float, cores: tuple[int, ...]) -> Figures:
+def closed(
+    asked: Asked, in_flight: int, warm_s: float, seconds: float, cores: tuple[int, ...]
+) -> Figures:
     """Images per second with so many requests in flight. Raises LoadFailed, also when a request fails."""
     plan = LoadPlan(
         asked.targets,
-        ClosedLoop(in_flight, seconds, WARM_S),
+        ClosedLoop(in_flight, seconds, warm_s),
         answer_timeout_s=ANSWER_TIMEOUT_S,
         progress_s=60.0,
         cores=cores,
@@ -111,14 +114,19 @@ def closed(asked: Asked, in_flight: int, seconds: float, cores: tuple[int, ...])
 
 
 def poisson(
-    asked: Asked, rate_per_s: float, seconds: float, seed: int, cores: tuple[int, ...]
+    asked: Asked,
+    rate_per_s: float,
+    warm_s: float,
+    seconds: float,
+    seed: int,
+    cores: tuple[int, ...],
 ) -> Figures:
     """Latency from when each request was meant to be sent. Raises LoadFailed, also when a request fails."""
-    shape = OpenLoop((Phase(rate_per_s, WARM_S + seconds),), seed)
+    shape = OpenLoop((Phase(rate_per_s, warm_s + seconds),), seed)
     plan = LoadPlan(
         asked.targets, shape, answer_timeout_s=ANSWER_TIMEOUT_S, progress_s=60.0, cores=cores
     )
-    seen = summarise(_run(plan), WARM_S, WARM_S + seconds)
+    seen = summarise(_run(plan), warm_s, warm_s + seconds)
     return {
         "offered_per_s": rate_per_s,
         "requests": float(seen.requests),

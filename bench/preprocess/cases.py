@@ -36,12 +36,11 @@ DECODE, DECODE_FULL, INFER = "decode", "decode-full", "infer"
 LIMIT = "limits"
 PLAIN = "beside plain servers"
 ONCE = "ensemble of three"
-ABLATION = "ablation"
+ABLATION = "without one step"
 POOL = "pool of decoders"
 LATENCY = "latency at fixed loads"
 
 OURS, OURS_FULL = "Tessera", "Tessera, decodes at full size"
-ALL_STEPS = "all steps"
 NO_SCALING = "decoded at full size"
 NO_OVERLAP = "one request at a time"
 NO_BATCHES = "batches of one"
@@ -58,10 +57,12 @@ Rows = dict[tuple[str, str], Row]
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    rounds: int = 7
-    seconds: float = 3.0
+    rounds: int = 5
+    warm_s: float = 0.5
+    """Before each load is counted."""
+    seconds: float = 2.5
     """Of one closed loop."""
-    latency_s: float = 8.0
+    latency_s: float = 6.0
     """Of one load."""
 
 
@@ -82,7 +83,7 @@ def capacities(found: Contestants, alone: Alone, places: Places, size: Size) -> 
     """Closed loops: as many images per second as there are answers for."""
 
     def variant(case: str, who: str, asked: Asked, in_flight: int = IN_FLIGHT) -> Variant:
-        measure = partial(closed, asked, in_flight, size.seconds, places.load)
+        measure = partial(closed, asked, in_flight, size.warm_s, size.seconds, places.load)
         return Variant({CASE: case, WHO: who}, measure)
 
     ours = {name: asked for (name, wire), asked in found.ours.items() if wire is Wire.HTTP}
@@ -102,11 +103,10 @@ def capacities(found: Contestants, alone: Alone, places: Places, size: Size) -> 
         ),
         variant(ONCE, ENSEMBLE, ours[ENSEMBLE]),
         variant(ONCE, SEPARATE, ours[SEPARATE]),
-        variant(ABLATION, ALL_STEPS, ours[IMAGES]),
         variant(ABLATION, NO_SCALING, full[IMAGES]),
         variant(ABLATION, NO_OVERLAP, ours[IMAGES], in_flight=1),
         variant(ABLATION, NO_BATCHES, ours[ONE_BY_ONE]),
-        *(variant(POOL, f"{count} processes", ours[pooled(count)]) for count in places.pools),
+        *(variant(POOL, str(count), ours[pooled(count)]) for count in places.pools),
     ]
 
 
@@ -137,11 +137,17 @@ def latencies(found: Contestants, rows: Rows, places: Places, size: Size) -> lis
         Variant(
             {CASE: LATENCY, WHO: who, "load": f"{load:g} of {base}"},
             partial(
-                poisson, target, load * of_base, size.latency_s, round(100 * load), places.load
+                poisson,
+                target,
+                load * of_base,
+                size.warm_s,
+                size.latency_s,
+                round(100 * load),
+                places.load,
             ),
         )
         for base, of_base in bases.items()
         for load in LOADS
         for who, (target, capacity) in asked.items()
-        if load * of_base <= ROOM * capacity
+        if 0 < load * of_base <= ROOM * capacity
     ]

@@ -22,12 +22,7 @@ from bench.preprocess.asking import (
     target,
     tensor_request,
 )
-from bench.preprocess.photographs import (
-    IMAGE,
-    decoded,
-    decoded_at_full_size,
-    photographs,
-)
+from bench.preprocess.photographs import photographs
 from bench.preprocess.places import Places
 from bench.preprocess.servers import plain, tessera
 from bench.preprocess.services import (
@@ -42,7 +37,9 @@ from bench.preprocess.services import (
     pooled,
     services,
 )
+from bench.preprocess.transforms import IMAGE, decoded, decoded_at_full_size
 
+from tessera_cli.loadgen import Target
 from tessera_core.api.stages import STAGE
 from tessera_runtime.preprocess.image import ImageStage
 
@@ -85,23 +82,21 @@ def contestants(places: Places, folder: Path) -> Iterator[Contestants]:
     with ExitStack() as stack:
         ours = stack.enter_context(tessera(served, places, folder / "tessera"))
         full = stack.enter_context(tessera(at_full_size, places, folder / "full-size", True))
-        one = stack.enter_context(plain(models, places.server, folder / "plain"))
-        each = [
-            stack.enter_context(plain(models, (core,), folder / f"plain-{core}"))
-            for core in places.server
-        ]
-        for server in (ours, full, one, *each):
+        each_core = [(core,) for core in places.server]
+        others = stack.enter_context(plain(models, [places.server, *each_core], folder / "plain"))
+        for server in (ours, full, others):
             server.wait()
+        (at,), (at_full,), (one, *each) = ours.ports, full.ports, others.ports
         found = Contestants(
             {
-                (name, wire): _ours(ours.ports, wire, name)
+                (name, wire): _ours(at, wire, name)
                 for wire in Wire
                 for name in (asked(places) if wire is Wire.HTTP else LIMITS)
             },
-            {(name, Wire.HTTP): _ours(full.ports, Wire.HTTP, name) for name in (IMAGES, SHARED)},
+            {(name, Wire.HTTP): _ours(at_full, Wire.HTTP, name) for name in (IMAGES, SHARED)},
             {
-                (processes, decoder): _plain([server.ports for server in servers], decoder)
-                for processes, servers in ((ONE_PROCESS, [one]), (EACH_CORE, each))
+                (processes, decoder): _plain(ports, decoder)
+                for processes, ports in ((ONE_PROCESS, [one]), (EACH_CORE, each))
                 for decoder in (FULL, SCALED)
             },
             ours.directory,
@@ -153,25 +148,39 @@ def check(found: Contestants, models: Path) -> None:
     full = np.stack([decoded_at_full_size(each) for each in photographs()])
     networks = {name: load(models, (name,)) for name in (NETWORK, *MEMBERS)}
     of_scaled, of_full = networks[NETWORK](scaled), networks[NETWORK](full)
-    for (name, wire), asked in found.ours.items():
+
+    def right(name: str) -> list[Rows]:
         if name.startswith(DECODED):
-            right = [scaled[:, :, 0, 0]]
-        elif name == SEPARATE:
-            right = [networks[member](scaled) for member in MEMBERS]
-        else:  # the ensemble too: the network is the mean of its three
-            right = [of_scaled]
-        for each, rows in zip(asked.targets, right, strict=True):
-            outputs = [output(each, body)[0] for body in answers(each)]
-            _close(f"{name} over {wire.value}", outputs, rows)
-    for (name, _), asked in found.full_size.items():
-        (each,) = asked.targets
-        outputs = [output(each, body)[0] for body in answers(each)]
-        _close(f"{name} at full size", outputs, of_full)
-    for (processes, decoder), asked in found.plain.items():
-        for each in asked.targets:
-            outputs = [np.frombuffer(body, "<f4") for body in answers(each)]
-            rows = of_full if decoder == FULL else of_scaled
-            _close(f"plain server, {processes}, {decoder}", outputs, rows)
+            return [scaled[:, :, 0, 0]]
+        if name == SEPARATE:
+            return [networks[member](scaled) for member in MEMBERS]
+        return [of_scaled]  # the ensemble too: the network is the mean of its three
+
+    checked = [
+        *(
+            (f"{name} over {wire.value}", each, rows)
+            for (name, wire), asked in found.ours.items()
+            for each, rows in zip(asked.targets, right(name), strict=True)
+        ),
+        *(
+            (f"{name} at full size", each, of_full)
+            for (name, _), asked in found.full_size.items()
+            for each in asked.targets
+        ),
+        *(
+            (f"plain, {processes}, {decoder}", each, of_full if decoder == FULL else of_scaled)
+            for (processes, decoder), asked in found.plain.items()
+            for each in asked.targets
+        ),
+    ]
+    bodies = answers([each for _, each, _ in checked])
+    for (who, each, rows), of_it in zip(checked, bodies, strict=True):
+        raw = who.startswith("plain")
+        _close(who, [_outputs(raw, each, body) for body in of_it], rows)
+
+
+def _outputs(raw: bool, asked: Target, body: bytes) -> Rows:
+    return np.frombuffer(body, "<f4") if raw else output(asked, body)[0]
 
 
 def _close(who: str, found: Sequence[Rows], right: Rows) -> None:
@@ -184,8 +193,7 @@ def decodes(found: Contestants, name: str) -> float:
     """Images that the stages decode for each image that is asked for, by the server's own count."""
     asked = found.ours[name, Wire.HTTP]
     before = _decoded_rows(found.directory)
-    for each in asked.targets:
-        answers(each)
+    answers(asked.targets)
     return (_decoded_rows(found.directory) - before) / len(photographs())
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 from functools import partial
 
 from bench.harness import Figures
@@ -10,7 +11,6 @@ from bench.lines import Line, Reach
 from bench.peers.base import Wire
 from bench.preprocess.cases import (
     ABLATION,
-    ALL_STEPS,
     ALONE,
     DECODE,
     INFER,
@@ -44,6 +44,10 @@ FIGURES: lines.Columns = {
 RATIOS = "ratios"
 OVERLAP, TIMES_PLAIN = 0.9, 3.0
 """What end to end has to reach of the lower limit, and of the plain server."""
+ONLY_ONCE = Reach("decodes", at_least=1.0, at_most=1.0)
+
+Key = tuple[str, str]
+"""Case and who."""
 
 line = partial(lines.line, FIGURES)
 
@@ -53,18 +57,16 @@ def judged(rows: Rows, places: Places, decodes: Figures) -> list[Line]:
     found = list(_limits(rows, places))
     found += _plain(rows)
     found += _once(rows, decodes)
-    everything = "of all steps"
+    whole = (LIMIT, over(IMAGES, Wire.HTTP))
     found += [
-        line(RATIOS, f"{who} {everything}", _ratios(rows, (case, who), (ABLATION, ALL_STEPS)))
+        line(RATIOS, f"{who} over all steps", _ratios(rows, (case, who), whole))
         for case, who in rows
-        if case == ABLATION and who != ALL_STEPS
+        if case == ABLATION
     ]
-    first = (POOL, "1 processes")
+    first, *more = (key for key in rows if key[0] == POOL)
     found += [
-        line(RATIOS, f"pool: {who} over one", _ratios(rows, key, first))
-        for key in rows
-        for case, who in (key,)
-        if case == POOL and key != first
+        line(RATIOS, f"pool of {who} over one", _ratios(rows, (case, who), first))
+        for case, who in more
     ]
     return found
 
@@ -74,22 +76,20 @@ def _limits(rows: Rows, places: Places) -> Iterator[Line]:
         whole, decoded, tensors = (
             rows[LIMIT, over(name, wire)] for name in (IMAGES, DECODED, TENSORS)
         )
-        rates = [
-            tuple(each["rate_per_s"] for each in repeat)
-            for repeat in zip(whole.repeats, decoded.repeats, tensors.repeats, strict=True)
-        ]
+        repeats = zip(whole.repeats, decoded.repeats, tensors.repeats, strict=True)
+        rates = [tuple(each["rate_per_s"] for each in repeat) for repeat in repeats]
         # Where decoding and inference share cores, overlap cannot reach the lower limit, so it is no target there.
         reach = (Reach("ratio", at_least=OVERLAP),) if places.apart else ()
         yield line(
             RATIOS,
             f"{wire.value}: end to end of the lower limit",
-            [{"ratio": each / min(parts)} for each, *parts in rates],
+            [{"ratio": _over(each, min(parts))} for each, *parts in rates],
             *reach,
         )
         yield line(
             RATIOS,
             f"{wire.value}: end to end of one after the other, 1 / (1/decode + 1/inference)",
-            [{"ratio": each * sum(1 / part for part in parts)} for each, *parts in rates],
+            [{"ratio": sum(_over(each, part) for part in parts)} for each, *parts in rates],
         )
     for what, name, cores in (
         (DECODE, DECODED, len(places.decoding)),
@@ -127,13 +127,12 @@ def _once(rows: Rows, decodes: Figures) -> Iterator[Line]:
     yield line(ONCE, "decodes, separate services", {"decodes": decodes[SEPARATE]})
 
 
-ONLY_ONCE = Reach("decodes", at_least=1.0, at_most=1.0)
-
-Key = tuple[str, str]
-Ratio = Callable[[Rows, Key, Key], list[Figures]]
-
-
 def _ratios(rows: Rows, top: Key, bottom: Key) -> list[Figures]:
     """Of the rates in each round."""
     pairs = zip(rows[top].repeats, rows[bottom].repeats, strict=True)
-    return [{"ratio": over["rate_per_s"] / under["rate_per_s"]} for over, under in pairs]
+    return [{"ratio": _over(upper["rate_per_s"], lower["rate_per_s"])} for upper, lower in pairs]
+
+
+def _over(upper: float, lower: float) -> float:
+    """NaN where the lower one was too slow to answer within the time that it was given."""
+    return upper / lower if lower else math.nan

@@ -32,7 +32,7 @@ from rich.console import Console
 
 NAME = "preprocess"
 PACKAGES = ("tessera", "torch", "numpy", "simplejpeg", "pillow", "aiohttp", "scikit-learn")
-QUICK = Size(rounds=1, seconds=0.3, latency_s=0.5)
+QUICK = Size(rounds=1, warm_s=0.2, seconds=0.5, latency_s=0.5)
 TABLE_WIDTH = 150
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,12 +32,12 @@ _SAID = 600
 
 @dataclass(frozen=True, slots=True)
 class Starting:
-    """A server that was started: several may start beside each other before any is waited for."""
+    """Servers that were started: several may start beside each other before any is waited for."""
 
-    ports: Ports
+    ports: tuple[Ports, ...]
     directory: Path
     wait: Callable[[], None]
-    """Until it is ready. Raises ServerFailed."""
+    """Until they are ready. Raises ServerFailed."""
 
 
 @contextmanager
@@ -54,21 +55,32 @@ def tessera(
         return asyncio.run(_serves(directory, wanted))
 
     with _started(command, places.dispatcher, directory, ready) as wait:
-        yield Starting(ports, directory, wait)
+        yield Starting((ports,), directory, wait)
 
 
 @contextmanager
-def plain(models: Path, cores: Sequence[int], directory: Path) -> Iterator[Starting]:
-    """One process of the plain server, whose network may use all of ``cores``."""
-    ports = free_ports()
+def plain(
+    models: Path, processes: Sequence[tuple[int, ...]], directory: Path
+) -> Iterator[Starting]:
+    """Plain servers, one for each of ``processes`` on its cores, all of which its network may use."""
+    ports = [free_ports() for _ in processes]
+    served = [
+        f"{each.http}:{','.join(map(str, cores))}"
+        for each, cores in zip(ports, processes, strict=True)
+    ]
     argv = (
         *(sys.executable, "-m", "bench.preprocess.plain_app", "--models", str(models)),
-        *("--network", NETWORK, "--port", str(ports.http), "--threads", str(len(cores))),
+        *("--network", NETWORK, *served),
     )
     path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT))))
     command = Command(argv, {"PYTHONPATH": path})
-    with _started(command, cores, directory, lambda: answers_200(ports.http, "/live")) as wait:
-        yield Starting(ports, directory, wait)
+
+    def ready() -> bool:
+        return all(answers_200(each.http, "/live") for each in ports)
+
+    every = sorted({core for cores in processes for core in cores})
+    with _started(command, every, directory, ready) as wait:
+        yield Starting(tuple(ports), directory, wait)
 
 
 async def _serves(directory: Path, wanted: ServerTarget) -> bool:
@@ -89,7 +101,9 @@ def _started(
     """What waits until ``ready``."""
     directory.mkdir(mode=0o700)
     with (directory / "log").open("wb") as log:
-        process = start_session(command.argv, cores, command.environment, log, directory)
+        process = start_session(
+            command.argv, cores, command.environment, log, directory, subprocess.PIPE
+        )
 
         def wait() -> None:
             deadline = time.monotonic() + READY_TIMEOUT_S
@@ -103,3 +117,5 @@ def _started(
             yield wait
         finally:
             end_session(process)
+            assert process.stdin is not None, "a pipe"
+            process.stdin.close()

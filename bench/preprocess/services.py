@@ -12,8 +12,8 @@ import msgspec
 from bench.models.networks import export
 from bench.peers.base import BATCH_CAP
 from bench.peers.tessera import service
-from bench.preprocess.photographs import IMAGE, ROW_SHAPE
 from bench.preprocess.places import DECODING, INFERRING, SERVER, Places, pool
+from bench.preprocess.transforms import IMAGE, ROW_SHAPE
 
 from tessera_core.api.preprocess import Preprocess
 from tessera_core.api.stages import STAGE, to_document
