@@ -18,16 +18,9 @@ from math import inf
 
 from tessera_core.gpu.devices import DeviceClass
 from tessera_core.perf import ProfileRow
-from tessera_core.plan.behaviour import (
-    MILLI,
-    Behaviour,
-    Curves,
-    Option,
-    Profiles,
-    Regime,
-    Running,
-)
+from tessera_core.plan.behaviour import MILLI, Behaviour, Option, Regime, Running
 from tessera_core.plan.build import CurvesFactory
+from tessera_core.plan.curves import Curves, Profiles
 from tessera_core.plan.demand import Demand
 
 MARGIN = 0.9

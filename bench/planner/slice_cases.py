@@ -33,8 +33,8 @@ from bench.planner.tables import (
 )
 from bench.planner.validate import Server, simulate_pool
 
-from tessera_core.plan.behaviour import Curves
 from tessera_core.plan.build import CurvesFactory
+from tessera_core.plan.curves import Curves
 from tessera_core.plan.decision import Plan
 from tessera_core.plan.planner import Planner
 from tessera_core.plan.state import Budget, ClusterState

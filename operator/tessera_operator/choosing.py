@@ -16,7 +16,8 @@ from tessera_core.plan.ordering import Loss
 from tessera_core.plan.state import ClusterState, DeviceState, Running
 from tessera_core.plan.state_in import parse_slice
 from tessera_core.plan.steps import steps_to
-from tessera_operator.recutting import Key, Rules
+from tessera_operator.cuts import Key
+from tessera_operator.recutting import Rules
 
 
 def allowed(state: ClusterState, cuttable: Collection[Key]) -> ClusterState:

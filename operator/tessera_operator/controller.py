@@ -20,6 +20,7 @@ from tessera_operator import activators, partitioners, pools, quarantine, routes
 from tessera_operator.cluster import Cluster
 from tessera_operator.config import Config
 from tessera_operator.costs import Meter
+from tessera_operator.cuts import for_nobody
 from tessera_operator.decide import Decider, Decision, batch_lines, batch_times, capacity
 from tessera_operator.drifting import Drifting
 from tessera_operator.heartbeats import Heartbeats
@@ -28,7 +29,7 @@ from tessera_operator.kinds import Document, Key, key_of
 from tessera_operator.measuring import Measuring
 from tessera_operator.mig_nodes import MigNodes
 from tessera_operator.orders import ordered, remaining
-from tessera_operator.recutting import for_nobody, notes_of
+from tessera_operator.recutting import notes_of
 from tessera_operator.reporting import Reporter, Round
 from tessera_operator.rollout import unsettled
 from tessera_operator.runtime_pods import Present, RuntimePods, node_document, owned_labels

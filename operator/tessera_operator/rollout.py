@@ -18,11 +18,12 @@ from tessera_core.plan.nodes import Located, slice_name
 from tessera_core.plan.state import ClusterState, DeviceState, Running
 from tessera_core.plan.state_in import parse_slice
 from tessera_core.plan.steps import Steps, steps_to
+from tessera_operator.cuts import cuts_of
 from tessera_operator.decide import Decision
 from tessera_operator.orders import Present, advance, held_back
 from tessera_operator.plans import to_spec
 from tessera_operator.quarantine import leave
-from tessera_operator.recutting import Rules, Waiting, cuts_of
+from tessera_operator.recutting import Rules, Waiting
 from tessera_operator.transactions import Deed, deed_of, release, under_way
 
 

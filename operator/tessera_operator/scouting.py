@@ -22,9 +22,10 @@ from tessera_core.gpu.geometry import Geometry
 from tessera_core.plan.decision import DevicePlan, Plan, Why
 from tessera_core.plan.nodes import diff
 from tessera_core.plan.state import ClusterState, DeviceState
+from tessera_operator.cuts import Key
 from tessera_operator.lacking import Kind, Lack, Unseen
 from tessera_operator.profiling import Trust, may_use
-from tessera_operator.recutting import Key, Rules
+from tessera_operator.recutting import Rules
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,10 @@ from tessera_core.api.placementplan import Action, Recut, Step, Target
 from tessera_core.api.runtimenode import CutProblem, CutStatus
 from tessera_core.api.runtimepool import Partition, PartitionBackend
 from tessera_core.gpu.geometry import canonical
+from tessera_operator.cuts import Key, cuts_of
 from tessera_operator.instants import to_text
 from tessera_operator.mig_manager import MANAGER_S
-from tessera_operator.recutting import Key, Rules, Waiting, Waits, cuts_of
+from tessera_operator.recutting import Rules, Waiting, Waits
 
 CUT_S = 600.0
 """In which a cut is done once nobody is in its way: seconds on a GPU, minutes where the partitioner has to come first."""

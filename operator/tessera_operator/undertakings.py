@@ -14,21 +14,11 @@ from tessera_core.api import RuntimeNode, RuntimePool, SpecInvalid
 from tessera_core.api.placementplan import PlacementPlan, PlacementPlanStatus, Recut
 from tessera_core.gpu.geometry import Geometry
 from tessera_operator import plans
+from tessera_operator.cuts import Key, cuts_of, devices_of, failed, unfinished
 from tessera_operator.decide import Decision
 from tessera_operator.instants import to_text
 from tessera_operator.kinds import Document
-from tessera_operator.recutting import (
-    Key,
-    Rules,
-    Waiting,
-    Waits,
-    cuts_of,
-    devices_of,
-    failed,
-    reported,
-    rules_of,
-    unfinished,
-)
+from tessera_operator.recutting import Rules, Waiting, Waits, reported, rules_of
 from tessera_operator.rollout import Rollout, begin, proceed
 from tessera_operator.transactions import Failure, failures
 from tessera_operator.write import Writer

@@ -21,9 +21,9 @@ from support.recut_cases import (
 from tessera_core.api import PlacementPlan, RuntimePool
 from tessera_core.api.placementplan import Recut
 from tessera_core.api.runtimenode import CutProblem
+from tessera_operator.cuts import FIRST_PAUSE_S, cuts_of
 from tessera_operator.instants import to_time
 from tessera_operator.kinds import Document
-from tessera_operator.recutting import FIRST_PAUSE_S, cuts_of
 from tessera_operator.transactions import CUT_S
 
 

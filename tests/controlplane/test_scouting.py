@@ -17,9 +17,10 @@ from tessera_core.api.runtimenode import MigMode, ProfilingTask, SliceStatus
 from tessera_core.gpu.geometry import Geometry, Placement
 from tessera_core.plan import ClusterState, plan, state_to_dict
 from tessera_core.plan.decision import Refusal, Why
+from tessera_operator.cuts import Pin
 from tessera_operator.lacking import Unseen, unseen
 from tessera_operator.profiling import Trust, Wanted, tenants
-from tessera_operator.recutting import Pin, Rules, rules_of
+from tessera_operator.recutting import Rules, rules_of
 from tessera_operator.scouting import Scout, Scouting, scout, with_cuts
 from tessera_operator.versions import latest
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tessera_core.gpu.devices import FULL, DeviceClass
 from tessera_core.perf import LatencyProfile, ProfileRow
-from tessera_core.plan.behaviour import Curves
+from tessera_core.plan.curves import Curves
 
 PLACE = DeviceClass("NVIDIA-L4", FULL, sm_count=0, memory_mib=20_000)
 BATCHES = (1, 2, 4, 8, 16, 32)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from support.clusters import digest, gpu_place
 from tessera_core.perf import LatencyProfile, Neighbours, ProfileRow
-from tessera_core.plan.behaviour import MILLI, Behaviour, Curves, Option, Regime, Running
+from tessera_core.plan.behaviour import MILLI, Behaviour, Option, Regime, Running
+from tessera_core.plan.curves import Curves
 from tessera_core.plan.demand import Demand
 
 SLICES = ("1g.10gb", "2g.20gb", "3g.40gb", "7g.80gb")

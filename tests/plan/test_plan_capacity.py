@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from support.clusters import digest, gpu_place, measured
 from tessera_core.perf import ServiceModel, max_rate
-from tessera_core.plan.behaviour import MILLI, Curves, Running
+from tessera_core.plan.behaviour import MILLI, Running
 from tessera_core.plan.capacity import Predictor
+from tessera_core.plan.curves import Curves
 from tessera_core.plan.demand import Demand
 from tessera_core.plan.matrix import Cell, Part
 from tessera_core.plan.points import per_request

@@ -15,8 +15,9 @@ from scipy.optimize import linprog
 from support.clusters import A100, cluster, cpu_node, gpu_node, gpu_place, measured, service
 from support.random_clusters import A30, plain_clusters
 from tessera_core.plan import ClusterState, PoolRules
-from tessera_core.plan.behaviour import MILLI, Curves
+from tessera_core.plan.behaviour import MILLI
 from tessera_core.plan.build import Memory, demands_in, problem_of
+from tessera_core.plan.curves import Curves
 from tessera_core.plan.prices import Prices, lower_bound, prices_of
 from tessera_core.plan.problem import Problem
 

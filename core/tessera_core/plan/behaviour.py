@@ -7,16 +7,15 @@ rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil, inf
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tessera_core.gpu.devices import DeviceClass
-from tessera_core.perf import LatencyProfile, ServiceModel
+from tessera_core.perf import ServiceModel
 from tessera_core.perf.part_load import part_load_latency
 from tessera_core.perf.quick import quick_latency, quick_max_rate, quick_max_rates
 from tessera_core.perf.service import MS_PER_S
@@ -30,7 +29,10 @@ from tessera_core.perf.shared_queue import (
     shared_rate,
 )
 from tessera_core.plan.demand import Demand
-from tessera_core.plan.points import Column, Point, columns_of
+from tessera_core.plan.points import Column, Point
+
+if TYPE_CHECKING:
+    from tessera_core.plan.curves import Curves
 
 MILLI = 1000
 """Rates inside the search are rows per second times this."""
@@ -41,9 +43,6 @@ _TOGETHER = (0.25, 0.4, 0.48, 0.54, 0.58, 0.62, 0.66, 0.7)
 _ANY = tuple(dict.fromkeys((*_ALONE, *_TOGETHER)))
 _AS_GOOD = 0.99
 """Rates this close to the best are ties: closer than the measurement is exact."""
-
-Profiles = Mapping[tuple[str, str, str], LatencyProfile]
-"""By (digest, product, slice)."""
 
 
 class Running(NamedTuple):
@@ -78,54 +77,6 @@ class Regime:
     """Parts at most."""
     options: tuple[Option, ...]
     """One per class at most."""
-
-
-class Curves:
-    """The points of models on places, in requests of a number of rows; shared by all their budgets."""
-
-    def __init__(
-        self, places: Sequence[DeviceClass], profiles: Profiles, neighbour_derate: float
-    ) -> None:
-        self.places = tuple(places)
-        self._profiles = profiles
-        self._derate = neighbour_derate
-        self._columns: dict[tuple[str, int, int, int], tuple[Column, ...]] = {}
-        self._behaviours: dict[tuple[object, ...], Behaviour] = {}
-
-    def profile(self, digest: str | None, place: int) -> LatencyProfile | None:
-        """The measurement of a model on ``place``, None where there is none."""
-        if digest is None:
-            return None
-        where = self.places[place]
-        return self._profiles.get((digest, where.product, where.slice))
-
-    def behaviour(self, demand: Demand) -> Behaviour:
-        """The behaviour that ``demand`` asks for."""
-        key = (
-            demand.digest,
-            demand.rows_per_request,
-            demand.batch_max,
-            demand.budget_ms,
-            demand.percentile,
-            demand.burstiness,
-        )
-        found = self._behaviours.get(key)
-        if found is None:
-            found = self._behaviours[key] = Behaviour(self, demand)
-        return found
-
-    def columns(self, digest: str | None, place: int, rows: int, most: int) -> tuple[Column, ...]:
-        """Points by instance count; those beyond the part's memory are left out."""
-        if digest is None:
-            return ()
-        key = (digest, place, rows, most)
-        if key not in self._columns:
-            profile = self.profile(digest, place)
-            where = self.places[place]
-            self._columns[key] = (
-                () if profile is None else columns_of(profile, where, rows, most, self._derate)
-            )
-        return self._columns[key]
 
 
 class Behaviour:

@@ -18,8 +18,9 @@ from tessera_core.gpu.devices import FULL, DeviceClass, cpu_class
 from tessera_core.gpu.geometry import maximal_multisets
 from tessera_core.gpu.mig import GpuModel, find_profile
 from tessera_core.gpu.mps import is_one_of
-from tessera_core.plan.behaviour import Behaviour, Curves, Profiles
+from tessera_core.plan.behaviour import Behaviour
 from tessera_core.plan.capacity import Predictor
+from tessera_core.plan.curves import Curves, Profiles
 from tessera_core.plan.demand import Demand, demands_of, priority_values, stage_share
 from tessera_core.plan.problem import Board, Fleet, Kind, Problem
 from tessera_core.plan.shapes import Shape, shape_of, shape_of_cores

@@ -25,7 +25,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from math import ceil, floor, log2
 
-from tessera_core.plan.behaviour import MILLI, Behaviour, Curves, Running
+from tessera_core.plan.behaviour import MILLI, Behaviour, Running
+from tessera_core.plan.curves import Curves
 from tessera_core.plan.demand import Demand
 from tessera_core.plan.matrix import Cell, Part
 

@@ -21,8 +21,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tessera_core.plan.admit import serve_all
-from tessera_core.plan.behaviour import Curves
 from tessera_core.plan.build import CurvesFactory, Memory, demands_in, problem_of
+from tessera_core.plan.curves import Curves
 from tessera_core.plan.decision import Plan, Refusal, Why
 from tessera_core.plan.demand import Demand
 from tessera_core.plan.grow import grow
