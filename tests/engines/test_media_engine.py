@@ -61,8 +61,8 @@ def test_without_a_device_loading_is_refused(tmp_path: Path) -> None:
 def test_without_the_decoder_it_is_said_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("media_cuda", "image_batch"):
-        package = "engines" if module == "media_cuda" else "preprocess"
+    for module in ("torch_media", "torch_images"):
+        package = "engines" if module == "torch_media" else "preprocess"
         monkeypatch.delitem(sys.modules, f"tessera_runtime.{package}.{module}", raising=False)
     monkeypatch.delitem(sys.modules, "torchvision.io", raising=False)
     monkeypatch.setitem(sys.modules, "torchvision", None)

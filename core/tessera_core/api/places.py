@@ -28,6 +28,8 @@ SLICE_NAME = matching(
 """On one device: which slice."""
 START = integer(0, 15)
 """First memory slice of a placement."""
+JPEG_ENGINES = integer(0, 64)
+"""Decoders of JPEG in hardware, as NVML counts them; absent where nobody has asked."""
 GEOMETRY = ListOf(
     Record(Placement, profile=Annotated[str, MIG_PROFILE], start=Annotated[int, START]), most=16
 )

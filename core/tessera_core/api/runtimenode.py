@@ -29,6 +29,7 @@ from tessera_core.api.modelservice import MOST_COUNT, MOST_PLACED, ModelServiceS
 from tessera_core.api.places import (
     DEVICE_ID,
     GEOMETRY,
+    JPEG_ENGINES,
     MIG_PROFILE,
     PRODUCT,
     SLICE_KIND,
@@ -58,8 +59,6 @@ SERVED_NAME = matching(
     'a served name "<namespace>.<name>"',
     127,
 )
-JPEG_ENGINES = integer(0, 64)
-"""Decoders of JPEG in hardware, as NVML counts them; absent where nobody has asked."""
 EPOCH = integer(0, 2**63 - 1)
 """The leader's ``leaseTransitions``: a smaller one is from a leader that was deposed."""
 

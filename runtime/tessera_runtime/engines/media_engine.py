@@ -1,5 +1,5 @@
 """A preprocessing stage as a model: encoded images or recordings in, tensors out, one after the other on one core, or images
-a batch at a time on a GPU (:mod:`tessera_runtime.engines.media_cuda`).
+a batch at a time on a GPU (:mod:`tessera_runtime.engines.torch_media`).
 
 It is loaded from the stage's document (:mod:`tessera_core.api.stages`). Images: input ``image``, BYTES ``[rows]``; output
 ``tensor``, FP32 rows of ``[channels, height, width]`` or in the other layout. Recordings: input ``audio``, BYTES ``[rows]``;
@@ -52,7 +52,7 @@ def load_media(file: ModelFile, device: EngineDevice) -> MediaEngine:
         return MediaEngine(spec, sample)
     if not isinstance(spec, ImagePreprocess):
         raise LoadRefused("recordings are preprocessed on processor cores; place the stage there")
-    from tessera_runtime.engines.media_cuda import load_on_gpu  # imports torch
+    from tessera_runtime.engines.torch_media import load_on_gpu  # imports torch
 
     return load_on_gpu(spec, sample, device)
 

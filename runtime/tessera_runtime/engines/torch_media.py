@@ -18,7 +18,7 @@ from tessera_runtime.engines.media_lane import MediaLane
 from tessera_runtime.engines.staging import HostBuffer, check_max_batch
 from tessera_runtime.engines.torch_cuda import grant_memory, pinned
 from tessera_runtime.engines.version import library_version
-from tessera_runtime.preprocess.image_batch import BatchStage, working_mib
+from tessera_runtime.preprocess.torch_images import BatchStage, working_mib
 
 
 def load_on_gpu(spec: ImagePreprocess, sample: bytes, device: EngineDevice) -> CudaMediaEngine:

@@ -11,10 +11,10 @@ from PIL import Image
 
 from support.media import PHOTOGRAPHS, encoded, resized, torchvision_reference
 from tessera_core.api.preprocess import ImagePreprocess, Layout
-from tessera_runtime.preprocess import image_batch
+from tessera_runtime.preprocess import torch_images
 from tessera_runtime.preprocess.errors import MediaRefused
 from tessera_runtime.preprocess.image import ImageStage
-from tessera_runtime.preprocess.image_batch import BatchStage
+from tessera_runtime.preprocess.torch_images import BatchStage
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
 
@@ -128,7 +128,7 @@ def test_what_the_decoder_refuses_is_left_to_the_processor_and_the_others_are_no
 ) -> None:
     good, bad = (encoded(image, "JPEG") for image in PHOTOGRAPHS)
     whole = batch(CLASSIFIER, device, good)
-    real, calls = image_batch.decode_jpeg, []
+    real, calls = torch_images.decode_jpeg, []
 
     def picky(tensors: list[torch.Tensor], *rest: object) -> list[torch.Tensor]:
         calls.append(len(tensors))
@@ -137,7 +137,7 @@ def test_what_the_decoder_refuses_is_left_to_the_processor_and_the_others_are_no
         found: list[torch.Tensor] = real(tensors, *rest)
         return found
 
-    monkeypatch.setattr(image_batch, "decode_jpeg", picky)
+    monkeypatch.setattr(torch_images, "decode_jpeg", picky)
     found = batch(CLASSIFIER, device, good, bad, good)
     assert calls == [3, 1, 1, 1]
     np.testing.assert_array_equal(found[0], whole[0])
@@ -151,22 +151,22 @@ def test_one_call_decodes_no_more_pixels_than_the_device_has_memory_for(
     photograph = PHOTOGRAPHS[0].resize((100, 100))
     small = encoded(photograph, "JPEG")
     large = encoded(photograph.resize((200, 200)), "JPEG")
-    monkeypatch.setattr(image_batch, "MOST_AT_ONCE", 25_000)
-    real, calls = image_batch.decode_jpeg, []
+    monkeypatch.setattr(torch_images, "MOST_AT_ONCE", 25_000)
+    real, calls = torch_images.decode_jpeg, []
 
     def watched(tensors: list[torch.Tensor], *rest: object) -> list[torch.Tensor]:
         calls.append(len(tensors))
         found: list[torch.Tensor] = real(tensors, *rest)
         return found
 
-    monkeypatch.setattr(image_batch, "decode_jpeg", watched)
+    monkeypatch.setattr(torch_images, "decode_jpeg", watched)
     found = batch(CLASSIFIER, "cpu", small, small, large, small)
     assert calls == [2, 1]
     np.testing.assert_array_equal(found[2], alone(CLASSIFIER, large))
 
 
 def test_a_long_image_is_left_to_the_processor() -> None:
-    long = encoded(Image.new("RGB", (image_batch.MOST_SIDE + 1, 8), "red"), "JPEG")
+    long = encoded(Image.new("RGB", (torch_images.MOST_SIDE + 1, 8), "red"), "JPEG")
     (found,) = batch(CLASSIFIER, "cpu", long)
     np.testing.assert_array_equal(found, alone(CLASSIFIER, long))
 
