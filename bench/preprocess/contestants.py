@@ -24,7 +24,7 @@ from bench.preprocess.asking import (
 )
 from bench.preprocess.photographs import photographs
 from bench.preprocess.places import Places
-from bench.preprocess.servers import plain, tessera
+from bench.preprocess.servers import Starting, plain, tessera
 from bench.preprocess.services import (
     DECODED,
     ENSEMBLE,
@@ -86,16 +86,16 @@ def contestants(places: Places, folder: Path) -> Iterator[Contestants]:
         others = stack.enter_context(plain(models, [places.server, *each_core], folder / "plain"))
         for server in (ours, full, others):
             server.wait()
-        (at,), (at_full,), (one, *each) = ours.ports, full.ports, others.ports
+        one, *each = others.ports
         found = Contestants(
             {
-                (name, wire): _ours(at, wire, name)
+                (name, wire): _ours(ours, wire, name)
                 for wire in Wire
                 for name in (asked(places) if wire is Wire.HTTP else LIMITS)
             },
-            {(name, Wire.HTTP): _ours(at_full, Wire.HTTP, name) for name in (IMAGES, SHARED)},
+            {(name, Wire.HTTP): _ours(full, Wire.HTTP, name) for name in (IMAGES, SHARED)},
             {
-                (processes, decoder): _plain(ports, decoder)
+                (processes, decoder): _plain(others.leader, ports, decoder)
                 for processes, ports in ((ONE_PROCESS, [one]), (EACH_CORE, each))
                 for decoder in (FULL, SCALED)
             },
@@ -115,12 +115,12 @@ def _model(service: str) -> str:
     return f"bench.{service}"
 
 
-def _ours(ports: Ports, wire: Wire, name: str) -> Asked:
-    media = photographs()
+def _ours(server: Starting, wire: Wire, name: str) -> Asked:
+    media, (ports,) = photographs(), server.ports
     if name == TENSORS:
         stage = ImageStage(IMAGE)
         sent = [tensor_request(wire, _model(name), decoded(stage, each)) for each in media]
-        return Asked((target(wire, ports, sent, CONNECTIONS),))
+        return Asked((target(wire, ports, sent, CONNECTIONS),), server.leader)
     services = MEMBERS if name == SEPARATE else (name,)
     return Asked(
         tuple(
@@ -132,13 +132,14 @@ def _ours(ports: Ports, wire: Wire, name: str) -> Asked:
             )
             for service in services
         ),
+        server.leader,
         parts=len(services),
     )
 
 
-def _plain(ports: list[Ports], decoder: str) -> Asked:
+def _plain(leader: int, ports: list[Ports], decoder: str) -> Asked:
     requests = [plain_request(f"/{decoder}", each) for each in photographs()]
-    return Asked(tuple(target(Wire.HTTP, each, requests, CONNECTIONS) for each in ports))
+    return Asked(tuple(target(Wire.HTTP, each, requests, CONNECTIONS) for each in ports), leader)
 
 
 def check(found: Contestants, models: Path) -> None:
