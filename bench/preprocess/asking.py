@@ -27,7 +27,7 @@ from tessera_cli.loadgen import (
 from tessera_cli.loadgen.wire import decode, encode
 from tessera_runtime.protocol.messages import ModelInferRequest
 
-ANSWER_TIMEOUT_S = 20.0
+ANSWER_TIMEOUT_S = 60.0
 
 _SIZE, _PREFIX = struct.Struct("<I"), struct.Struct(">BI")
 """Before an element of a BYTES tensor, and before a message of gRPC."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +44,7 @@ from tessera_core.api.stages import STAGE
 from tessera_runtime.preprocess.image import ImageStage
 
 CONNECTIONS = 32
-ONE_PROCESS, EACH_CORE = "one process", "a process for each core"
+ONE_PROCESS, EACH_CORE = "one process", "one a core"
 SEPARATE = "separate"
 """The members of the ensemble asked as services of their own."""
 LIMITS = (IMAGES, DECODED, TENSORS)
@@ -64,8 +64,8 @@ class Contestants:
 
     ours: Mapping[tuple[str, Wire], Asked]
     """By service and protocol."""
-    full_size: Mapping[tuple[str, Wire], Asked]
-    """The same of a server that decodes JPEGs at full size."""
+    full_size: Mapping[str, Asked]
+    """Services of a server that decodes JPEGs at full size, over HTTP."""
     plain: Mapping[tuple[str, str], Asked]
     """By processes and decoder."""
     directory: Path
@@ -93,7 +93,7 @@ def contestants(places: Places, folder: Path) -> Iterator[Contestants]:
                 for wire in Wire
                 for name in (asked(places) if wire is Wire.HTTP else LIMITS)
             },
-            {(name, Wire.HTTP): _ours(full, Wire.HTTP, name) for name in (IMAGES, SHARED)},
+            {name: _ours(full, Wire.HTTP, name) for name in (IMAGES, SHARED)},
             {
                 (processes, decoder): _plain(others.leader, ports, decoder)
                 for processes, ports in ((ONE_PROCESS, [one]), (EACH_CORE, each))
@@ -157,31 +157,30 @@ def check(found: Contestants, models: Path) -> None:
             return [networks[member](scaled) for member in MEMBERS]
         return [of_scaled]  # the ensemble too: the network is the mean of its three
 
-    checked = [
+    def of_plain(_: Target, body: bytes) -> Rows:
+        return np.frombuffer(body, "<f4")[None]
+
+    checked: list[tuple[str, Target, Callable[[Target, bytes], Rows], Rows]] = [
         *(
-            (f"{name} over {wire.value}", each, rows)
+            (f"{name} over {wire.value}", each, output, rows)
             for (name, wire), asked in found.ours.items()
             for each, rows in zip(asked.targets, right(name), strict=True)
         ),
         *(
-            (f"{name} at full size", each, of_full)
-            for (name, _), asked in found.full_size.items()
+            (f"{name} at full size", each, output, of_full)
+            for name, asked in found.full_size.items()
             for each in asked.targets
         ),
         *(
-            (f"plain, {processes}, {decoder}", each, of_full if decoder == FULL else of_scaled)
+            (f"plain, {processes}, {decoder}", each, of_plain, rows)
             for (processes, decoder), asked in found.plain.items()
+            for rows in (of_full if decoder == FULL else of_scaled,)
             for each in asked.targets
         ),
     ]
-    bodies = answers([each for _, each, _ in checked])
-    for (who, each, rows), of_it in zip(checked, bodies, strict=True):
-        raw = who.startswith("plain")
-        _close(who, [_outputs(raw, each, body) for body in of_it], rows)
-
-
-def _outputs(raw: bool, asked: Target, body: bytes) -> Rows:
-    return np.frombuffer(body, "<f4") if raw else output(asked, body)[0]
+    bodies = answers([each for _, each, _, _ in checked])
+    for (who, each, read, rows), of_it in zip(checked, bodies, strict=True):
+        _close(who, [read(each, body)[0] for body in of_it], rows)
 
 
 def _close(who: str, found: Sequence[Rows], right: Rows) -> None:
