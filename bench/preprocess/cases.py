@@ -87,7 +87,6 @@ def capacities(found: Contestants, alone: Alone, places: Places, size: Size) -> 
         return Variant({CASE: case, WHO: who}, measure)
 
     ours = {name: asked for (name, wire), asked in found.ours.items() if wire is Wire.HTTP}
-    full = {name: asked for (name, _), asked in found.full_size.items()}
     return [
         *(_alone(alone, what, size.seconds) for what in (DECODE, DECODE_FULL, INFER)),
         *(
@@ -96,14 +95,14 @@ def capacities(found: Contestants, alone: Alone, places: Places, size: Size) -> 
             for name in LIMITS
         ),
         variant(PLAIN, OURS, ours[SHARED]),
-        variant(PLAIN, OURS_FULL, full[SHARED]),
+        variant(PLAIN, OURS_FULL, found.full_size[SHARED]),
         *(
             variant(PLAIN, plain_name(processes, decoder), asked)
             for (processes, decoder), asked in found.plain.items()
         ),
         variant(ONCE, ENSEMBLE, ours[ENSEMBLE]),
         variant(ONCE, SEPARATE, ours[SEPARATE]),
-        variant(ABLATION, NO_SCALING, full[IMAGES]),
+        variant(ABLATION, NO_SCALING, found.full_size[IMAGES]),
         variant(ABLATION, NO_OVERLAP, ours[IMAGES], in_flight=1),
         variant(ABLATION, NO_BATCHES, ours[ONE_BY_ONE]),
         *(variant(POOL, str(count), ours[pooled(count)]) for count in places.pools),

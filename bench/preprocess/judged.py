@@ -33,6 +33,7 @@ from bench import lines
 FIGURES: lines.Columns = {
     "rate_per_s": ("images/s", "{:,.1f}"),
     "offered_per_s": ("offered/s", "{:,.1f}"),
+    "cpu_ms": ("cpu ms an image", "{:,.1f}"),
     "p50_ms": ("p50 ms", "{:,.1f}"),
     "p99_ms": ("p99 ms", "{:,.1f}"),
     "sent_late": ("sent late", "{:.3f}"),

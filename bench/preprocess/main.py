@@ -16,7 +16,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # `python bench/preprocess/main.py` as well
 
+from bench.dataplane.children import ChildFailed
 from bench.dataplane.main import is_compiled, revision
+from bench.dataplane.running import ServerFailed
 from bench.harness import Row, alternate, arguments, machine, versions, write_results
 from bench.lines import Line, Says, misses
 from bench.preprocess.alone import Alone
@@ -29,6 +31,8 @@ from bench.preprocess.places import Places, placed
 from bench.preprocess.services import ENSEMBLE
 from bench.preprocess.tables import tables
 from rich.console import Console
+
+from tessera_cli.loadgen import LoadFailed
 
 NAME = "preprocess"
 PACKAGES = ("tessera", "torch", "numpy", "simplejpeg", "pillow", "aiohttp", "scikit-learn")
@@ -60,8 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     places = placed(sorted(os.sched_getaffinity(0)))
     before = machine()
-    with tempfile.TemporaryDirectory(prefix="bench-preprocess-") as folder:
-        rows, found = measure(places, size, Path(folder), progress.print)
+    try:
+        with tempfile.TemporaryDirectory(prefix="bench-preprocess-") as folder:
+            rows, found = measure(places, size, Path(folder), progress.print)
+    except (ServerFailed, LoadFailed, ChildFailed) as error:
+        console.print(f"problem: {error}")
+        return 1
     for table in tables(rows, found):
         console.print(table)
     missed = misses(found)

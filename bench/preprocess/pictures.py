@@ -10,12 +10,7 @@ from bench.harness import Row
 from bench.lines import CASE, WHO
 from bench.preprocess.cases import LATENCY, LIMIT, ONCE, PLAIN, POOL
 
-RATES = {
-    LIMIT: "Images per second: end to end, and each part alone",
-    PLAIN: "Images per second beside plain servers",
-    ONCE: "Images per second of an ensemble and of three services",
-    POOL: "Images per second that a pool decodes",
-}
+RATES = (LIMIT, PLAIN, ONCE, POOL)
 
 
 def draw(rows: Sequence[Row], written: Path) -> None:
@@ -25,7 +20,8 @@ def draw(rows: Sequence[Row], written: Path) -> None:
     for row in rows:
         case, who, medians = row.labels[CASE], row.labels[WHO], row.medians
         if case in RATES and "rate_per_s" in medians:
-            rates[who] = {"images/s": medians["rate_per_s"]}
+            label = f"{case}: {who}" if case == POOL else who
+            rates[label] = {"images/s": medians["rate_per_s"]}
         elif case == LATENCY:
             tails.setdefault(row.labels["load"], {})[who] = medians["p99_ms"]
     for name, chart in (

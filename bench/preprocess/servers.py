@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.dataplane.running import READY_TIMEOUT_S, ServerFailed
+from bench.dataplane.running import ServerFailed
 from bench.peers.base import ROOT, Command, Ports, answers_200, free_ports
 from bench.peers.tessera import server_command
 from bench.preprocess.places import Places
@@ -25,6 +25,8 @@ from tessera_runtime.target import ServerTarget, ServiceTarget
 
 FULL_SIZE = Path(__file__).with_name("full_size")
 
+READY_TIMEOUT_S = 300.0
+"""A dozen networks are loaded and warmed on the cores of one machine."""
 _POLL_S = 0.1
 _SAID = 600
 """Characters of the end of a log."""
@@ -36,6 +38,8 @@ class Starting:
 
     ports: tuple[Ports, ...]
     directory: Path
+    leader: int
+    """The process that started all of them."""
     wait: Callable[[], None]
     """Until they are ready. Raises ServerFailed."""
 
@@ -54,8 +58,8 @@ def tessera(
     def ready() -> bool:
         return asyncio.run(_serves(directory, wanted))
 
-    with _started(command, places.dispatcher, directory, ready) as wait:
-        yield Starting((ports,), directory, wait)
+    with _started(command, places.dispatcher, directory, ready) as (pid, wait):
+        yield Starting((ports,), directory, pid, wait)
 
 
 @contextmanager
@@ -79,8 +83,8 @@ def plain(
         return all(answers_200(each.http, "/live") for each in ports)
 
     every = sorted({core for cores in processes for core in cores})
-    with _started(command, every, directory, ready) as wait:
-        yield Starting(tuple(ports), directory, wait)
+    with _started(command, every, directory, ready) as (pid, wait):
+        yield Starting(tuple(ports), directory, pid, wait)
 
 
 async def _serves(directory: Path, wanted: ServerTarget) -> bool:
@@ -97,8 +101,8 @@ async def _serves(directory: Path, wanted: ServerTarget) -> bool:
 @contextmanager
 def _started(
     command: Command, cores: Sequence[int], directory: Path, ready: Callable[[], bool]
-) -> Iterator[Callable[[], None]]:
-    """What waits until ``ready``."""
+) -> Iterator[tuple[int, Callable[[], None]]]:
+    """Its process, and what waits until ``ready``."""
     directory.mkdir(mode=0o700)
     with (directory / "log").open("wb") as log:
         process = start_session(
@@ -114,7 +118,7 @@ def _started(
                 time.sleep(_POLL_S)
 
         try:
-            yield wait
+            yield process.pid, wait
         finally:
             end_session(process)
             assert process.stdin is not None, "a pipe"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -35,9 +38,11 @@ from bench.preprocess.photographs import LEAST, MOST, photographs
 from bench.preprocess.places import DECODING, INFERRING, placed
 from bench.preprocess.services import DECODED, ENSEMBLE, IMAGES, TENSORS
 from bench.preprocess.transforms import IMAGE, decoded, decoded_at_full_size
+from bench.processes import living, tree
 from PIL import Image
 from torchvision import transforms
 
+from support.server import wait_until
 from tessera_runtime.preprocess.image import ImageStage
 
 FOUR = placed((0, 1, 2, 3))
@@ -175,3 +180,36 @@ def test_a_quick_run_measures_every_case_and_draws_it(tmp_path: Path) -> None:
     drawn = sorted(tmp_path.glob("*.svg"))
     assert [each.stem for each in drawn] == ["preprocess-latency", "preprocess-rates"]
     assert all(ElementTree.parse(each).getroot().tag.endswith("svg") for each in drawn)
+
+
+SERVES = """
+import sys
+from pathlib import Path
+from bench.preprocess.servers import plain
+from bench.models.networks import export
+from bench.preprocess.services import NETWORK
+from bench.preprocess.transforms import ROW_SHAPE
+
+folder, core = Path(sys.argv[1]), int(sys.argv[2])
+export(NETWORK, ROW_SHAPE, folder)
+with plain(folder, [(core,)], folder / "plain") as server:
+    server.wait()
+    print(server.leader, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_plain_servers_end_when_the_bench_is_killed(tmp_path: Path) -> None:
+    core = min(os.sched_getaffinity(0))
+    bench = subprocess.Popen(
+        (sys.executable, "-c", SERVES, str(tmp_path), str(core)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    with bench:
+        assert bench.stdout is not None
+        pids = tree(int(bench.stdout.readline())).keys()
+        bench.kill()
+    assert len(pids) > 1
+    wait_until(lambda: not pids & living(), "the end of what the bench had started")
