@@ -10,7 +10,8 @@ from tessera_cli.files import STDIN, FileInvalid, expand, read_documents
 from tessera_core.api import ModelService, SpecInvalid, decode
 from tessera_core.api.admission import admission
 from tessera_core.api.errors import FieldError
-from tessera_core.api.modelservice import ModelServiceSpec, TuningMode
+from tessera_core.api.modelservice import ModelServiceSpec
+from tessera_core.api.tuning import TuningMode
 
 
 def read_services(paths: Sequence[str], *, allow_code: bool) -> tuple[ModelService, ...]:

@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from tessera_core.api import ModelProfile, RuntimeNode
+from tessera_core.api.measurements import ProfileResult, ProfilingTask
 from tessera_core.api.modelprofile import ModelProfileSpec, ModelProfileStatus
 from tessera_core.api.records import record
-from tessera_core.api.runtimenode import ProfileResult, ProfilingTask
 from tessera_operator.decide import Decision
 from tessera_operator.profiling import (
     Trust,

@@ -12,11 +12,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tessera_core.api import Condition, ModelProfile, RuntimeNode, RuntimePool
+from tessera_core.api.measurements import ProfileResult, ProfilingTask
 from tessera_core.api.members import ModelFormat
 from tessera_core.api.meta import ConditionStatus, ObjectMeta
 from tessera_core.api.modelprofile import ModelProfileSpec, ModelProfileStatus
 from tessera_core.api.modelservice import Placement
-from tessera_core.api.runtimenode import Health, MigMode, ProfileResult, ProfilingTask
+from tessera_core.api.runtimenode import Health, MigMode
 from tessera_core.api.stages import STAGE
 from tessera_core.gpu.devices import FULL
 from tessera_core.gpu.mig import label

@@ -6,12 +6,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tessera_core.api import Device, RuntimeNode, RuntimeNodeSpec
+from tessera_core.api.measurements import ProfilingTask
 from tessera_core.api.meta import NameRef
 from tessera_core.api.modelservice import ModelServiceSpec, ScalingMode
 from tessera_core.api.runtimenode import (
     BatchLine,
     BatchTime,
-    ProfilingTask,
     ServedMember,
     ServedService,
 )

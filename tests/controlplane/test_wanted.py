@@ -10,7 +10,8 @@ import pytest
 from support.clusters import digest
 from support.objects import counters, gpu, instance, node, seen, served, service
 from tessera_core.api import ModelService, NameRef, RuntimeNode
-from tessera_core.api.runtimenode import BatchLine, BatchTime, ProfilingTask, Route
+from tessera_core.api.measurements import ProfilingTask
+from tessera_core.api.runtimenode import BatchLine, BatchTime, Route
 from tessera_operator.routes import Home
 from tessera_operator.versions import latest
 from tessera_operator.wanted import MOST_ROUTING_S, QUIET_S, Context, Routers, holds, spec_of

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tessera_core.api import Condition, RuntimeNodeStatus
-from tessera_core.api.runtimenode import ProfileResult
+from tessera_core.api.measurements import ProfileResult
 from tessera_runtime.agent.devices import Devices
 from tessera_runtime.agent.heartbeat import Identity, beat
 from tessera_runtime.agent.keys import ServiceKeys

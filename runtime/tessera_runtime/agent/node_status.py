@@ -13,6 +13,7 @@ from enum import StrEnum
 
 from tessera_core import __version__
 from tessera_core.api import Condition, ConditionStatus, RuntimeNode, RuntimeNodeStatus
+from tessera_core.api.measurements import ProfileResult
 from tessera_core.api.runtimenode import (
     MOST_LINES,
     Correction,
@@ -21,7 +22,6 @@ from tessera_core.api.runtimenode import (
     Health,
     InstanceStatus,
     MigMode,
-    ProfileResult,
     ServedStatus,
     SliceStatus,
 )

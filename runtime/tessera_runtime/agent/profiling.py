@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 from tessera_core.api import RuntimeNode
 from tessera_core.api.errors import Report
+from tessera_core.api.measurements import ProfileResult, ProfilingTask
 from tessera_core.api.members import Member
 from tessera_core.api.records import record
-from tessera_core.api.runtimenode import ProfileResult, ProfilingTask, ServedService
+from tessera_core.api.runtimenode import ServedService
 from tessera_core.gpu.devices import DeviceClass
 from tessera_core.plan.state import CPU
 from tessera_runtime.agent.kept import Measured
