@@ -15,7 +15,14 @@ from typing import TypeVar
 import msgspec
 
 from tessera_runtime.secret import PATIENCE_S, matches, secret_beside
-from tessera_runtime.target import ProfileReport, ProfileRequest, ServerReport, ServerTarget
+from tessera_runtime.target import (
+    ProfileReport,
+    ProfileRequest,
+    ServerReport,
+    ServerTarget,
+    TuneOutcome,
+    TuneRequest,
+)
 
 MAX_LINE = 16 << 20
 """Bytes of one message: a target of several thousand instances."""
@@ -37,6 +44,12 @@ class Profile(msgspec.Struct, frozen=True, tag=True):
     request: ProfileRequest
 
 
+class Tune(msgspec.Struct, frozen=True, tag=True):
+    """Asked on a connection of its own: closing that is how it is cancelled. Several run at once."""
+
+    request: TuneRequest
+
+
 class Applied(msgspec.Struct, frozen=True, tag=True): ...
 
 
@@ -48,12 +61,16 @@ class Profiled(msgspec.Struct, frozen=True, tag=True):
     report: ProfileReport
 
 
+class Tuned(msgspec.Struct, frozen=True, tag=True):
+    outcome: TuneOutcome
+
+
 class Refused(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
-Request = Apply | Report | Profile
-Answer = Applied | Reported | Profiled | Refused
+Request = Apply | Report | Profile | Tune
+Answer = Applied | Reported | Profiled | Tuned | Refused
 
 _encode = msgspec.json.Encoder().encode
 _decode_request = msgspec.json.Decoder(Request).decode
@@ -117,6 +134,10 @@ class ControlClient:
 
     async def profile(self, request: ProfileRequest, timeout_s: float) -> ProfileReport:
         return (await self._ask(Profile(request), Profiled, timeout_s)).report
+
+    async def tune(self, request: TuneRequest, timeout_s: float) -> TuneOutcome:
+        """By a client of its own: cancelled, it hangs up, and the server ends what it does for it."""
+        return (await self._ask(Tune(request), Tuned, timeout_s)).outcome
 
     async def close(self) -> None:
         if self._stream is not None:

@@ -209,12 +209,18 @@ class Dispatcher:
         self.fleets[service].scale(devices, service.name not in self.unloaded)
 
     def _start(
-        self, service: Service, index: int, device: DeviceTarget, company: str | None
+        self,
+        service: Service,
+        index: int,
+        device: DeviceTarget,
+        variant: str,
+        company: str | None,
     ) -> Instance:
         return Instance(
             service,
             index,
             device,
+            variant,
             company,
             self.workers,
             self._timeouts,

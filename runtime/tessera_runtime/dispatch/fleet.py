@@ -20,8 +20,11 @@ log = logging.getLogger(__name__)
 InstanceKey = tuple[int, str, int]
 """Member index, device, ordinal."""
 
-Start = Callable[[Service, int, DeviceTarget, str | None], Instance]
-"""Start an instance of a member, by index, on a device, for a company if it has one."""
+Spot = tuple[DeviceTarget, str]
+"""A device, and the variant of the model that runs there."""
+
+Start = Callable[[Service, int, DeviceTarget, str, str | None], Instance]
+"""Start an instance of a member, by index, on a device, of a variant, for a company if it has one."""
 
 
 class Fleet:
@@ -59,19 +62,19 @@ class Fleet:
         """Start and stop instances until they are those of the service's target, or none unless ``loaded``."""
         target = self._service.target
         self._alike = placed_alike(target, devices)
-        keys: dict[InstanceKey, DeviceTarget] = {}
+        keys: dict[InstanceKey, Spot] = {}
         if loaded:
             for index, member in enumerate(target.members):
                 for place in member.instances:
                     for ordinal in range(place.count):
-                        keys[index, place.device, ordinal] = devices[place.device]
-        for key, device in keys.items():
+                        keys[index, place.device, ordinal] = devices[place.device], place.variant
+        for key, spot in keys.items():
             present = self.wanted.get(key)
-            if present is not None and present.device == device:
+            if present is not None and present.spot == spot:
                 continue
-            if present is not None:  # what has this id now is another device
+            if present is not None:  # what has this id now is another device, or runs another way
                 self._leave(key)
-            self._enter(key, device)
+            self._enter(key, spot)
         for key in [key for key in self.wanted if key not in keys]:
             self._leave(key)
         if not self._alike:
@@ -104,7 +107,7 @@ class Fleet:
                 number = worker.incarnation
                 log.warning("%s/%s: leaves worker %d", self._service.name, member.name, number)
                 self._leave(key)
-                self._begin(key, instance.device)
+                self._begin(key, instance.spot)
 
     def disband(self) -> list[Instance]:
         """All that there are, for the caller to stop."""
@@ -113,20 +116,20 @@ class Fleet:
         self._leaving.clear()
         return instances
 
-    def _enter(self, key: InstanceKey, device: DeviceTarget) -> None:
-        """Want an instance: the one that was leaving, where there is one on this very device."""
+    def _enter(self, key: InstanceKey, spot: Spot) -> None:
+        """Want an instance: the one that was leaving, where there is one on this very device and run alike."""
         for index, (of, instance) in enumerate(self._leaving):
-            if of == key and instance.device == device:
+            if of == key and instance.spot == spot:
                 del self._leaving[index]
                 self.wanted[key] = instance
                 return
-        self._begin(key, device)
+        self._begin(key, spot)
 
     def _leave(self, key: InstanceKey) -> None:
         self._leaving.append((key, self.wanted.pop(key)))
 
-    def _begin(self, key: InstanceKey, device: DeviceTarget) -> None:
+    def _begin(self, key: InstanceKey, spot: Spot) -> None:
         index, _, ordinal = key
         # Of this very version: the next one's members are not to join a process of it.
         company = f"{self._service.name} {self._number} {ordinal}" if self._alike else None
-        self.wanted[key] = self._start(self._service, index, device, company)
+        self.wanted[key] = self._start(self._service, index, *spot, company)

@@ -36,17 +36,20 @@ DRAIN_TIMEOUT_S = 60.0
 """Most that finishing accepted work may delay the end of an instance."""
 
 
-def load_message(member: MemberTarget, service: ServiceTarget, together: bool = False) -> m.Load:
+def load_message(
+    member: MemberTarget, service: ServiceTarget, together: bool = False, variant: str = ""
+) -> m.Load:
     """``together``: whether the other members' models come into the same process."""
     others = [each.path for each in service.members if each is not member]
     return m.Load(
-        model=f"{service.name}/{member.name}@{member.digest}",
+        model=f"{service.name}/{member.name}@{member.digest}{variant and f'+{variant}'}",
         path=member.path,
         format=member.format,
         allow_code=member.allow_code,
         inputs=tuple(m.Tensor(t.name, t.datatype, t.row_shape) for t in service.inputs),
         outputs=tuple(m.Tensor(t.name, t.datatype, t.row_shape) for t in service.outputs),
         beside=tuple(others) if together else (),
+        variant=variant,
     )
 
 
@@ -89,6 +92,7 @@ class Instance:
         service: Service,
         index: int,
         device: DeviceTarget,
+        variant: str,
         company: str | None,
         workers: Workers,
         timeouts: Timeouts,
@@ -99,6 +103,8 @@ class Instance:
         self.index = index
         """Of the member."""
         self.device = device
+        self.variant = variant
+        """How the model is run; empty: untuned."""
         self.model = ""
         """Its key in the worker process."""
         self.gang: GangInstance | None = None
@@ -118,6 +124,11 @@ class Instance:
         self._task = asyncio.create_task(
             self._keep_running(), name=f"instance {service.name}[{index}]"
         )
+
+    @property
+    def spot(self) -> tuple[DeviceTarget, str]:
+        """Its device and its variant: where either is another one, it is another instance."""
+        return self.device, self.variant
 
     @property
     def ready(self) -> bool:
@@ -190,7 +201,9 @@ class Instance:
         """From the fork to the end of the process, or to the cancellation of this task."""
         target = self._service.target
         wanted = target.members[self.index]
-        load = load_message(wanted, target, together=self._company is not None)
+        load = load_message(
+            wanted, target, together=self._company is not None, variant=self.variant
+        )
         self.model = load.model
         namespace = target.name.partition(".")[0]
         worker = await self._workers.acquire(

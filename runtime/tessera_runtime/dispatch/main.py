@@ -139,6 +139,8 @@ async def serve(arguments: argparse.Namespace) -> None:
                     return control.Refused(str(error))
                 except TimeoutError:
                     return control.Refused(f"measuring took over {PROFILE_TIMEOUT_S:.0f} s")
+            case control.Tune():
+                return control.Refused("this server does not tune yet")
 
     http_socket = socket.socket(fileno=arguments.http_fd)
     grpc_socket = socket.socket(fileno=arguments.grpc_fd)

@@ -138,7 +138,9 @@ class _Session:
             else await self._pool.start(self._place)
         )
         self._workers.append(worker)
-        load = load_message(self._request.member, _service(self._request))
+        load = load_message(
+            self._request.member, _service(self._request), variant=self._request.variant
+        )
         async with _limit(LOAD_TIMEOUT_S, "loading"):
             loaded = await worker.load(load)
         self._memory_mib += loaded.memory_mib

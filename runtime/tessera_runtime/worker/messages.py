@@ -89,6 +89,8 @@ class Load(Message, frozen=True):
     outputs: tuple[Tensor, ...]
     beside: tuple[str, ...] = ()
     """Files of models that come into the process too: the first load settles what it may read."""
+    variant: str = ""
+    """How it is run; empty: untuned. One that compiles comes with the descriptor of its artefact, after the model's."""
 
 
 class Loaded(Message, frozen=True):
