@@ -229,7 +229,7 @@ def test_what_could_not_be_written_is_tried_again() -> None:
             cluster.failing.clear()
         nodes = [reporting(1.5, count)]
         now = f"2026-01-31T12:{count:02}:00Z"
-        drifting.keep([profile()], nodes, count * REPORT_S, now)
+        drifting.keep([profile()], nodes, {}, count * REPORT_S, now)
     status = ModelProfile.from_dict(cluster.objects[key_of(written)]).status
     assert status.drift == Drift(1.5, "2026-01-31T12:08:00Z", 1)
     assert status.rows == profile().status.rows

@@ -43,7 +43,7 @@ def runs(*services: str, name: str = "n0") -> RuntimeNode:
 
 def told(of: RuntimeNode, given: Context, *routed: str, tasks: Any = ()) -> RuntimeNode:
     """``of`` once it has the spec that it is to have."""
-    return replace(of, spec=spec_of(of, of.spec.devices, routed, tasks, given))
+    return replace(of, spec=spec_of(of, of.spec.devices, routed, tasks, (), given))
 
 
 def test_the_version_of_every_service_that_runs_or_is_passed_on_is_pinned() -> None:

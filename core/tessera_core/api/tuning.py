@@ -16,6 +16,22 @@ from tessera_core.api.meta import TIMESTAMP
 from tessera_core.api.places import PRODUCT, SLICE_KIND
 from tessera_core.api.records import ListOf, record
 from tessera_core.api.scalars import Choice, decimal, integer, matching, text
+from tessera_core.tuning.verdict import Reason
+
+__all__ = [
+    "MOST_VARIANTS",
+    "NO_TUNING",
+    "VARIANT",
+    "FallenBack",
+    "Outcome",
+    "Precision",
+    "Quarantined",
+    "Reason",
+    "Tuning",
+    "TuningMode",
+    "TuningPhase",
+    "TuningStatus",
+]
 
 MOST_VARIANTS = 64
 """Of one model on one device class."""
@@ -57,25 +73,12 @@ class Tuning:
 NO_TUNING = Tuning()
 
 
-class Verdict(StrEnum):
-    """What became of a variant that was tried."""
-
-    FASTER = "Faster"
-    """Worth using by whoever allows it."""
-    NOT_FASTER = "NotFaster"
-    DIFFERS = "AnswersDiffer"
-    """By more than anybody allows who has it tried; its speed is not known."""
-    FAILED = "Failed"
-    """It could not be built or run."""
-    NOT_MEASURED = "NotMeasured"
-
-
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What was found of one variant, beside the untuned model on the same share of the same device."""
 
     variant: Annotated[str, VARIANT]
-    verdict: Verdict
+    verdict: Reason
     error: Annotated[float | None, decimal(least=0)] = None
     """Largest difference of an output, relative to its scale; absent: nothing was computed."""
     p99_ratio: Annotated[float | None, decimal(above=0, example="0.8")] = None

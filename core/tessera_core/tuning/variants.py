@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from tessera_core.api.members import ModelFormat
-from tessera_core.api.modelservice import Precision
+from tessera_core.api.tuning import Precision
 
 UNTUNED = ""
 """The text of what is loaded without tuning."""
