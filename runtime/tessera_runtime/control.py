@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -78,7 +78,7 @@ _decode_answer = msgspec.json.Decoder(Answer).decode
 
 T = TypeVar("T")
 
-Handler = Callable[[Request], Awaitable[Answer]]
+Handler = Callable[[Request], Coroutine[Any, Any, Answer]]
 
 
 class ControlError(Exception):
@@ -102,7 +102,11 @@ async def serve_control(handler: Handler, listener_fd: int, digest: str) -> asyn
                 return
             while line := await reader.readline():
                 try:
-                    answer = await handler(_decode_request(line))
+                    request = _decode_request(line)
+                    if isinstance(request, Tune):
+                        answer = await _unless_hung_up(handler(request), reader)
+                    else:
+                        answer = await handler(request)
                 except msgspec.MsgspecError as error:
                     answer = Refused(f"not a control message: {error}")
                 writer.write(_encode(answer) + b"\n")
@@ -114,6 +118,25 @@ async def serve_control(handler: Handler, listener_fd: int, digest: str) -> asyn
 
     listener = socket.socket(fileno=listener_fd)
     return await asyncio.start_unix_server(converse, sock=listener, limit=MAX_LINE)
+
+
+async def _unless_hung_up(
+    answering: Coroutine[Any, Any, Answer], reader: asyncio.StreamReader
+) -> Answer:
+    """What takes minutes is cancelled when nobody waits for it any more. Raises ConnectionError then, and where more is said
+    before the answer.
+    """
+    work = asyncio.create_task(answering)
+    silence = asyncio.create_task(reader.read(1))
+    try:
+        await asyncio.wait((work, silence), return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise ConnectionError("hung up")
+        return work.result()
+    finally:
+        for task in (work, silence):
+            task.cancel()
+        await asyncio.gather(work, silence, return_exceptions=True)
 
 
 class ControlClient:

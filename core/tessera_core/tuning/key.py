@@ -39,7 +39,6 @@ class BuildFacts:
     variant: str
     inputs: tuple[tuple[str, str, tuple[int, ...]], ...]
     """Name, datatype and row shape of declared inputs."""
-    max_batch: int
     device: DeviceFacts
     libraries: tuple[tuple[str, str], ...]
     """Name and version of all that take part, by name."""

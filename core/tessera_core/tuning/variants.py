@@ -49,8 +49,8 @@ FLAG = ("",)
 
 OPTIONS: Mapping[Backend, Mapping[str, tuple[str, ...]]] = {
     Backend.TORCH: {"channels-last": FLAG},
-    # `small-gpu`: templates are searched on fewer than BIG_GPU_SMS. `cuda-graphs`: launches are recorded once a size.
-    Backend.INDUCTOR: {"cuda-graphs": FLAG, "max-autotune": FLAG, "small-gpu": FLAG},
+    # `small-gpu`: templates are searched on fewer than BIG_GPU_SMS too.
+    Backend.INDUCTOR: {"max-autotune": FLAG, "small-gpu": FLAG},
     # `threads=one`: of the share's threads only one works on a batch. `spin`: they wait for work without sleeping.
     Backend.ONNX_RUNTIME: {
         "graph": ("basic", "extended", "all"),
@@ -60,21 +60,23 @@ OPTIONS: Mapping[Backend, Mapping[str, tuple[str, ...]]] = {
     # `static`: a network of its own for every size of batch that is warmed.
     Backend.OPENVINO: {"static": FLAG},
 }
-"""Options of each backend and their values."""
+"""Options of each backend and their values. None of CUDA graphs: lanes on GPUs record them for every variant they can."""
 
 PRECISIONS: Mapping[Backend, Mapping[str, tuple[Precision, ...]]] = {
     Backend.TORCH: {
         "cpu": (Precision.FP32, Precision.BF16),
-        "cuda": (Precision.FP32, Precision.TF32, Precision.BF16, Precision.FP16),
+        "cuda": (Precision.FP32, Precision.BF16, Precision.FP16),
     },
     Backend.INDUCTOR: {
         "cpu": (Precision.FP32, Precision.BF16),
-        "cuda": (Precision.FP32, Precision.TF32, Precision.BF16, Precision.FP16),
+        "cuda": (Precision.FP32, Precision.BF16, Precision.FP16),
     },
-    Backend.ONNX_RUNTIME: {"cpu": (Precision.FP32,), "cuda": (Precision.FP32, Precision.TF32)},
+    Backend.ONNX_RUNTIME: {"cpu": (Precision.FP32,), "cuda": (Precision.FP32,)},
     Backend.OPENVINO: {"cpu": (Precision.FP32, Precision.BF16)},
 }
-"""Arithmetic of each backend by kind of device; FP32 is what the file itself says."""
+"""Arithmetic of each backend by kind of device; FP32 is what the file itself says. None has TF32: torch switches it for
+whole processes, in which other models run as well.
+"""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -164,14 +166,13 @@ def candidates(
 def _promising(model_format: ModelFormat, kind: str, sm_count: int) -> Iterator[Variant]:
     """In the order of the gains that were measured on processors of this decade (docs/decisions/0044)."""
     low = (Precision.BF16, Precision.FP16) if kind == "cuda" else (Precision.BF16,)
-    falling = (*low, Precision.TF32, Precision.FP32)
+    falling = (*low, Precision.FP32)
     if model_format is ModelFormat.ONNX:
         for precision in falling:
             yield variant(Backend.OPENVINO, precision)
         threads = (("spin", "on"),), (("threads", "one"),), (("graph", "extended"), ("spin", "on"))
         for options in (*(threads if kind == "cpu" else ()), (("graph", "extended"),)):
             yield variant(Backend.ONNX_RUNTIME, Precision.FP32, options)
-        yield variant(Backend.ONNX_RUNTIME, Precision.TF32)
         for precision in falling:
             yield variant(Backend.OPENVINO, precision, [("static", "")])
     elif model_format is ModelFormat.TORCH_EXPORT:
@@ -182,9 +183,6 @@ def _promising(model_format: ModelFormat, kind: str, sm_count: int) -> Iterator[
             yield variant(Backend.OPENVINO, precision)
         for precision in falling:
             yield variant(Backend.INDUCTOR, precision, searched.items())
-            if kind == "cuda":
-                graphs = {**searched, "cuda-graphs": ""}
-                yield variant(Backend.INDUCTOR, precision, graphs.items())
             yield variant(Backend.INDUCTOR, precision)
         for precision in falling:
             yield variant(Backend.TORCH, precision, [("channels-last", "")])
