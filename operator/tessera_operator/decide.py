@@ -41,7 +41,7 @@ from tessera_operator.profiling import Trust, Wanted, tenants
 from tessera_operator.recutting import NO_CUTS, Rules
 from tessera_operator.scouting import Scouting, scout, with_cuts
 from tessera_operator.traffic import Traffic
-from tessera_operator.variants import NO_USES, Uses
+from tessera_operator.variants import NO_USES, Uses, as_used, names
 from tessera_operator.versions import (
     Version,
     before,
@@ -118,10 +118,12 @@ class Decider:
     ) -> Decision:
         """The plan for the present facts. ``afresh``: also where they are those of the plan before. ``rules``: for cuts.
         ``given_up``: what is not worth a cut to be measured, as that failed too often. ``settled``: whether no plan is under
-        way, which what is to be measured waits for.
+        way, which what is to be measured waits for. ``uses``: variants of models that are in force.
         """
         self._rules = rules
         world = self._world
+        self._names = names(uses)
+        self._more = as_used(uses, world.profiles, world.tuned)
         named, running = profile_names(world.profiles), pinned(world.nodes)
         measured = {each.spec.model_digest for each in world.profiles if each.status.rows}
         errors: dict[str, tuple[FieldError, ...]] = {}

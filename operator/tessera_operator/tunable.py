@@ -198,19 +198,18 @@ def share_out(wanted: Sequence[Want], ground: Ground, most: int) -> Shared:
                 may = spot in free[index] and not crosses(spot, taken) and len(given) < most
                 if same and may and kept:
                     give(index, spot, kept)
-    # Those under way get their next candidate before anybody new begins.
+    begun = True
+    while begun and len(given) < most:
+        begun = False
+        for index in range(len(wanted)):  # one more slice for each in turn
+            spots = [each for each in free[index] if not crosses(each, taken)]
+            if left[index] and spots and len(given) < most:
+                give(index, spots[0], left[index][:1])
+                begun = True
     for each in given:
         rest = left[wanted.index(each.want)]
         while rest and len(each.variants) < _EACH:
             each.variants.append(rest.pop(0))
-    begun = True
-    while begun and len(given) < most:
-        begun = False
-        for index in range(len(wanted)):  # one more for each in turn
-            spots = [each for each in free[index] if not crosses(each, taken)]
-            if left[index] and spots and len(given) < most:
-                give(index, spots[0], left[index][:_EACH])
-                begun = True
     tasks: dict[str, tuple[TuningTask, ...]] = {}
     where: dict[Model, tuple[str, ...]] = {}
     for each in given:

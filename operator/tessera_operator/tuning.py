@@ -139,14 +139,14 @@ class Tuning:
         }
         if not self._writer.put(document, "status", MANAGER) or before == status:
             return
-        held = len(status.quarantined) > (len(before.quarantined) if before is not None else 0)
-        if before is None or held or _news(before) != _news(status):
-            worst = status.quarantined[-1] if held else None
-            words = (
-                f"{worst.variant} is not used any more: {worst.reason}" if worst else found.message
-            )
-            told = replace(found, message=words)
-            self._writer.create(event(ModelProfile.KIND, metadata, told, now, warns=held))
+        known = before.quarantined if before is not None else ()
+        for each in status.quarantined:
+            if each not in known:
+                words = f"{each.variant} is not used any more: {each.reason}"
+                told = replace(found, reason="Quarantined", message=words)
+                self._writer.create(event(ModelProfile.KIND, metadata, told, now, warns=True))
+        if before is None or _news(before) != _news(status):
+            self._writer.create(event(ModelProfile.KIND, metadata, found, now, warns=False))
 
 
 def _news(status: TuningStatus) -> tuple[object, ...]:

@@ -33,6 +33,7 @@ from tessera_core.api.scalars import decimal, duration, integer, number, text
 from tessera_core.api.stages import STAGE, stage_of
 from tessera_core.api.tensors import InputTensor, Tensor
 from tessera_core.api.tuning import NO_TUNING, Tuning
+from tessera_core.api.tuning import Precision as Precision
 
 MOST_MEMBERS = 32
 MOST_PLACED = MOST_MEMBERS + 1
