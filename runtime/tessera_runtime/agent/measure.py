@@ -13,8 +13,8 @@ from tessera_core.api.modelservice import ModelServiceSpec
 from tessera_core.api.runtimenode import BatchTime
 from tessera_core.perf import LatencyProfile, ProfileRow
 from tessera_core.plan.state import CPU
-from tessera_runtime.agent.translate import LocalModel, device_piece, tensors
-from tessera_runtime.target import DeviceTarget, MemberTarget, ProfileReport, ProfileRequest
+from tessera_runtime.agent.translate import LocalModel, device_piece, member_file, tensors
+from tessera_runtime.target import DeviceTarget, ProfileReport, ProfileRequest
 
 CELL_S = 0.4
 """Seconds of measuring per (batch, instances) cell: some 40 batches of 10 ms, enough for a median within a
@@ -33,6 +33,7 @@ def profile_request(
     device: DeviceTarget,
     *,
     cpu_instances: Sequence[int] = (1,),
+    variant: str = "",
     hang_s: float,
     allow_code: bool,
 ) -> ProfileRequest:
@@ -42,16 +43,7 @@ def profile_request(
     largest = member.batch.max
     return ProfileRequest(
         device=device,
-        member=MemberTarget(
-            name=member.name,
-            path=model.path,
-            format=member.model.format.value,
-            digest=model.digest,
-            max_batch=largest,
-            cap=largest,
-            instances=(),
-            allow_code=allow_code,
-        ),
+        member=member_file(member, model, allow_code=allow_code),
         inputs=tensors(spec.inputs),
         outputs=tensors(spec.outputs),
         batches=batch_sizes(largest),
@@ -59,6 +51,7 @@ def profile_request(
         cell_s=CELL_S,
         most_ms=1e3 * spec.slo.objectives[0].target_s,
         hang_s=hang_s,
+        variant=variant,
     )
 
 

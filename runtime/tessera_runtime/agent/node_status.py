@@ -13,8 +13,9 @@ from enum import StrEnum
 
 from tessera_core import __version__
 from tessera_core.api import Condition, ConditionStatus, RuntimeNode, RuntimeNodeStatus
-from tessera_core.api.measurements import ProfileResult
+from tessera_core.api.measurements import MOST_TASKS, ProfileResult, TuningResult
 from tessera_core.api.runtimenode import (
+    MOST_FALLBACKS,
     MOST_LINES,
     Correction,
     CpuStatus,
@@ -25,6 +26,7 @@ from tessera_core.api.runtimenode import (
     ServedStatus,
     SliceStatus,
 )
+from tessera_core.api.tuning import FallenBack
 from tessera_core.gpu.mig import label
 from tessera_core.gpu.tables import model_of
 from tessera_core.plan.state import CPU
@@ -88,6 +90,8 @@ class Facts:
     problems: Mapping[str, str] = field(default_factory=dict)
     """By served name: why a service is not as wanted."""
     profiles: tuple[ProfileResult, ...] = ()
+    tuning: tuple[TuningResult, ...] = ()
+    fallbacks: tuple[FallenBack, ...] = ()
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     """Of GPUs, by UUID; one that is not there has just answered."""
     corrections: tuple[Corrected, ...] = ()
@@ -110,6 +114,8 @@ def node_status(facts: Facts, before: Sequence[Condition], now: str) -> RuntimeN
         cpu=CpuStatus(len(facts.seen.cores)) if facts.seen is not None else None,
         services=_services(facts),
         profiles=facts.profiles[:MOST_PROFILES],
+        tuning=facts.tuning[:MOST_TASKS],
+        fallbacks=facts.fallbacks[:MOST_FALLBACKS],
     )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from tessera_core.api import RuntimeNode
-from tessera_runtime.agent.kept import Kept, Measured, read_kept, write_kept
+from tessera_runtime.agent.kept import Kept, Measured, Tried, read_kept, write_kept
 from tessera_runtime.agent.keys import ServiceKeys
 from tessera_runtime.agent.models import Models
 from tessera_runtime.agent.orders import Order, judge
@@ -121,6 +121,10 @@ class Serving:
     def keep_measured(self, measured: tuple[Measured, ...]) -> None:
         """Keep exactly these results."""
         self._keep(msgspec.structs.replace(self.kept, measured=measured))
+
+    def keep_tried(self, tried: tuple[Tried, ...]) -> None:
+        """Keep exactly these outcomes."""
+        self._keep(msgspec.structs.replace(self.kept, tried=tried))
 
     async def run(self) -> None:
         """For ever: bring the server to what is wanted, and know what it does."""

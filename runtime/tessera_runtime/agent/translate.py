@@ -105,8 +105,9 @@ def model_sources(node: RuntimeNode) -> dict[ModelKey, ModelSource]:
 
 
 def candidate_sources(node: RuntimeNode) -> dict[ModelKey, ModelSource]:
-    """The models that ``node`` measures, of versions that need not be those it serves."""
+    """The models that ``node`` measures or tunes, of versions that need not be those it serves."""
     needed = {(task.service, task.member) for task in node.spec.profiling}
+    needed |= {(task.service, task.member) for task in node.spec.tuning}
     return _sources(node.spec.candidates, needed)
 
 
@@ -258,6 +259,20 @@ def cpu_piece(piece: str) -> tuple[int, int]:
     if kind != CPU or not count.isdigit():
         raise TranslationError(f"{piece} of {CPU}: expected cpu-N or cpu-N@first")
     return int(count), int(start or 0)
+
+
+def member_file(member: Member, model: LocalModel, *, allow_code: bool) -> MemberTarget:
+    """``member`` as what something is found out about, without instances that serve."""
+    return MemberTarget(
+        name=member.name,
+        path=model.path,
+        format=member.model.format.value,
+        digest=model.digest,
+        max_batch=member.batch.max,
+        cap=member.batch.max,
+        instances=(),
+        allow_code=allow_code,
+    )
 
 
 def tensors(declared: Sequence[Tensor]) -> tuple[TensorTarget, ...]:
