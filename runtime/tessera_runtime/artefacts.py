@@ -22,11 +22,13 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 from tessera_core.tuning.key import BuildFacts, DeviceFacts, artefact_key
+from tessera_core.tuning.variants import UNTUNED, parse
 from tessera_runtime.target import DeviceTarget, MemberTarget, TensorTarget
 
 RECIPE = 1
@@ -64,7 +66,11 @@ class ArtefactStore:
             left.unlink(missing_ok=True)
 
     def open(self, key: str) -> int | None:
-        """A descriptor of the artefact, which stays until that is closed; None where it was not built, or was evicted."""
+        """A descriptor of the artefact, which stays until that is closed; None where it was not built, or was evicted. The
+        empty key is of what needs none.
+        """
+        if not key:
+            return None
         try:
             found = os.open(self._root / key, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
@@ -76,6 +82,16 @@ class ArtefactStore:
             return None
         os.utime(found)
         return found
+
+    @contextmanager
+    def found(self, key: str) -> Iterator[int | None]:
+        """As :meth:`open`, and closed at the end."""
+        artefact = self.open(key)
+        try:
+            yield artefact
+        finally:
+            if artefact is not None:
+                os.close(artefact)
 
     def keep(self, key: str, built: int) -> None:
         """Copy what the descriptor ``built`` has, whole or not at all. Whoever could still write there must be gone. Blocks.
@@ -145,7 +161,11 @@ def _remove_unused(path: Path) -> bool:
 def key_of(
     member: MemberTarget, inputs: Sequence[TensorTarget], device: DeviceTarget, variant: str
 ) -> str:
-    """Of what is built for ``variant`` of a member on ``device`` of this machine."""
+    """Of what is built for ``variant`` of a member on ``device`` of this machine; empty where nothing is. Raises ValueError
+    for a variant that there is not.
+    """
+    if variant == UNTUNED or not parse(variant).compiles:
+        return ""
     return artefact_key(
         BuildFacts(
             model_digest=member.digest,

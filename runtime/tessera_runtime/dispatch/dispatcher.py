@@ -14,6 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from tessera_runtime.artefacts import ArtefactStore
 from tessera_runtime.dataplane import (
     Done,
     InferCall,
@@ -63,6 +64,7 @@ class Dispatcher:
         self,
         arena: InputArena,
         pool: WorkerPool,
+        artefacts: ArtefactStore,
         *,
         timeouts: Timeouts,
         plain_names: bool,
@@ -94,6 +96,7 @@ class Dispatcher:
         """Models that a client has asked to unload."""
         self._channels = channels or Channels()
         self._deadlines = Deadlines()
+        self._artefacts = artefacts
         self._timeouts = timeouts
         self._plain_names = plain_names
         self._tasks: set[asyncio.Task[None]] = set()
@@ -223,6 +226,7 @@ class Dispatcher:
             variant,
             company,
             self.workers,
+            self._artefacts,
             self._timeouts,
             learn,
             self._place_ready,

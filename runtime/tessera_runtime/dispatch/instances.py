@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tessera_runtime.artefacts import ArtefactStore, key_of
 from tessera_runtime.dispatch.lane import Lane
 from tessera_runtime.dispatch.member import Member
 from tessera_runtime.dispatch.processes import Workers
@@ -95,6 +96,7 @@ class Instance:
         variant: str,
         company: str | None,
         workers: Workers,
+        artefacts: ArtefactStore,
         timeouts: Timeouts,
         on_loaded: Callable[[Service, int, Signature], None],
         on_ready: Callable[[Service], None],
@@ -117,6 +119,7 @@ class Instance:
         self._service = service
         self._company = company
         self._workers = workers
+        self._artefacts = artefacts
         self._timeouts = timeouts
         self._on_loaded = on_loaded
         self._on_ready = on_ready
@@ -215,7 +218,8 @@ class Instance:
             try:
                 async with worker.turn(load.model), asyncio.timeout(self._timeouts.load_s):
                     suspect = busy = True
-                    loaded = await worker.load(load)
+                    with self._artefacts.found(self._key(wanted)) as artefact:
+                        loaded = await worker.load(load, artefact)
                     largest = min(wanted.max_batch, loaded.max_rows or wanted.max_batch)
                     opened = await worker.open_lane(
                         (loaded.model,), largest, warm_batches(largest), warm_shapes(target)
@@ -245,6 +249,13 @@ class Instance:
                 suspect = True
             if suspect and not worker.orphaned:
                 self._alone = True
+
+    def _key(self, wanted: MemberTarget) -> str:
+        """Of what was built for its variant. Raises LoadFailed."""
+        try:
+            return key_of(wanted, self._service.target.inputs, self.device, self.variant)
+        except ValueError as error:
+            raise LoadFailed(str(error)) from error
 
     def _attach(self, opened: OpenedLane, loaded: m.Loaded) -> Lane:
         self._on_loaded(self._service, self.index, loaded)
