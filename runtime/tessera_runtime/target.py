@@ -214,6 +214,10 @@ class InstanceReport(msgspec.Struct, frozen=True):
     """Of the version that serves."""
     cap: int
     memory_mib: float
+    variants: tuple[str, ...] = ()
+    """That those that are ready run: two while one takes the other's place."""
+    faulty: dict[str, str] = {}
+    """Variants that are not to serve on, and why."""
 
 
 class WorkerReport(msgspec.Struct, frozen=True):

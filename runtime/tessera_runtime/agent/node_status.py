@@ -209,21 +209,35 @@ def _instances(
         return ()
     found = ((device_piece(each.device), each) for each in facts.report.instances)
     answers = facts.phase is not Phase.SERVER_UNREACHABLE
+    told = {
+        (each.service, each.member, each.slice): each.variant
+        for device in (facts.node.spec.devices if facts.node is not None else ())
+        if device.uuid == uuid
+        for each in device.instances
+    }
     return tuple(
-        _instance(each, piece, answers and (slices is None or piece in slices))
+        _instance(
+            each,
+            piece,
+            answers and (slices is None or piece in slices),
+            told.get((each.service, each.member, piece), ""),
+        )
         for (at, piece), each in found
         if at == uuid
     )
 
 
-def _instance(report: InstanceReport, piece: str, answers: bool) -> InstanceStatus:
+def _instance(report: InstanceReport, piece: str, answers: bool, told: str) -> InstanceStatus:
+    """``told``: the variant that is to run, which is not said as long as any other one answers."""
     count = report.wanted or report.exist
+    others = [each for each in report.variants if each != told]
     return InstanceStatus(
         service=report.service,
         member=report.member,
         slice=piece,
         batch=report.cap,
         count=count,
+        variant=next(iter(others or report.variants), ""),
         ready=min(report.ready, count) if answers else 0,
         memory_mib=round(report.memory_mib),
     )

@@ -18,8 +18,9 @@ from tessera_core.api.records import record
 from tessera_core.api.runtimenode import ServedService
 from tessera_core.gpu.devices import DeviceClass
 from tessera_core.plan.state import CPU
+from tessera_core.tuning.variants import UNTUNED, parse
 from tessera_runtime.agent.kept import Measured
-from tessera_runtime.agent.measure import profile_request, profile_rows
+from tessera_runtime.agent.measure import HANG_S, build_request, profile_request, profile_rows
 from tessera_runtime.agent.observe import device_class
 from tessera_runtime.agent.translate import (
     LocalModel,
@@ -30,10 +31,7 @@ from tessera_runtime.agent.translate import (
     cpu_piece,
     device_target,
 )
-from tessera_runtime.target import ProfileReport, ProfileRequest
-
-HANG_S = 60.0
-"""A batch that takes longer while it is measured is hung."""
+from tessera_runtime.target import ProfileReport, ProfileRequest, TuneRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +43,8 @@ class Job:
     place: DeviceClass
     digest: str
     request: ProfileRequest
+    build: TuneRequest | None
+    """What has to be built before; None: nothing."""
 
 
 Found = Callable[[ModelSource], LocalModel | None]
@@ -187,7 +187,12 @@ def _job(
         allow_code=site.allow_code,
     )
     place = device_class(site.seen, task.device, task.slice)
-    return Job(task, source, place, model.digest, request)
+    build = None
+    if is_compiled(task.variant):
+        build = build_request(
+            *(member, service.spec, model, task.variant, device), allow_code=site.allow_code
+        )
+    return Job(task, source, place, model.digest, request, build)
 
 
 def _untold(task: ProfilingTask, why: str) -> ProfileResult:
@@ -203,6 +208,14 @@ def _declared(node: RuntimeNode, task: ProfilingTask) -> tuple[ServedService, Me
         for member in service.spec.placed
         if member.name == task.member
     )
+
+
+def is_compiled(variant: str) -> bool:
+    """Whether it is built before it can be loaded; one that is not known here is not."""
+    try:
+        return variant != UNTUNED and parse(variant).compiles
+    except ValueError:
+        return False  # loading it says what is wrong
 
 
 def _busy(node: RuntimeNode, task: ProfilingTask) -> bool:

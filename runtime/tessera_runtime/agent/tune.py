@@ -7,19 +7,18 @@ was found is kept for as long as the operator asks for it, also over a restart.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tessera_core.api import RuntimeNode
 from tessera_core.api.errors import Report
 from tessera_core.api.measurements import TuningResult, TuningTask
-from tessera_core.api.members import Member
-from tessera_core.api.modelservice import ModelServiceSpec
 from tessera_core.api.records import record
 from tessera_core.api.tuning import Outcome, Reason
 from tessera_core.tuning.verdict import Figures, Paired, judge
 from tessera_runtime.agent.kept import Tried
-from tessera_runtime.agent.profiling import HANG_S, Found, source_hash
+from tessera_runtime.agent.measure import tune_request
+from tessera_runtime.agent.profiling import Found, source_hash
 from tessera_runtime.agent.translate import (
     LocalModel,
     ModelSource,
@@ -27,17 +26,8 @@ from tessera_runtime.agent.translate import (
     TranslationError,
     candidate_sources,
     device_target,
-    member_file,
-    tensors,
 )
-from tessera_runtime.target import DeviceTarget, TuneOutcome, TuneRequest
-
-CELL_S = 2.0
-"""Seconds of measuring per size of batch, share and way: some hundred batches of 10 ms, for a p99."""
-ROUNDS = 5
-"""Turns that a variant and the untuned model take; medians over them count."""
-BUILD_S = 900.0
-"""Most that building may take: a search over kernels is minutes."""
+from tessera_runtime.target import TuneOutcome, TuneRequest
 
 Spot = tuple[str, str]
 """(device, slice)."""
@@ -169,33 +159,6 @@ def decoded(document: Mapping[str, object]) -> Outcome | None:
     report = Report(strict=False)
     found = record(Outcome).decode(document, "tried", report)
     return found if isinstance(found, Outcome) and not report.errors else None
-
-
-def tune_request(
-    member: Member,
-    spec: ModelServiceSpec,
-    model: LocalModel,
-    variant: str,
-    devices: Sequence[DeviceTarget],
-    batches: Iterable[int],
-    *,
-    tolerance: float,
-    allow_code: bool,
-) -> TuneRequest:
-    """Try ``variant`` on ``devices``: the share that serves, then others. ``batches``: rows of the batches to measure."""
-    return TuneRequest(
-        member=member_file(member, model, allow_code=allow_code),
-        inputs=tensors(spec.inputs),
-        outputs=tensors(spec.outputs),
-        variant=variant,
-        tolerance=tolerance,
-        devices=tuple(devices),
-        batches=tuple(sorted(set(batches))),
-        cell_s=CELL_S,
-        rounds=ROUNDS,
-        build_limit_s=BUILD_S,
-        hang_s=HANG_S,
-    )
 
 
 def _request(

@@ -11,11 +11,11 @@ from functools import partial
 from tessera_core.api import RuntimeNode
 from tessera_core.api.measurements import TuningResult
 from tessera_core.api.tuning import Outcome
+from tessera_runtime.agent.measure import BUILD_S
 from tessera_runtime.agent.models import Models
 from tessera_runtime.agent.serving import Serving
 from tessera_runtime.agent.translate import Site, candidate_sources
 from tessera_runtime.agent.tune import (
-    BUILD_S,
     Key,
     Trial,
     asked,

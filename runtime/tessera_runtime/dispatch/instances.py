@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from tessera_runtime.artefacts import ArtefactStore, key_of
 from tessera_runtime.dispatch.lane import Lane
 from tessera_runtime.dispatch.member import Member
+from tessera_runtime.dispatch.probation import Probation
 from tessera_runtime.dispatch.processes import Workers
 from tessera_runtime.dispatch.service import Service
 from tessera_runtime.dispatch.signatures import Signature
@@ -124,6 +125,8 @@ class Instance:
         self._on_loaded = on_loaded
         self._on_ready = on_ready
         self._stopping = False
+        self.probation = Probation(variant) if variant else None
+        """Of what runs a variant."""
         self._task = asyncio.create_task(
             self._keep_running(), name=f"instance {service.name}[{index}]"
         )
@@ -141,6 +144,11 @@ class Instance:
     def worker(self) -> Worker | None:
         """The process that it serves from; None before it is warm."""
         return self.lane.worker if self.lane is not None else None
+
+    @property
+    def is_faulty(self) -> bool:
+        """Whether it runs a variant that is not to serve on."""
+        return self.probation is not None and bool(self.probation.problem)
 
     def suspect(self) -> None:
         """It may have ended its process: the next one it has to itself, and to its company."""
@@ -195,6 +203,8 @@ class Instance:
             except LoadFailed as error:
                 self.problem = str(error)
                 log.error("%s/%s: %s", self._service.name, self._member.name, error)
+                if self.probation is not None:
+                    self.probation.unfit(f"it could not be loaded: {error}")
             failures = 0 if time.monotonic() - started > HEALTHY_S else failures + 1
             await asyncio.sleep(
                 min(MOST_PAUSE_S, FIRST_PAUSE_S * 2 ** (failures - 1)) if failures else 0
@@ -260,6 +270,7 @@ class Instance:
     def _attach(self, opened: OpenedLane, loaded: m.Loaded) -> Lane:
         self._on_loaded(self._service, self.index, loaded)
         lane = Lane(self._member, opened, (loaded.outputs,), self._timeouts.hang_s)
+        lane.watch((self.probation,))
         self.lane = lane
         self.problem = ""
         if not self._stopping:
