@@ -151,6 +151,7 @@ def test_a_model_is_served_as_its_variant_says(server, mlp) -> None:
 
 @needs_compiler
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_what_was_compiled_is_kept_and_served(server, mlp) -> None:
     request = tuning(mlp, "inductor/fp32", devices=(SHARE, HALF))
     (first,) = tune(server, request)
@@ -198,9 +199,7 @@ def test_whoever_hangs_up_ends_the_build_and_leaves_nothing(server, mlp) -> None
 
     async def begin_and_leave() -> None:
         asked = asyncio.create_task(ask(server, tuning(mlp, "inductor/bf16/max-autotune")))
-        async with asyncio.timeout(30):
-            while not children(zygote):
-                await asyncio.sleep(0.01)
+        await asyncio.to_thread(wait_until, lambda: children(zygote), "the builder")
         asked.cancel()
         await asyncio.gather(asked, return_exceptions=True)
 

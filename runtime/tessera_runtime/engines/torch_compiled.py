@@ -10,7 +10,9 @@ GPUs of few multiprocessors. So an artefact is built on the share that it is to 
 
 from __future__ import annotations
 
+import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -38,9 +40,14 @@ def build(file: ModelFile, device: str, variant: Variant, path: str) -> None:
         "max_autotune": searched,
         "freezing": True,
         "fx_graph_cache": False,
+        # Compiled once for one model: headers would never be used again. And what the processor can do it says itself:
+        # programs that try it take as long as the model's own.
+        "aot_inductor.precompile_headers": False,
+        "cpp_cache_precompile_headers": False,
+        "cpp.vec_isa_ok": True,
     }
     try:
-        with _searched_on_small_gpus(variant.option("small-gpu") is not None):
+        with _own_caches(), _searched_on_small_gpus(variant.option("small-gpu") is not None):
             program = flattened(exported, device, LOW.get(variant.precision))
             torch._inductor.aoti_compile_and_package(
                 program, package_path=path, inductor_configs=configs
@@ -59,7 +66,8 @@ def load_compiled(file: ModelFile, device: str, variant: Variant) -> TorchModel:
         )
     exported = read_fixed(file, variant)
     try:
-        loaded = torch._inductor.aoti_load_package(file.artefact)
+        with _own_caches():
+            loaded = torch._inductor.aoti_load_package(file.artefact)
     except Exception as error:
         raise LoadRefused(f"torch cannot load the compiled model: {error}") from error
     run = loaded.loader.run
@@ -69,6 +77,15 @@ def load_compiled(file: ModelFile, device: str, variant: Variant) -> TorchModel:
         return results
 
     return exported.model(call)
+
+
+@contextmanager
+def _own_caches() -> Iterator[None]:
+    """Inductor's and Triton's files lie where nobody else writes, for the time of the call: they are programs."""
+    with tempfile.TemporaryDirectory(prefix="tessera-inductor-") as caches:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(caches, "inductor")
+        os.environ["TRITON_CACHE_DIR"] = os.path.join(caches, "triton")
+        yield
 
 
 @contextmanager
