@@ -81,7 +81,7 @@ bench-control-real: compiled  ## the same policies on real servers of this machi
 	PYTHONPATH=$(CURDIR)/build/compiled $(RUN)/python bench/control_real/main.py $(if $(QUICK),--quick) $(BENCH_ARGS)
 
 .PHONY: bench-tuning
-bench-tuning: env-demo  ## what tuning gains, at which share it has to be done, and how long it takes; QUICK=1 for a smoke run
+bench-tuning: env-tuning  ## what tuning gains, at which share it has to be done, and how long it takes; QUICK=1 for a smoke run
 	$(RUN)/python bench/tuning/main.py $(if $(QUICK),--quick) $(BENCH_ARGS)
 
 # On kind where Docker runs, else on a cluster of two nodes that it starts here: that needs Linux, root, Go 1.24 or newer
@@ -130,6 +130,8 @@ env-bench: $(UV)
 env-e2e: $(UV)
 	@command -v go >/dev/null || { echo "e2e: no go in PATH; install Go 1.24 or newer from https://go.dev/dl"; exit 1; }
 	$(SYNC) --extra operator --extra kubectl --extra onnx --group e2e
+env-tuning: $(UV)
+	$(SYNC) --extra runtime --extra onnx --extra openvino --group demo
 env-demo: $(UV)
 	$(SYNC) --extra runtime --extra onnx --group demo
 
