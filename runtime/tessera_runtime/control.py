@@ -147,6 +147,10 @@ class ControlClient:
         self._lock = asyncio.Lock()
         self._stream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
+    def another(self) -> ControlClient:
+        """A client of its own for the same server."""
+        return ControlClient(self._path)
+
     async def apply(
         self, target: ServerTarget, keys: Mapping[str, tuple[str, ...]] | None = None
     ) -> None:

@@ -32,8 +32,10 @@ from tessera_core.api.records import ListOf, Name, Record, Rule, record
 from tessera_core.api.scalars import decimal, duration, integer, number, text
 from tessera_core.api.stages import STAGE, stage_of
 from tessera_core.api.tensors import InputTensor, Tensor
-from tessera_core.api.tuning import NO_TUNING, Tuning
+from tessera_core.api.tuning import NO_TUNING
 from tessera_core.api.tuning import Precision as Precision
+from tessera_core.api.tuning import Tuning as Tuning
+from tessera_core.api.tuning import TuningMode as TuningMode
 
 MOST_MEMBERS = 32
 MOST_PLACED = MOST_MEMBERS + 1

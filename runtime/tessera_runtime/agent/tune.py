@@ -15,7 +15,6 @@ from tessera_core.api.errors import Report
 from tessera_core.api.measurements import TuningResult, TuningTask
 from tessera_core.api.records import record
 from tessera_core.api.tuning import Outcome, Reason
-from tessera_core.tuning.verdict import Figures, Paired, judge
 from tessera_runtime.agent.kept import Tried
 from tessera_runtime.agent.measure import tune_request
 from tessera_runtime.agent.profiling import Found, source_hash
@@ -27,6 +26,7 @@ from tessera_runtime.agent.translate import (
     candidate_sources,
     device_target,
 )
+from tessera_runtime.agent.tune_local import verdict
 from tessera_runtime.target import TuneOutcome, TuneRequest
 
 Spot = tuple[str, str]
@@ -123,25 +123,16 @@ def results(
 
 def outcome_of(found: TuneOutcome, request: TuneRequest) -> Outcome:
     """What the server found, judged."""
-    shares = [len(device.cores) for device in request.devices]
-    cells = [
-        Paired(
-            share=shares[cell.device] / shares[0] if cell.device else 1.0,
-            batch=cell.batch,
-            instances=cell.instances,
-            variant=Figures(cell.p50_ms, cell.p99_ms, cell.throughput),
-            untuned=Figures(cell.untuned_p50_ms, cell.untuned_p99_ms, cell.untuned_throughput),
-        )
-        for cell in found.cells
-    ]
-    verdict = judge(found.variant, found.problem, found.error, request.tolerance, cells)
+    cores = [len(device.cores) for device in request.devices]
+    shares = [1.0, *(each / cores[0] for each in cores[1:])]
+    judged = verdict(found, shares, request.tolerance)
     return Outcome(
         variant=found.variant,
-        verdict=verdict.reason,
+        verdict=judged.reason,
         error=float(f"{found.error:.3g}") if found.error >= 0 else None,
-        p99_ratio=_ratio(verdict.p99_ratio),
-        throughput_ratio=_ratio(verdict.throughput_ratio),
-        message=verdict.words[:1024],
+        p99_ratio=_ratio(judged.p99_ratio),
+        throughput_ratio=_ratio(judged.throughput_ratio),
+        message=judged.words[:1024],
     )
 
 
