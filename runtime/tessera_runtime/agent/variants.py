@@ -71,18 +71,15 @@ def fallen(
     node: RuntimeNode, kind: Kind, report: ServerReport | None, before: Iterable[Fallback]
 ) -> tuple[Fallback, ...]:
     """What is not to be run: as ``before``, as long as it is ordered, and what goes wrong now."""
-    wanted = {(each.service, each.member, *each.built): each for each in ordered(node, kind)}
-    found = {
-        key: each
-        for each in before
-        if (key := (each.service, each.member, *_built(each))) in wanted
-    }
+    wanted = [((each.service, each.member, *each.built), each) for each in ordered(node, kind)]
+    known = {(each.service, each.member, *_built(each)): each for each in before}
+    found = {key: known[key] for key, _ in wanted if key in known}
     for seen in report.instances if report is not None else ():
-        for variant, reason in seen.faulty.items():
-            for key, each in wanted.items():
-                place = each.service, each.member, each.device, each.instance.variant
-                if place == (seen.service, seen.member, seen.device, variant):
-                    found.setdefault(key, each.fallback(reason))
+        for key, each in wanted:
+            reason = seen.faulty.get(each.instance.variant)
+            place = each.service, each.member, each.device
+            if reason is not None and place == (seen.service, seen.member, seen.device):
+                found.setdefault(key, each.fallback(reason))
     return tuple(found[key] for key in sorted(found))
 
 
