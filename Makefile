@@ -84,6 +84,10 @@ bench-control-real: compiled  ## the same policies on real servers of this machi
 bench-preprocess: compiled  ## images decoded in the server beside its parts alone and plain servers; QUICK=1 for a smoke run
 	PYTHONPATH=$(CURDIR)/build/compiled $(RUN)/python bench/preprocess/main.py $(if $(QUICK),--quick) $(BENCH_ARGS)
 
+.PHONY: bench-tuning
+bench-tuning: env-tuning  ## what tuning gains, at which share it has to be done, and how long it takes; QUICK=1 for a smoke run
+	$(RUN)/python bench/tuning/main.py $(if $(QUICK),--quick) $(BENCH_ARGS)
+
 # On kind where Docker runs, else on a cluster of two nodes that it starts here: that needs Linux, root, Go 1.24 or newer
 # and apt, installs containerd, runc, CNI plugins, iptables, conntrack, socat, buildah and mmdebstrap, and builds
 # Kubernetes, CoreDNS and Helm from their Go modules into ~/.cache (the first run: some 15 minutes, 12 GB).
@@ -130,6 +134,8 @@ env-bench: $(UV)
 env-e2e: $(UV)
 	@command -v go >/dev/null || { echo "e2e: no go in PATH; install Go 1.24 or newer from https://go.dev/dl"; exit 1; }
 	$(SYNC) --extra operator --extra kubectl --extra onnx --group e2e
+env-tuning: $(UV)
+	$(SYNC) --extra runtime --extra onnx --extra openvino --group demo
 env-demo: $(UV)
 	$(SYNC) --extra runtime --extra onnx --group demo
 

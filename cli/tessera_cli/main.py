@@ -25,6 +25,7 @@ VERBS = {
     "cost": "say what planned or running services cost, and what is idle",
     "simulate": "simulate planned services under load",
     "profile": "measure a model on this machine",
+    "tune": "find the fastest way to run models on a share of this machine",
     "bench": "send load to a running server",
 }
 

@@ -256,6 +256,7 @@ async def running_server(
             f"--run-dir={directory}",
             f"--preload={','.join(libraries)}",
             f"--parent={os.getpid()}",
+            f"--artefacts={arguments.state_dir.absolute() / 'models' / 'tuned'}",
             *server_options.again(arguments),
             start_new_session=True,  # Ctrl-C reaches this process alone, and the server is let drain
         )

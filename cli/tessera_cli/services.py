@@ -10,7 +10,7 @@ from tessera_cli.files import STDIN, FileInvalid, expand, read_documents
 from tessera_core.api import ModelService, SpecInvalid, decode
 from tessera_core.api.admission import admission
 from tessera_core.api.errors import FieldError
-from tessera_core.api.modelservice import ModelServiceSpec, TuningMode
+from tessera_core.api.modelservice import ModelServiceSpec
 
 
 def read_services(paths: Sequence[str], *, allow_code: bool) -> tuple[ModelService, ...]:
@@ -43,10 +43,6 @@ def read_services(paths: Sequence[str], *, allow_code: bool) -> tuple[ModelServi
 
 def _not_acted_on(spec: ModelServiceSpec) -> Iterator[FieldError]:
     """What this version of the server would silently leave undone: refused, so that nobody relies on it."""
-    if spec.tuning.mode is not TuningMode.OFF:
-        yield FieldError(
-            "spec.tuning.mode", spec.tuning.mode.value, '"Off": this version does not tune'
-        )
     for index, member in enumerate(spec.members):
         if member.model.secret_ref is not None:
             path = f"spec.members[{index}].model.secretRef"

@@ -64,6 +64,8 @@ class Config:
     drift_after_s: Annotated[float, duration(above=0, most=3600), Name("driftAfter")] = 120.0
     """For how long batches have to take longer, or less, than measured until it is recorded in the ModelProfile: four
     reports of a node, and longer than two copies take turns on a device when one replaces the other."""
+    tuning_tasks: Annotated[int, integer(0, 1024)] = 4
+    """Slices of the whole cluster on which models are tuned at once, at most; 0: nothing is tuned."""
     model_prefixes: Annotated[
         tuple[tuple[str, tuple[str, ...]], ...],
         MapOf(LABEL_KEY, ListOf(text(512), most=256), most=10_000),

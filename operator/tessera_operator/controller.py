@@ -12,16 +12,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tessera_core.api import Device, ModelService, RuntimeNode
 from tessera_core.api.placementplan import Step
 from tessera_operator import activators, partitioners, pools, quarantine, routes
+from tessera_operator.batches import batch_lines, batch_times
 from tessera_operator.cluster import Cluster
 from tessera_operator.config import Config
 from tessera_operator.costs import Meter
 from tessera_operator.cuts import for_nobody
-from tessera_operator.decide import Decider, Decision, batch_lines, batch_times, capacity
+from tessera_operator.decide import Decider, Decision, capacity
 from tessera_operator.drifting import Drifting
 from tessera_operator.heartbeats import Heartbeats
 from tessera_operator.instants import to_time
@@ -35,6 +35,7 @@ from tessera_operator.rollout import unsettled
 from tessera_operator.runtime_pods import Present, RuntimePods, node_document, owned_labels
 from tessera_operator.scaling import Scaling
 from tessera_operator.traffic import Traffic
+from tessera_operator.tuning import Tasks, Tuning
 from tessera_operator.undertakings import Undertakings
 from tessera_operator.wanted import Context, Routers, holds, spec_of
 from tessera_operator.world import World, is_activator
@@ -75,6 +76,9 @@ class Controller:
         self.writer = Writer(cluster, self._documents)
         self._tls = where.tls is not None
         self._drifting = Drifting(self.writer, config.drift_after_s)
+        self._tuning = Tuning(
+            self.writer, config.tuning_tasks, config.reserved_cores, config.cpu_slices
+        )
         self._reporter = Reporter(self.writer, self._documents, tls=self._tls)
         self._plans = Undertakings(self.writer, self._reporter.write_plan_status, epoch)
 
@@ -101,20 +105,27 @@ class Controller:
         unheld = activators.unheld(self._world.services, nodes, staying)
         self._traffic.note(self._world.services, nodes, now.s, unheld)
         steady = [node for node in present.answering if node.metadata.name in present.steady]
-        self._drifting.keep(self._world.profiles, steady, now.s, now.text)
+        answering = [node for node in present.answering if not is_activator(node)]
+        uses = self._tuning.look(self._world, answering)
+        profiles = (*self._world.profiles, *self._world.tuned)
+        self._drifting.keep(profiles, steady, uses, now.s, now.text)
         # What a node that is about to go runs gets another home while it still answers.
         away = present.away
         rules = self._plans.rules(self._world.pools, nodes, now.s, to_time(now.text))
         afresh = self._geometries.have_changed(nodes) or self._plans.afresh
         given_up, settled = self._measuring.given_up, self._plans.rollout is None
         decision = self._decider.decide(
-            now.s, away, afresh=afresh, rules=rules, given_up=given_up, settled=settled
+            now.s, away, afresh=afresh, rules=rules, given_up=given_up, settled=settled, uses=uses
         )
         names = [service.served_name for service in self._world.services]
         self.meter.note(decision.state, names, now.s)
         self._measuring.see(nodes, decision, self.writer, now.s)
         quiet = present.steady - self._plans.cutting
-        tasks = self._measuring.assign(decision, self._world, quiet, now.s)
+        measured = self._measuring.assign(decision, self._world, quiet, now.s)
+        calm = [node for node in nodes if node.metadata.name in quiet and not is_activator(node)]
+        tasks = self._tuning.keep(
+            decision, self._world, calm, measured, self._measuring.allows, now.text
+        )
         known, coming = self._documents, self._plans.coming
         recut = self._mig_nodes.keep(
             self.writer, known, self._world.pools, nodes, present, coming, rules.now
@@ -138,8 +149,10 @@ class Controller:
         rollout = self._plans.rollout
         begun = rollout.begun if rollout is not None else ()
         waited_for = unsettled(decision.plan, rollout)
+        orders = self._tuning.orders(decision.versions.values(), answering)
         told = {
-            name: self._orders_of(node, begun, present, waited_for) for name, node in places.items()
+            name: orders.of(node, self._orders_of(node, begun, present, waited_for))
+            for name, node in places.items()
         }
         homes = routes.homes_of(present.answering, told, present.unsure, capacities)
         serving: dict[str, list[RuntimeNode]] = defaultdict(list)
@@ -263,7 +276,7 @@ class Controller:
         self,
         nodes: Sequence[RuntimeNode],
         told: routes.Orders,
-        tasks: Mapping[str, Any],
+        tasks: Tasks,
         addresses: Mapping[str, tuple[str, ...]],
         context: Context,
         lost: frozenset[str],
@@ -294,7 +307,8 @@ class Controller:
                 routed: tuple[str, ...] = tuple(sorted(held))
             else:
                 routed = self._routers.of(node, hosted, listed[address], alive, now.s)
-            spec = spec_of(node, devices, routed, tasks.get(name, ()), context)
+            measured, tuned = tasks.profiling.get(name, ()), tasks.tuning.get(name, ())
+            spec = spec_of(node, devices, routed, measured, tuned, context)
             labels = self._pods.labels.get(name) or owned_labels(node)
             if spec != node.spec or not labels.items() <= dict(node.metadata.labels).items():
                 notes = notes_of(node, devices, now.text, free)

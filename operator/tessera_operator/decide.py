@@ -9,22 +9,21 @@ from __future__ import annotations
 import gc
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 
 from tessera_core.api import (
     FieldError,
+    Member,
+    ModelProfile,
     ModelService,
     ModelServiceStatus,
     ObjectMeta,
     RuntimeNode,
 )
 from tessera_core.api.admission import admission
-from tessera_core.api.modelservice import MemberStatus, ScalingMode
-from tessera_core.api.runtimenode import MOST_LINES, BatchLine, BatchTime
-from tessera_core.perf.profile import LinearFit
+from tessera_core.api.modelservice import MemberStatus
 from tessera_core.plan.decision import Plan
 from tessera_core.plan.planner import Planner
-from tessera_core.plan.state import Budget, ClusterState, Measured
+from tessera_core.plan.state import Budget, ClusterState
 from tessera_operator.choosing import (
     allowed,
     as_promised,
@@ -42,6 +41,7 @@ from tessera_operator.profiling import Trust, Wanted, tenants
 from tessera_operator.recutting import NO_CUTS, Rules
 from tessera_operator.scouting import Scouting, scout, with_cuts
 from tessera_operator.traffic import Traffic
+from tessera_operator.variants import NO_USES, Uses, as_used, names
 from tessera_operator.versions import (
     Version,
     before,
@@ -100,6 +100,10 @@ class Decider:
         self._shown: dict[str, ModelService] = {}
         self._last: _Made | None = None
         self._rules = NO_CUTS
+        self._names: dict[tuple[str, str, str], str] = {}
+        """By (service, member, digest), of models that are in force in a variant."""
+        self._more: tuple[ModelProfile, ...] = ()
+        """What was measured, under these names."""
 
     def decide(
         self,
@@ -110,13 +114,16 @@ class Decider:
         rules: Rules = NO_CUTS,
         given_up: Collection[Wanted] = (),
         settled: bool = True,
+        uses: Uses = NO_USES,
     ) -> Decision:
         """The plan for the present facts. ``afresh``: also where they are those of the plan before. ``rules``: for cuts.
         ``given_up``: what is not worth a cut to be measured, as that failed too often. ``settled``: whether no plan is under
-        way, which what is to be measured waits for.
+        way, which what is to be measured waits for. ``uses``: variants of models that are in force.
         """
         self._rules = rules
         world = self._world
+        self._names = names(uses)
+        self._more = as_used(uses, world.profiles, world.tuned)
         named, running = profile_names(world.profiles), pinned(world.nodes)
         measured = {each.spec.model_digest for each in world.profiles if each.status.rows}
         errors: dict[str, tuple[FieldError, ...]] = {}
@@ -281,7 +288,8 @@ class Decider:
         are left out.
         """
         shown = [self._show(each, now_s, name in alone) for name, each in versions.items()]
-        observed = self._world.observe(self._config.policy, self._budget, shown, lost)
+        policy = self._config.policy
+        observed = self._world.observe(policy, self._budget, shown, lost, self._more)
         rejected = {
             f"{namespace}.{name}": tuple(invalid.errors)
             for (kind, namespace, name), invalid in observed.rejected.items()
@@ -297,8 +305,16 @@ class Decider:
         if alone:
             plain = tuple(replace(member, profile_ref=None) for member in spec.members)
             spec = replace(spec, members=plain, priority_class_name=None)
+        known = {
+            name: self._names.get((version.name, name, digest), digest)
+            for name, digest in version.digests.items()
+        }
+        if known != version.digests:
+            spec = replace(
+                spec, members=tuple(_nameless(each, version, known) for each in spec.members)
+            )
         members = tuple(
-            MemberStatus(member.name, version.digests.get(member.name), member.model.uri)
+            MemberStatus(member.name, known.get(member.name), member.model.uri)
             for member in spec.placed
         )
         found = ModelService(
@@ -306,11 +322,18 @@ class Decider:
             spec=spec,
             status=ModelServiceStatus(members=members),
         )
-        known = self._shown.get(version.name)
-        if known == found:
-            return known
+        before = self._shown.get(version.name)
+        if before == found:
+            return before
         self._shown[version.name] = found
         return found
+
+
+def _nameless(member: Member, version: Version, known: Mapping[str, str]) -> Member:
+    """``member`` without the digest that its document states, where plans know the model by another name."""
+    if known.get(member.name) == version.digests.get(member.name):
+        return member
+    return replace(member, model=replace(member.model, digest=None), profile_ref=None)
 
 
 def _scouted(plan: Plan, proposal: Plan | None, scouting: Scouting) -> tuple[Plan, Plan | None]:
@@ -322,69 +345,6 @@ def _scouted(plan: Plan, proposal: Plan | None, scouting: Scouting) -> tuple[Pla
     return plan, proposal
 
 
-def batch_times(
-    decision: Decision,
-) -> dict[tuple[str, str], BatchTime]:
-    """By (service, member): how long a batch takes where it is slowest, for the rule that drops late requests."""
-    profiles = {(each.digest, str(each.place)): each.expected for each in decision.state.measured}
-    lines: dict[tuple[str, str, int], LinearFit] = {}
-    found: dict[tuple[str, str], BatchTime] = {}
-    for each in decision.plan.assignments:
-        version = decision.versions.get(each.service)
-        digest = version.digests.get(each.member) if version is not None else None
-        profile = profiles.get((digest or "", each.device_class))
-        if profile is None or each.instances not in profile.instance_counts:
-            continue
-        fit = digest or "", each.device_class, each.instances
-        if fit not in lines:
-            lines[fit] = profile.slow_line(each.instances)
-        line = lines[fit]
-        key = each.service, each.member
-        if key not in found or line.tau0_ms > found[key].tau0_ms:
-            found[key] = BatchTime(_rounded(line.alpha_ms), _rounded(line.tau0_ms))
-    return found
-
-
-def batch_lines(decision: Decision) -> dict[tuple[str, str], tuple[BatchLine, ...]]:
-    """By (service, member): how long batches take on the kinds of device where it is placed, for nodes that steer batches
-    and instances beneath the plan. None for services whose capacity is not the SLO's to decide: they keep to the plan.
-
-    As measured, whatever has drifted since: what a node reports is over these lines, and what is recorded is what nodes
-    report. With lines that follow the record a node would report 1 as soon as a drift is recorded, which would end it.
-    """
-    measured = {(each.digest, str(each.place)): each for each in decision.state.measured}
-    kinds: dict[tuple[str, str], set[tuple[str, str]]] = {}
-    for each in decision.plan.assignments:
-        version = decision.versions.get(each.service)
-        if version is None or version.service.spec.scaling.mode is not ScalingMode.SLO:
-            continue
-        kind = version.digests.get(each.member, ""), each.device_class
-        if kind in measured:
-            kinds.setdefault((each.service, each.member), set()).add(kind)
-    return {
-        key: tuple(line for kind in sorted(found) for line in _lines(measured[kind]))[:MOST_LINES]
-        for key, found in kinds.items()
-    }
-
-
-@lru_cache(maxsize=4096)  # asked for each round, and fitting takes ten times as long as looking up
-def _lines(measured: Measured) -> tuple[BatchLine, ...]:
-    place, profile = measured.place, measured.profile
-    return tuple(
-        BatchLine(
-            place.product,
-            place.slice,
-            instances,
-            profile.cells(instances)[-1].batch,
-            _rounded(line.alpha_ms),
-            _rounded(line.tau0_ms),
-            _rounded(profile.spread_ms(instances)),
-        )
-        for instances in profile.instance_counts
-        for line in [profile.fit(instances, relative=True)]
-    )
-
-
 def capacity(plan: Plan) -> dict[tuple[str, str, str], float]:
     """Rows per second by (node, service, member)."""
     found: dict[tuple[str, str, str], float] = {}
@@ -392,7 +352,3 @@ def capacity(plan: Plan) -> dict[tuple[str, str, str], float]:
         key = each.node, each.service, each.member
         found[key] = found.get(key, 0.0) + each.rate
     return found
-
-
-def _rounded(number: float) -> float:
-    return float(f"{number:.4g}")

@@ -23,6 +23,7 @@ from tessera_core.api.runtimenode import ServedService, ServedStatus
 from tessera_core.control.joint import MOST_ERROR
 from tessera_core.gpu.mig import label
 from tessera_operator.remembered import Place, place_of
+from tessera_operator.variants import NO_USES, Use, Uses
 
 DRIFTED = 1.15
 """Times as long, or as short, from where on it is recorded. Plans have a fifth to spare and count 8 % for busy neighbours
@@ -35,6 +36,8 @@ FRESH_S = 75.0
 _MOST_REPORTS = 256
 """That a median is taken of."""
 
+_Measured = tuple[Place, str]
+"""A model on a kind of device, and its variant."""
 ProfileKey = tuple[str, str]
 """(namespace, name) of a ModelProfile."""
 
@@ -110,14 +113,20 @@ class Drifts:
         self._lasting: dict[ProfileKey, _Lasting] = {}
 
     def note(
-        self, profiles: Iterable[ModelProfile], nodes: Iterable[RuntimeNode], now_s: float
+        self,
+        profiles: Iterable[ModelProfile],
+        nodes: Iterable[RuntimeNode],
+        now_s: float,
+        uses: Uses = NO_USES,
     ) -> tuple[Change, ...]:
-        """What is to be recorded now. ``nodes``: those whose agents answer."""
-        seen = self._seen(nodes, now_s)
+        """What is to be recorded now. ``nodes``: those whose agents answer. ``uses``: variants that are in force, of whose
+        batches nodes were told how long they take.
+        """
+        seen = self._seen(nodes, now_s, uses)
         lasting: dict[ProfileKey, _Lasting] = {}
         changes: list[Change] = []
         for profile in profiles:
-            found = seen.get(place_of(profile))
+            found = seen.get((place_of(profile), profile.spec.variant))
             if found is None:
                 continue
             ratio = min(max(median(found.ratios), 1 / MOST_ERROR), MOST_ERROR)
@@ -143,12 +152,15 @@ class Drifts:
         metadata = change.profile.metadata
         self._lasting.pop((metadata.namespace, metadata.name), None)
 
-    def _seen(self, nodes: Iterable[RuntimeNode], now_s: float) -> dict[Place, _Seen]:
+    def _seen(
+        self, nodes: Iterable[RuntimeNode], now_s: float, uses: Uses
+    ) -> dict[_Measured, _Seen]:
         """What ``nodes`` say, as far as it is of now."""
         answered: dict[tuple[str, str], tuple[int, float]] = {}
-        found: dict[Place, _Seen] = {}
+        found: dict[_Measured, _Seen] = {}
         for node in nodes:
-            here: dict[Place, _Seen] = {}
+            here: dict[_Measured, _Seen] = {}
+            runs = _variants(node)
             told = {served.name: served for served in node.spec.services}
             for each in node.status.services:
                 key = node.metadata.name, each.name
@@ -158,7 +170,11 @@ class Drifts:
                 answered[key] = each.total, at_s
                 if now_s - at_s > FRESH_S:
                     continue
-                for place, ratio in _reported(told.get(each.name), each):
+                for use, ratio in _reported(told.get(each.name), each):
+                    variant = uses.get(use, "")
+                    if runs.get((use.service, use.member, use.place), {variant}) != {variant}:
+                        continue  # what it says is over what was told of another variant
+                    place = (use.digest, *use.place), variant
                     seen = here.setdefault(place, _Seen())
                     seen.ratios.append(ratio)
                     seen.at_s = max(seen.at_s, at_s)
@@ -170,7 +186,19 @@ class Drifts:
         return found
 
 
-def _reported(told: ServedService | None, status: ServedStatus) -> Iterator[tuple[Place, float]]:
+def _variants(node: RuntimeNode) -> dict[tuple[str, str, tuple[str, str]], set[str]]:
+    """By (service, member, place): what is told to run there, and what does."""
+    products = {device.uuid: label(device.product) for device in node.status.devices}
+    found: dict[tuple[str, str, tuple[str, str]], set[str]] = {}
+    told = [(device.uuid, each) for device in node.spec.devices for each in device.instances]
+    runs = [(device.uuid, each) for device in node.status.devices for each in device.instances]
+    for uuid, each in (*told, *runs):
+        place = products.get(uuid, ""), each.slice.partition("@")[0]
+        found.setdefault((each.service, each.member, place), set()).add(each.variant)
+    return found
+
+
+def _reported(told: ServedService | None, status: ServedStatus) -> Iterator[tuple[Use, float]]:
     """What a node says of one service, if it is of the version that it was told."""
     if told is None or told.generation != status.generation:
         return
@@ -178,7 +206,8 @@ def _reported(told: ServedService | None, status: ServedStatus) -> Iterator[tupl
     for each in status.corrections:
         digest = digests.get(each.member)
         if digest is not None and each.ratio > 0:
-            yield (digest, label(each.product), each.slice), each.ratio
+            place = label(each.product), each.slice
+            yield Use(told.name, each.member, digest, place), each.ratio
 
 
 def _apart(one: float, other: float) -> float:

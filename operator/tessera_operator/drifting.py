@@ -12,6 +12,7 @@ from tessera_operator.conditions import dated
 from tessera_operator.drift import Change, Drifts
 from tessera_operator.events import event
 from tessera_operator.kinds import Document
+from tessera_operator.variants import Uses
 from tessera_operator.write import Writer
 
 DRIFTED = "Drifted"
@@ -31,14 +32,16 @@ class Drifting:
         self,
         profiles: Iterable[ModelProfile],
         nodes: Iterable[RuntimeNode],
+        uses: Uses,
         now_s: float,
         now: str,
     ) -> None:
-        """Record what has changed for good. ``nodes``: those whose agents answer; ``now``: RFC 3339.
+        """Record what has changed for good. ``nodes``: those whose agents answer; ``uses``: variants that are in force;
+        ``now``: RFC 3339.
 
         What could not be written is tried again in the next round.
         """
-        for change in self._drifts.note(profiles, nodes, now_s):
+        for change in self._drifts.note(profiles, nodes, now_s, uses):
             condition = _condition(change, now)
             if self._writer.put(_document(change, condition, now), "status", MANAGER):
                 self._drifts.written(change)

@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from tessera_core.api import ModelProfile, RuntimeNode
+from tessera_core.api.measurements import ProfileResult, ProfilingTask
 from tessera_core.api.modelprofile import ModelProfileSpec, ModelProfileStatus
 from tessera_core.api.records import record
-from tessera_core.api.runtimenode import ProfileResult, ProfilingTask
 from tessera_operator.decide import Decision
 from tessera_operator.profiling import (
     Trust,
@@ -62,6 +62,8 @@ class Measuring:
                     key = result.service, result.member, member.model.uri
                     self.digests[key] = result.model_digest
                 profile = to_profile(result)
+                if result.variant and profile is None:
+                    continue  # whoever has it tried keeps the problem
                 if profile is None and (result.problem or result.rows):
                     self._fail(node, result, candidate.generation, now_s)
                 elif profile is not None and writer.put(_head(profile)):
@@ -101,6 +103,10 @@ class Measuring:
     def cramped(self, nodes: Sequence[RuntimeNode]) -> frozenset[str]:
         """Pools that need one node more than ``nodes``, because those have models of other namespaces."""
         return cramped(self._missing, nodes, self._trust)
+
+    def allows(self, service: str, member: str, node: RuntimeNode) -> bool:
+        """Whether a member of a service may be run on ``node`` to find something out about it."""
+        return service in self._trust.versions and self._trust.allows(service, member, node)
 
     def words(self, service: str) -> str:
         """What of ``service`` is being measured, for its condition."""

@@ -7,16 +7,18 @@ not run beside the models of other namespaces is not measured beside them either
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tessera_core.api import Condition, ModelProfile, ModelServiceSpec, RuntimeNode, RuntimePool
+from tessera_core.api.measurements import ProfileResult, ProfilingTask
 from tessera_core.api.members import Member, ModelFormat
 from tessera_core.api.meta import ConditionStatus, ObjectMeta
 from tessera_core.api.modelprofile import ModelProfileSpec, ModelProfileStatus
 from tessera_core.api.modelservice import Placement
-from tessera_core.api.runtimenode import Health, MigMode, ProfileResult, ProfilingTask
+from tessera_core.api.runtimenode import Health, MigMode
 from tessera_core.api.stages import STAGE
 from tessera_core.gpu.devices import FULL
 from tessera_core.gpu.mig import label
@@ -211,6 +213,8 @@ def assign(
     for node in nodes:
         name = node.metadata.name
         for task in node.spec.profiling:
+            if task.variant:
+                continue
             places = [
                 each.place
                 for each in by_place.get((name, task.member == STAGE), {}).values()
@@ -261,10 +265,13 @@ def to_profile(result: ProfileResult) -> ModelProfile | None:
         return None
     slug = re.sub(r"[^a-z0-9]", "-", str(place).lower())
     name = f"{digest.removeprefix('sha256:')[:12]}-{slug}"[:63].strip("-")
+    if result.variant:
+        own = hashlib.sha256(result.variant.encode()).hexdigest()[:8]
+        name = f"{name[:54].strip('-')}-{own}"
     namespace = result.service.partition(".")[0]
     return ModelProfile(
         metadata=ObjectMeta(name=name, namespace=namespace),
-        spec=ModelProfileSpec(digest, place, result.engine, result.driver),
+        spec=ModelProfileSpec(digest, place, result.engine, result.driver, result.variant),
         status=status,
     )
 

@@ -103,7 +103,7 @@ def choose(new: Version, old: Version | None, measured: Collection[str]) -> Vers
 
 def _with_settings(running: ModelServiceSpec, wanted: ModelServiceSpec) -> ModelServiceSpec:
     """What runs, as far as no model depends on it as it is wanted now: neither scaling a service nor closing it to
-    strangers waits for its next version.
+    strangers waits for its next version, nor does not using what tuning found.
     """
     return replace(
         running,
@@ -111,4 +111,5 @@ def _with_settings(running: ModelServiceSpec, wanted: ModelServiceSpec) -> Model
         scaling=wanted.scaling,
         traffic=wanted.traffic,
         access=wanted.access,
+        tuning=wanted.tuning,
     )

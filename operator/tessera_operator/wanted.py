@@ -6,12 +6,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tessera_core.api import Device, RuntimeNode, RuntimeNodeSpec
+from tessera_core.api.measurements import ProfilingTask, TuningTask
 from tessera_core.api.meta import NameRef
 from tessera_core.api.modelservice import ModelServiceSpec, ScalingMode
 from tessera_core.api.runtimenode import (
     BatchLine,
     BatchTime,
-    ProfilingTask,
     ServedMember,
     ServedService,
 )
@@ -51,6 +51,7 @@ def spec_of(
     devices: tuple[Device, ...],
     routed: Collection[str],
     profiling: tuple[ProfilingTask, ...],
+    tuning: tuple[TuningTask, ...],
     context: Context,
 ) -> RuntimeNodeSpec:
     """The spec of ``node``; the present one, where it says the same.
@@ -67,7 +68,8 @@ def spec_of(
         elif name in before:
             # Deleted, or no longer readable: as it is, until it is gone from here.
             services.append(before[name])
-    candidates = {task.service: context.newest[task.service] for task in profiling}
+    asked = {task.service for task in profiling} | {task.service for task in tuning}
+    candidates = {name: context.newest[name] for name in asked}
     wanted = RuntimeNodeSpec(
         epoch=context.epoch,
         plan_ref=node.spec.plan_ref,
@@ -78,6 +80,7 @@ def spec_of(
             for name, each in sorted(candidates.items())
         ),
         profiling=profiling,
+        tuning=tuning,
     )
     if wanted == node.spec or context.plan is None:
         return wanted

@@ -12,7 +12,7 @@ takes its place until it is gone.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -114,7 +114,13 @@ class World:
 
     @property
     def profiles(self) -> tuple[ModelProfile, ...]:
-        return self._of(ModelProfile)
+        """Of models as they are loaded."""
+        return tuple(each for each in self._of(ModelProfile) if not each.spec.variant)
+
+    @property
+    def tuned(self) -> tuple[ModelProfile, ...]:
+        """Of variants of models."""
+        return tuple(each for each in self._of(ModelProfile) if each.spec.variant)
 
     @property
     def services(self) -> tuple[ModelService, ...]:
@@ -140,11 +146,12 @@ class World:
         budget: Budget,
         services: Collection[ModelService] | None = None,
         lost: Collection[str] = (),
+        more: Iterable[ModelProfile] = (),
     ) -> Observed:
         """The facts as of now. Raises SpecInvalid only for what no single object is to blame for.
 
         ``services``: what to plan for, where that is not what the objects say. ``lost``: nodes that nobody
-        hears of; nothing is planned there.
+        hears of; nothing is planned there. ``more``: measurements that no object holds.
         """
         rejected = dict(self._undecoded)
         decoded = {kind: dict(found) for kind, found in self._decoded.items()}
@@ -160,7 +167,7 @@ class World:
         }
         decoded["ModelProfile"].update(
             (("ModelProfile", "", each.metadata.name), each)
-            for each in self._remembered.missing(self.nodes, self.profiles)
+            for each in (*self._remembered.missing(self.nodes, self.profiles), *more)
         )
         present = {kind: sorted(found) for kind, found in decoded.items()}
         while True:

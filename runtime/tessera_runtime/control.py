@@ -9,13 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, TypeVar
 
 import msgspec
 
 from tessera_runtime.secret import PATIENCE_S, matches, secret_beside
-from tessera_runtime.target import ProfileReport, ProfileRequest, ServerReport, ServerTarget
+from tessera_runtime.target import (
+    ProfileReport,
+    ProfileRequest,
+    ServerReport,
+    ServerTarget,
+    TuneOutcome,
+    TuneRequest,
+)
 
 MAX_LINE = 16 << 20
 """Bytes of one message: a target of several thousand instances."""
@@ -37,6 +44,12 @@ class Profile(msgspec.Struct, frozen=True, tag=True):
     request: ProfileRequest
 
 
+class Tune(msgspec.Struct, frozen=True, tag=True):
+    """Asked on a connection of its own: closing that is how it is cancelled. Several run at once."""
+
+    request: TuneRequest
+
+
 class Applied(msgspec.Struct, frozen=True, tag=True): ...
 
 
@@ -48,12 +61,16 @@ class Profiled(msgspec.Struct, frozen=True, tag=True):
     report: ProfileReport
 
 
+class Tuned(msgspec.Struct, frozen=True, tag=True):
+    outcome: TuneOutcome
+
+
 class Refused(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
-Request = Apply | Report | Profile
-Answer = Applied | Reported | Profiled | Refused
+Request = Apply | Report | Profile | Tune
+Answer = Applied | Reported | Profiled | Tuned | Refused
 
 _encode = msgspec.json.Encoder().encode
 _decode_request = msgspec.json.Decoder(Request).decode
@@ -61,7 +78,7 @@ _decode_answer = msgspec.json.Decoder(Answer).decode
 
 T = TypeVar("T")
 
-Handler = Callable[[Request], Awaitable[Answer]]
+Handler = Callable[[Request], Coroutine[Any, Any, Answer]]
 
 
 class ControlError(Exception):
@@ -85,7 +102,11 @@ async def serve_control(handler: Handler, listener_fd: int, digest: str) -> asyn
                 return
             while line := await reader.readline():
                 try:
-                    answer = await handler(_decode_request(line))
+                    request = _decode_request(line)
+                    if isinstance(request, Tune):
+                        answer = await _unless_hung_up(handler(request), reader)
+                    else:
+                        answer = await handler(request)
                 except msgspec.MsgspecError as error:
                     answer = Refused(f"not a control message: {error}")
                 writer.write(_encode(answer) + b"\n")
@@ -99,6 +120,25 @@ async def serve_control(handler: Handler, listener_fd: int, digest: str) -> asyn
     return await asyncio.start_unix_server(converse, sock=listener, limit=MAX_LINE)
 
 
+async def _unless_hung_up(
+    answering: Coroutine[Any, Any, Answer], reader: asyncio.StreamReader
+) -> Answer:
+    """What takes minutes is cancelled when nobody waits for it any more. Raises ConnectionError then, and where more is said
+    before the answer.
+    """
+    work = asyncio.create_task(answering)
+    silence = asyncio.create_task(reader.read(1))
+    try:
+        await asyncio.wait((work, silence), return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise ConnectionError("hung up")
+        return work.result()
+    finally:
+        for task in (work, silence):
+            task.cancel()
+        await asyncio.gather(work, silence, return_exceptions=True)
+
+
 class ControlClient:
     """The agent's side. One request at a time."""
 
@@ -106,6 +146,10 @@ class ControlClient:
         self._path = path
         self._lock = asyncio.Lock()
         self._stream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    def another(self) -> ControlClient:
+        """A client of its own for the same server."""
+        return ControlClient(self._path)
 
     async def apply(
         self, target: ServerTarget, keys: Mapping[str, tuple[str, ...]] | None = None
@@ -117,6 +161,10 @@ class ControlClient:
 
     async def profile(self, request: ProfileRequest, timeout_s: float) -> ProfileReport:
         return (await self._ask(Profile(request), Profiled, timeout_s)).report
+
+    async def tune(self, request: TuneRequest, timeout_s: float) -> TuneOutcome:
+        """By a client of its own: cancelled, it hangs up, and the server ends what it does for it."""
+        return (await self._ask(Tune(request), Tuned, timeout_s)).outcome
 
     async def close(self) -> None:
         if self._stream is not None:

@@ -30,6 +30,11 @@ _OPTIONS: Mapping[str, Mapping[str, Any]] = {
         "action": "store_true",
         "help": "let models read, write and connect to all that the server may",
     },
+    "artefacts": {
+        "type": Path,
+        "metavar": "DIRECTORY",
+        "help": "where what is compiled for models is kept; only the server's user may write into it",
+    },
     "tls-cert": {
         "type": Path,
         "metavar": "FILE",

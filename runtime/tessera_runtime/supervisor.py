@@ -115,6 +115,8 @@ class ServerOptions:
     """Whether workers are kept from what they do not need, where the kernel can."""
     readable: tuple[Path, ...]
     """Files and directories that models may read beside their own."""
+    artefacts: Path
+    """Where what is compiled for models is kept."""
 
 
 def control_path(run_dir: Path) -> Path:
@@ -193,6 +195,7 @@ class Supervisor:
                         "control-fd": control.fileno(),
                         "zygote": zygote_path,
                         "mps-root": scratch["mps"],
+                        "artefacts": options.artefacts.absolute(),
                         "secret-digest": digest,
                         "host": options.host,
                         "metrics": options.metrics,
@@ -347,6 +350,7 @@ def main() -> None:
         help="what the zygote imports, where it is installed",
     )
     server_options.add(parser, *server_options.CONFINEMENT)
+    server_options.add(parser, "artefacts")
     server_options.add(parser, "drain-timeout", "shutdown-delay", "log-level")
     parser.add_argument("--parent", type=int, default=0, help="process to drain and end with")
     arguments, further = parser.parse_known_args()
@@ -365,6 +369,7 @@ def main() -> None:
             dispatcher=tuple(further),
             confined=not arguments.workers_unconfined,
             readable=tuple(arguments.readable),
+            artefacts=arguments.artefacts or arguments.run_dir / "artefacts",
             log_level=arguments.log_level,
             drain_timeout_s=arguments.drain_timeout,
             shutdown_delay_s=arguments.shutdown_delay,

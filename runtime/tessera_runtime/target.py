@@ -39,6 +39,11 @@ class DeviceTarget(msgspec.Struct, frozen=True):
     environment: dict[str, str] = {}
     mps_clients: int = 0
     """Processes that a namespace may have on it, through MPS; 0: they do not share it."""
+    product: str = ""
+    """Of a GPU, as its device class says it. This and what follows names what is built for it; a processor's is looked up."""
+    slice: str = ""
+    sm_count: int = 0
+    driver: str = ""
 
 
 class InstanceTarget(msgspec.Struct, frozen=True):
@@ -50,6 +55,10 @@ class InstanceTarget(msgspec.Struct, frozen=True):
     """Rows per batch now, where it differs from what was planned."""
     active: int | None = None
     """How many of ``count`` take batches now; the others stand by, loaded and warm. None: all."""
+    variant: str = ""
+    """How the model is run there (:mod:`tessera_core.tuning.variants`); empty: untuned. Another one replaces the instances,
+    create before destroy.
+    """
 
 
 class ServiceTime(msgspec.Struct, frozen=True):
@@ -205,6 +214,10 @@ class InstanceReport(msgspec.Struct, frozen=True):
     """Of the version that serves."""
     cap: int
     memory_mib: float
+    variants: tuple[str, ...] = ()
+    """That those that are ready run: two while one takes the other's place."""
+    faulty: dict[str, str] = {}
+    """Variants that are not to serve on, and why."""
 
 
 class WorkerReport(msgspec.Struct, frozen=True):
@@ -254,6 +267,7 @@ class ProfileRequest(msgspec.Struct, frozen=True):
     """Larger batches than the first one that takes longer are not measured: no SLO could use them."""
     hang_s: float
     """A batch that takes longer ends the measurement."""
+    variant: str = ""
 
 
 class ProfileCell(msgspec.Struct, frozen=True):
@@ -269,6 +283,63 @@ class ProfileReport(msgspec.Struct, frozen=True):
     engine: str
     cells: tuple[ProfileCell, ...]
     max_rows: int
+
+
+class TuneRequest(msgspec.Struct, frozen=True):
+    """Build one variant of a member, check its answers, and measure it in turns with the untuned model.
+
+    Whoever hangs up ends it: its processes are killed, and nothing of it stays but artefacts that are whole.
+    """
+
+    member: MemberTarget
+    inputs: tuple[TensorTarget, ...]
+    outputs: tuple[TensorTarget, ...]
+    variant: str
+    tolerance: float
+    """Largest difference of an answer from the untuned model's, relative to the scale of its output."""
+    devices: tuple[DeviceTarget, ...]
+    """The share that serves, for which it is built; then half and twice of it, where there are such. Nothing else may run
+    there meanwhile.
+    """
+    batches: tuple[int, ...]
+    cell_s: float
+    """Seconds of measuring per cell and way, at most."""
+    rounds: int
+    """Turns of variant and untuned in every cell; medians over them are told."""
+    build_limit_s: float
+    hang_s: float
+    """A batch that takes longer ends it."""
+
+
+class TuneCell(msgspec.Struct, frozen=True):
+    device: int
+    """Index in the request's devices: 0 is the share that serves."""
+    batch: int
+    instances: int
+    p50_ms: float
+    p99_ms: float
+    throughput: float
+    untuned_p50_ms: float
+    untuned_p99_ms: float
+    untuned_throughput: float
+
+
+class TuneOutcome(msgspec.Struct, frozen=True):
+    """What became of one variant. :func:`tessera_core.tuning.verdict.judge` says what follows."""
+
+    variant: str
+    key: str
+    """Of the artefact in the server's store; empty where the variant needs none."""
+    engine: str
+    """Library and version that runs it; empty where it could not be loaded."""
+    problem: str
+    """Why it was not built, loaded or measured, for the user; empty if it was."""
+    error: float
+    """Worst difference from the untuned answers, relative to the scale of the output; -1 where there was no answer. Answers
+    that are not finite where the untuned ones are count as 1e9.
+    """
+    cells: tuple[TuneCell, ...]
+    build_s: float = 0.0
 
 
 def placed_alike(target: ServiceTarget, devices: Mapping[str, DeviceTarget]) -> bool:

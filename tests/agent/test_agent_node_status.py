@@ -13,13 +13,13 @@ from tessera_core.api import (
     RuntimeNodeSpec,
     RuntimeNodeStatus,
 )
+from tessera_core.api.measurements import ProfileResult
 from tessera_core.api.records import record
 from tessera_core.api.runtimenode import (
     Correction,
     Health,
     InstanceStatus,
     MigMode,
-    ProfileResult,
     ServedService,
     SliceStatus,
 )

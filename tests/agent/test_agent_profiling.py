@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from tessera_core.api import ClusterMeta, Device, Instance, RuntimeNode, RuntimeNodeSpec
-from tessera_core.api.runtimenode import ProfilingTask, RuntimeNodeStatus
+from tessera_core.api.measurements import ProfilingTask
+from tessera_core.api.runtimenode import RuntimeNodeStatus
 from tessera_core.gpu.devices import DeviceClass
 from tessera_core.gpu.geometry import Placement
 from tessera_runtime.agent.kept import Kept, Measured, read_kept, write_kept

@@ -14,12 +14,12 @@ from tessera_core.api import (
     RuntimeNode,
     RuntimeNodeSpec,
 )
+from tessera_core.api.measurements import ProfilingTask
 from tessera_core.api.meta import NameRef
 from tessera_core.api.modelservice import Access
 from tessera_core.api.runtimenode import (
     BatchTime,
     InstanceState,
-    ProfilingTask,
     Route,
     ServedMember,
     ServedService,

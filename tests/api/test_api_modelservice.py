@@ -17,7 +17,8 @@ from tessera_core.api import (
     SpecInvalid,
     admission,
 )
-from tessera_core.api.modelservice import ScalingMode, TuningMode
+from tessera_core.api.modelservice import ScalingMode
+from tessera_core.api.tuning import TuningMode
 
 
 def member(name: str, **fields: Any) -> dict[str, Any]:

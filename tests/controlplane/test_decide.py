@@ -17,8 +17,9 @@ from tessera_core.perf import LatencyProfile, ProfileRow
 from tessera_core.plan import state_to_dict
 from tessera_core.plan.state import Measured
 from tessera_core.plan.steps import Steps, steps_to
+from tessera_operator.batches import batch_lines, batch_times
 from tessera_operator.config import Config
-from tessera_operator.decide import Decider, Decision, batch_lines, batch_times, capacity
+from tessera_operator.decide import Decider, Decision, capacity
 from tessera_operator.traffic import Traffic
 from tessera_operator.world import World
 

@@ -23,6 +23,7 @@ from tessera_operator.config import Config
 from tessera_operator.drift import CHANGED, DRIFTED, Drifts, Way, way_of
 from tessera_operator.drifting import Drifting
 from tessera_operator.kinds import key_of
+from tessera_operator.variants import Use
 from tessera_operator.write import Writer
 
 S = service("s", "a")
@@ -229,7 +230,7 @@ def test_what_could_not_be_written_is_tried_again() -> None:
             cluster.failing.clear()
         nodes = [reporting(1.5, count)]
         now = f"2026-01-31T12:{count:02}:00Z"
-        drifting.keep([profile()], nodes, count * REPORT_S, now)
+        drifting.keep([profile()], nodes, {}, count * REPORT_S, now)
     status = ModelProfile.from_dict(cluster.objects[key_of(written)]).status
     assert status.drift == Drift(1.5, "2026-01-31T12:08:00Z", 1)
     assert status.rows == profile().status.rows
@@ -237,3 +238,41 @@ def test_what_could_not_be_written_is_tried_again() -> None:
     assert event["reason"] == "BatchesTakeLonger"
     assert event["type"] == "Warning"
     assert event["message"].startswith("Drifted is True: 1.5 times as long as measured, on 1 node")
+
+
+VARIANT = "inductor/bf16/max-autotune"
+IN_FORCE = {Use("vision.s", "a", digest("a"), (A100, "full")): VARIANT}
+
+
+def running(told: str, runs: str, total: int) -> RuntimeNode:
+    """A node as :func:`reporting` has it, whose copy was told ``told`` and of which ``runs`` answers."""
+    made = reporting(1.5, total)
+    wanted = replace(made.spec.devices[0].instances[0], variant=told)
+    present = replace(made.status.devices[0].instances[0], variant=runs)
+    spec = replace(made.spec, devices=(replace(made.spec.devices[0], instances=(wanted,)),))
+    status = replace(made.status, devices=(replace(made.status.devices[0], instances=(present,)),))
+    return replace(made, spec=spec, status=status)
+
+
+@pytest.mark.parametrize(
+    ("told", "runs", "uses", "drifted"),
+    [
+        ("", "", {}, [""]),
+        (VARIANT, VARIANT, IN_FORCE, [VARIANT]),
+        # What it says is over what it was told of the untuned model.
+        (VARIANT, VARIANT, {}, []),
+        (VARIANT, "", IN_FORCE, []),
+    ],
+)
+def test_drift_is_of_the_variant_whose_times_nodes_were_told(
+    told: str, runs: str, uses: dict[Use, str], drifted: list[str]
+) -> None:
+    untuned = profile()
+    tuned = replace(untuned, spec=replace(untuned.spec, variant=VARIANT))
+    drifts, changes = Drifts(LASTING_S), []
+    for count in range(10):
+        nodes = [running(told, runs, count)]
+        for change in drifts.note([untuned, tuned], nodes, count * REPORT_S, uses):
+            changes.append(change.profile.spec.variant)
+            drifts.written(change)
+    assert sorted(set(changes)) == drifted

@@ -41,6 +41,7 @@ def test_settings_are_read_by_the_names_of_the_chart(read: Reader) -> None:
         lostAfter: 1m
         heartbeatPoll: 5s
         driftAfter: 5m
+        tuningTasks: 2
         modelPrefixes:
           default: ["hf://"]
           vision: ["s3://models/vision/", "https://"]
@@ -56,6 +57,7 @@ def test_settings_are_read_by_the_names_of_the_chart(read: Reader) -> None:
         60.0,
         5.0,
         300.0,
+        2,
         (("default", ("hf://",)), ("vision", ("s3://models/vision/", "https://"))),
     )
     assert (found.policy.headroom, found.policy.overhead_ms, found.policy.reserved_cores) == (

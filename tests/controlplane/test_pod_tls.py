@@ -53,7 +53,7 @@ def test_the_dispatcher_knows_all_of_its_options() -> None:
         arg for arg in server_of(pod_with(MUTUAL))["args"] if arg.startswith(("--tls", "--peer"))
     ]
     needed = ["--http-fd=3", "--grpc-fd=4", "--control-fd=5", "--zygote=z", "--parent=1"]
-    needed += ["--secret-digest=d", "--mps-root=m"]
+    needed += ["--secret-digest=d", "--mps-root=m", "--artefacts=a"]
     found = parser().parse_args([*needed, *args])
     assert str(found.tls_client_ca) == "/etc/tessera/client-ca/ca.crt"
     assert found.peer_name == "runtime.example"

@@ -16,7 +16,8 @@ from support.clusters import measured as measurement
 from support.memory_cluster import MemoryCluster
 from support.objects import cpu, gpu, instance, node, pool, seen, served, service
 from tessera_core.api import ModelProfile, ModelService, RuntimeNode
-from tessera_core.api.runtimenode import MigMode, ProfileResult, ProfilingTask, SliceStatus
+from tessera_core.api.measurements import ProfileResult, ProfilingTask
+from tessera_core.api.runtimenode import MigMode, SliceStatus
 from tessera_core.api.stages import STAGE
 from tessera_core.perf import ProfileRow
 from tessera_core.plan import plan, state_to_dict

@@ -13,7 +13,8 @@ from support import clusters
 from support.clusters import A100, cluster, gpu_node, gpu_place, measured
 from support.objects import gpu, instance, node, pool, seen, service
 from tessera_core.api import ModelProfile, ModelService, RuntimeNode, RuntimePool
-from tessera_core.api.runtimenode import MigMode, ProfilingTask, SliceStatus
+from tessera_core.api.measurements import ProfilingTask
+from tessera_core.api.runtimenode import MigMode, SliceStatus
 from tessera_core.gpu.geometry import Geometry, Placement
 from tessera_core.plan import ClusterState, plan, state_to_dict
 from tessera_core.plan.decision import Refusal, Why

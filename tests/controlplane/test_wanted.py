@@ -10,7 +10,8 @@ import pytest
 from support.clusters import digest
 from support.objects import counters, gpu, instance, node, seen, served, service
 from tessera_core.api import ModelService, NameRef, RuntimeNode
-from tessera_core.api.runtimenode import BatchLine, BatchTime, ProfilingTask, Route
+from tessera_core.api.measurements import ProfilingTask
+from tessera_core.api.runtimenode import BatchLine, BatchTime, Route
 from tessera_operator.routes import Home
 from tessera_operator.versions import latest
 from tessera_operator.wanted import MOST_ROUTING_S, QUIET_S, Context, Routers, holds, spec_of
@@ -42,7 +43,7 @@ def runs(*services: str, name: str = "n0") -> RuntimeNode:
 
 def told(of: RuntimeNode, given: Context, *routed: str, tasks: Any = ()) -> RuntimeNode:
     """``of`` once it has the spec that it is to have."""
-    return replace(of, spec=spec_of(of, of.spec.devices, routed, tasks, given))
+    return replace(of, spec=spec_of(of, of.spec.devices, routed, tasks, (), given))
 
 
 def test_the_version_of_every_service_that_runs_or_is_passed_on_is_pinned() -> None:

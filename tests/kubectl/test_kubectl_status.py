@@ -16,6 +16,7 @@ from tessera_cli.kubectl.service_page import (
     places_of,
     shortfall_words,
     slo_words,
+    tunings_of,
 )
 from tessera_cli.kubectl.status import line_data, line_of, lines_table, telling_condition
 from tessera_cli.plan_tables import page
@@ -234,3 +235,38 @@ def test_no_traffic_is_said_in_words(service_with: Make) -> None:
     quiet = service_with(slo={"good": 0, "total": 0, "window": "1m"})
     assert slo_words(quiet) == "SLO 99 % within 50ms: no request in the last 1m"
     assert shortfall_words(quiet) is None
+
+
+def test_tuning_is_shown_of_services_that_ask_for_it(service_with: Make) -> None:
+    document = service_with().to_dict()
+    document["status"] = {"members": [{"name": "cnn", "digest": OTHER_DIGEST, "uri": "s3://m"}]}
+    document["spec"]["tuning"] = {"mode": "Auto"}
+    tuning = {
+        "phase": "Tuning",
+        "done": 3,
+        "total": 7,
+        "promoted": "openvino/bf16",
+        "quarantined": [{"variant": "torch/bf16", "reason": "3 batches in a row failed"}],
+    }
+    profile = ModelProfile.from_dict(
+        {
+            "apiVersion": "tessera.dev/v1alpha1",
+            "kind": "ModelProfile",
+            "metadata": {"name": "p"},
+            "spec": {
+                "modelDigest": OTHER_DIGEST,
+                "deviceClass": {"product": "cpu", "slice": "cpu-2", "smCount": 2, "memoryMiB": 64},
+                "engine": "onnxruntime 1.22.0",
+            },
+            "status": {"tuning": tuning},
+        }
+    )
+    service = ModelService.from_dict(document)
+    found = ServicePage(service, (), None, (), tunings_of(service, [profile]))
+    text = text_of(page(page_parts(found)))
+    assert "tuning cnn on cpu-2: Tuning, 3 of 7 variants tried, openvino/bf16 is used" in text
+    assert "torch/bf16 is not: 3 batches in a row failed" in text
+    (told,) = page_data(found)["tuning"]
+    assert (told["phase"], told["promoted"], told["device"]) == ("Tuning", "openvino/bf16", "cpu-2")
+    document["spec"]["tuning"] = {"mode": "Off"}
+    assert tunings_of(ModelService.from_dict(document), [profile]) == ()

@@ -5,11 +5,8 @@ cores take, and of a GPU where there is one for it.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ import pynvml
 import pytest
 import tritonclient.http
 
+from support.agent_process import agent, running
 from support.mps_stand_in import Daemon, MpsStandIn
 from support.node_api import NodeApi, node_api
 from support.nvml_stand_in import UNPRIVILEGED, outside, run_on
@@ -38,6 +36,7 @@ pytestmark = pytest.mark.parametrize(
     indirect=True,
 )
 
+CALLS = {"NVML_STAND_IN_FAULTS": UNPRIVILEGED}
 SERVICE = "vision.where"
 WHERE = """
 import os
@@ -139,7 +138,7 @@ def pod(mig_gpu: MigGpu, tmp_path: Path) -> Iterator[Pod]:
     emulated = "NVML_STAND_IN_STATE" in os.environ
     with (
         node_api("n") as api,
-        agent(api, tmp_path, *(["--gpus-on-cores"] if emulated else [])),
+        agent(api, tmp_path, *(["--gpus-on-cores"] if emulated else []), **CALLS),
         running_server(tmp_path / "run") as server,
     ):
         yield Pod(api, server, mig_gpu, emulated=emulated)
@@ -158,46 +157,10 @@ def pod_under_mps(
         pytest.skip("nvidia-cuda-mps-control is not installed")
     with (
         node_api("n") as api,
-        agent(api, tmp_path, "--mps", *(["--gpus-on-cores"] if emulated else [])),
+        agent(api, tmp_path, "--mps", *(["--gpus-on-cores"] if emulated else []), **CALLS),
         running_server(tmp_path / "run") as server,
     ):
         yield Pod(api, server, mig_gpu, emulated=emulated)
-
-
-@contextmanager
-def running(log: Path, module: str, *options: str, **environment: str) -> Iterator[None]:
-    """``python -m module`` of this node, until it has ended well."""
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", module, *options],
-            env={**os.environ, "NODE_NAME": "n", **environment},
-            stderr=file,
-        )
-    try:
-        yield
-    finally:
-        process.terminate()
-        status = process.wait(PATIENCE_S)
-    assert status == 0, log.read_text()
-
-
-@contextmanager
-def agent(api: NodeApi, folder: Path, *options: str) -> Iterator[None]:
-    """The agent as in a pod, without any privilege. It ends when its server has."""
-    paths = [f"--{option}={folder / name}" for option, name in _FOLDERS]
-    allowed = ("--allow-code", "--allow-loopback-stores")
-    who = {"POD_NAME": "p", "POD_IP": "10.0.0.9", "POD_NAMESPACE": "default", "TESSERA_CORES": "2"}
-    with running(
-        folder / "agent.log",
-        "tessera_runtime.agent.main",
-        *(*paths, *allowed, *options, f"--api-server={api.url}"),
-        **who,
-        NVML_STAND_IN_FAULTS=UNPRIVILEGED,
-    ):
-        yield
-
-
-_FOLDERS = (("run-dir", "run"), ("models", "models"), ("state", "state"))
 
 
 def test_an_instance_follows_its_slice_when_that_is_cut_anew(pod: Pod) -> None:

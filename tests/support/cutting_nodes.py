@@ -17,6 +17,7 @@ from support.clusters import A100
 from support.memory_operator import Operator
 from support.objects import gpu, kubernetes_node, node, pod
 from tessera_core.api import Device, PlacementPlan, RuntimeNode
+from tessera_core.api.measurements import ProfileResult
 from tessera_core.api.runtimenode import (
     CutProblem,
     CutStatus,
@@ -24,7 +25,6 @@ from tessera_core.api.runtimenode import (
     Health,
     InstanceStatus,
     MigMode,
-    ProfileResult,
     RuntimeNodeStatus,
     ServedStatus,
     SliceStatus,

@@ -11,7 +11,7 @@ from support.cutting_nodes import MODEL, CuttingNodes, Gpu
 from support.objects import pool
 from support.recut_cases import wanted
 from tessera_core.api import ModelProfile, ModelService, RuntimeNode
-from tessera_core.api.runtimenode import ProfileResult, ProfilingTask
+from tessera_core.api.measurements import ProfileResult, ProfilingTask
 from tessera_core.gpu.devices import FULL
 from tessera_core.gpu.geometry import Geometry
 from tessera_core.gpu.mig import find_profile

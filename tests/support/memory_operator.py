@@ -10,7 +10,7 @@ from typing import Any
 from support.clusters import cluster, gpu_place, measured
 from support.memory_cluster import MemoryCluster
 from support.objects import NOW, cpu, gpu, kubernetes_node, node, pod, pool, service
-from tessera_core.api import ModelProfile, ModelService, RuntimeNode
+from tessera_core.api import Instance, ModelProfile, ModelService, RuntimeNode
 from tessera_core.api.runtimenode import (
     BatchLine,
     Correction,
@@ -159,7 +159,9 @@ class Operator:
                 device,
                 instances=tuple(
                     InstanceStatus(
-                        *(i.service, i.member, i.slice, i.batch, i.state, i.count), ready=i.count
+                        *(i.service, i.member, i.slice, i.batch, i.state, i.count),
+                        variant=self._runs(i),
+                        ready=i.count,
                     )
                     for i in told.get(device.uuid, ())
                 ),
@@ -177,6 +179,10 @@ class Operator:
         )
         document = replace(each, status=status).to_dict()
         self.cluster.objects["RuntimeNode", "", each.metadata.name] = document
+
+    def _runs(self, told: Instance) -> str:
+        """The variant that a node runs of what it was told."""
+        return told.variant
 
     def _report(self, each: RuntimeNode, served: ServedService, serving: set[str]) -> ServedStatus:
         """What the node says of a service: at once which version answers, every now and then what it counted."""

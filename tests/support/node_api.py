@@ -32,7 +32,7 @@ class NodeServer:
         self._name = name
         self.url = ""
         self.document: dict[str, Any] | None = None
-        self.files: dict[str, str] = {}
+        self.files: dict[str, str | bytes] = {}
         """Of the store, by path."""
         self.writes: list[dict[str, Any]] = []
         """Every status that was applied."""
@@ -158,7 +158,8 @@ class NodeServer:
     async def _file(self, request: web.Request) -> web.StreamResponse:
         if request.path not in self.files:
             raise web.HTTPNotFound
-        return web.Response(text=self.files[request.path])
+        found = self.files[request.path]
+        return web.Response(body=found.encode() if isinstance(found, str) else found)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[NodeServer]:
@@ -197,6 +198,10 @@ class NodeApi:
     def status(self) -> dict[str, Any]:
         """The present one, which nothing changes any more."""
         return (self._server.document or {}).get("status") or {}
+
+    def writes(self) -> list[dict[str, Any]]:
+        """Every status that was applied until now."""
+        return list(self._server.writes)
 
     def _do(self, work: Coroutine[Any, Any, object]) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE_S)

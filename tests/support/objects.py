@@ -19,13 +19,13 @@ from tessera_core.api import (
     RuntimeNodeStatus,
     RuntimePool,
 )
+from tessera_core.api.measurements import ProfilingTask
 from tessera_core.api.meta import ConditionStatus
 from tessera_core.api.modelservice import MemberStatus
 from tessera_core.api.runtimenode import (
     CpuStatus,
     DeviceStatus,
     InstanceStatus,
-    ProfilingTask,
     ServedMember,
     ServedService,
     ServedStatus,

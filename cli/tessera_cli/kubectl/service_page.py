@@ -19,6 +19,7 @@ from tessera_core.api import Instance, ModelProfile, ModelService, PlacementPlan
 from tessera_core.api.quantities import format_duration
 from tessera_core.api.records import record
 from tessera_core.api.runtimenode import InstanceStatus
+from tessera_core.api.tuning import TuningMode, TuningStatus
 
 _DIGITS = 12
 """Of a digest, in tables: enough to tell models apart."""
@@ -41,6 +42,9 @@ class Place:
     memory_mib: int
     problem: str = ""
     """What is wrong with the device, in words."""
+    variant: str = ""
+    """Of the model, that answers there; empty: as it is loaded."""
+    wanted_variant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,24 @@ class Drifted:
 
 
 @dataclass(frozen=True, slots=True)
+class Tuned:
+    """How far the tuning of a member is on one kind of device."""
+
+    member: str
+    device: str
+    status: TuningStatus
+
+    def __str__(self) -> str:
+        found = self.status
+        used = f", {found.promoted} is used" if found.promoted else ""
+        held = "".join(f"; {each.variant} is not: {each.reason}" for each in found.quarantined)
+        return (
+            f"{self.member} on {self.device}: {found.phase.value}, {found.done} of {found.total} variants tried"
+            f"{used}{held}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class ServicePage:
     """What is shown of one service."""
 
@@ -70,6 +92,7 @@ class ServicePage:
     plan: PlacementPlan | None
     """The one that its status names, if that can be seen."""
     drifts: tuple[Drifted, ...] = ()
+    tunings: tuple[Tuned, ...] = ()
 
 
 def places_of(service: str, nodes: Iterable[RuntimeNode]) -> tuple[Place, ...]:
@@ -119,6 +142,8 @@ def _place(
         present=present.count if present else 0,
         ready=present.ready if present else 0,
         memory_mib=present.memory_mib if present else 0,
+        variant=present.variant if present else "",
+        wanted_variant=wanted.variant if wanted else "",
     )
 
 
@@ -130,6 +155,19 @@ def drifts_of(service: ModelService, profiles: Iterable[ModelProfile]) -> tuple[
         for member in service.status.members
         for each in profiles
         if each.spec.model_digest == member.digest and (drift := each.status.drift) is not None
+    )
+
+
+def tunings_of(service: ModelService, profiles: Iterable[ModelProfile]) -> tuple[Tuned, ...]:
+    """What ``profiles`` say of tuning the models that ``service`` runs, if it asks for that."""
+    if service.spec.tuning.mode is TuningMode.OFF:
+        return ()
+    profiles = tuple(profiles)
+    return tuple(
+        Tuned(member.name, str(each.spec.device_class), status)
+        for member in service.status.members
+        for each in profiles
+        if each.spec.model_digest == member.digest and (status := each.status.tuning) is not None
     )
 
 
@@ -156,8 +194,18 @@ def page_data(found: ServicePage) -> dict[str, Any]:
                 "ready": each.ready,
                 "memoryMiB": each.memory_mib,
                 "problem": each.problem,
+                "variant": each.variant,
+                "wantedVariant": each.wanted_variant,
             }
             for each in found.places
+        ],
+        "tuning": [
+            {
+                "member": each.member,
+                "device": each.device,
+                **record(TuningStatus).encode(each.status),
+            }
+            for each in found.tunings
         ],
         "drifts": [
             {"member": each.member, "device": each.device, "ratio": each.ratio, "since": each.since}
@@ -180,6 +228,7 @@ def page_parts(found: ServicePage) -> list[Part]:
     if found.places:
         parts.append(_places(found.places))
     parts += (Text(str(each), "yellow") for each in found.drifts)
+    parts += (Text(f"tuning {each}") for each in found.tunings)
     parts.append(Text(slo_words(service)))
     short = shortfall_words(service)
     if short is not None:
@@ -238,13 +287,15 @@ def _places(places: Iterable[Place]) -> Table:
     for each in places:
         standby = "standby" if each.state == "Standby" else ""
         leaving = "leaves" if not each.wanted else ""
+        swaps = each.wanted and each.variant != each.wanted_variant
+        variant = f"to run {each.wanted_variant or 'untuned'}" if swaps else each.variant
         rows.add_row(
             each.member,
             f"{each.node}/{each.device} {each.slice}",
             str(each.batch),
             f"{each.ready}/{each.wanted}",
             str(each.memory_mib),
-            ", ".join(filter(None, (standby, leaving, each.problem))),
+            ", ".join(filter(None, (standby, leaving, variant, each.problem))),
         )
     return rows
 

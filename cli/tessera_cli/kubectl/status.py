@@ -27,6 +27,7 @@ from tessera_cli.kubectl.service_page import (
     page_data,
     page_parts,
     places_of,
+    tunings_of,
 )
 from tessera_cli.output import add_output_argument, emit
 from tessera_cli.plan_tables import page
@@ -93,13 +94,14 @@ def _one(arguments: argparse.Namespace, cluster: Cluster) -> int:
     service = service_named(arguments.name, namespace, services)
     nodes = decoded(_if_allowed(cluster, "RuntimeNode", "where it runs"), RuntimeNode)
     plans = decoded(_if_allowed(cluster, "PlacementPlan", "its plan"), PlacementPlan)
-    measured = _if_allowed(cluster, "ModelProfile", "what has drifted", namespace)
+    measured = _if_allowed(cluster, "ModelProfile", "what has drifted, and tuning", namespace)
     reference = service.status.plan_ref
     plan = next(
         (each for each in plans if reference and each.metadata.name == reference.name), None
     )
-    drifts = drifts_of(service, decoded(measured, ModelProfile))
-    found = ServicePage(service, places_of(service.served_name, nodes), plan, drifts)
+    profiles = decoded(measured, ModelProfile)
+    drifts, tunings = drifts_of(service, profiles), tunings_of(service, profiles)
+    found = ServicePage(service, places_of(service.served_name, nodes), plan, drifts, tunings)
     emit(arguments.output, page_data(found), lambda: page(page_parts(found)))
     return 0 if holds(service.status.conditions, READY) else 1
 

@@ -12,6 +12,7 @@ from tessera_core.api.meta import CONDITIONS, TIMESTAMP, Condition, ObjectMeta, 
 from tessera_core.api.places import PRODUCT, SLICE_KIND
 from tessera_core.api.records import ListOf, Name, Record, Rule, record
 from tessera_core.api.scalars import decimal, integer, milliseconds, number, text
+from tessera_core.api.tuning import VARIANT, TuningStatus
 from tessera_core.gpu.devices import DeviceClass
 from tessera_core.perf.profile import LinearFit, ProfileRow
 
@@ -48,7 +49,7 @@ def _cpu_slices_on_cpu(spec: ModelProfileSpec) -> Iterator[FieldError]:
 
 @dataclass(frozen=True, slots=True)
 class ModelProfileSpec:
-    """What was measured. Immutable: another driver or engine is another profile."""
+    """What was measured. Immutable: another driver, engine or variant is another profile."""
 
     RULES: ClassVar[tuple[Rule, ...]] = (_cpu_slices_on_cpu,)
 
@@ -58,6 +59,8 @@ class ModelProfileSpec:
     """Name and version, e.g. ``torch 2.8.0``."""
     driver: Annotated[str | None, text(128)] = None
     """Version of the device's driver; absent on a CPU."""
+    variant: Annotated[str, VARIANT] = ""
+    """Of the model; empty: as it is loaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,8 @@ class ModelProfileStatus:
     fit: Annotated[LinearFit | None, FIT] = None
     drift: Annotated[Drift | None, record(Drift)] = None
     """Absent: batches take about what was measured."""
+    tuning: Annotated[TuningStatus | None, record(TuningStatus)] = None
+    """Of the profile without a variant: which variants were tried; absent: nobody has asked for any."""
 
 
 @dataclass(frozen=True, slots=True)

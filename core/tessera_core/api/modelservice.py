@@ -29,9 +29,13 @@ from tessera_core.api.meta import (
 from tessera_core.api.preprocess import Preprocess
 from tessera_core.api.quantities import format_decimal
 from tessera_core.api.records import ListOf, Name, Record, Rule, record
-from tessera_core.api.scalars import Choice, decimal, duration, integer, number, text
+from tessera_core.api.scalars import decimal, duration, integer, number, text
 from tessera_core.api.stages import STAGE, stage_of
 from tessera_core.api.tensors import InputTensor, Tensor
+from tessera_core.api.tuning import NO_TUNING
+from tessera_core.api.tuning import Precision as Precision
+from tessera_core.api.tuning import Tuning as Tuning
+from tessera_core.api.tuning import TuningMode as TuningMode
 
 MOST_MEMBERS = 32
 MOST_PLACED = MOST_MEMBERS + 1
@@ -92,22 +96,6 @@ class Surge(StrEnum):
 
     AUTO = "Auto"
     NEVER = "Never"
-
-
-class TuningMode(StrEnum):
-    """Whether faster variants of a model may replace it where their outputs stay within the tolerance."""
-
-    OFF = "Off"
-    AUTO = "Auto"
-
-
-class Precision(StrEnum):
-    """Arithmetic that tuning may try."""
-
-    FP32 = "fp32"
-    TF32 = "tf32"
-    BF16 = "bf16"
-    FP16 = "fp16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,18 +204,6 @@ class Rollout:
 
 
 @dataclass(frozen=True, slots=True)
-class Tuning:
-    """Which faster variants of the models may be used."""
-
-    mode: TuningMode = TuningMode.OFF
-    precisions: Annotated[tuple[Precision, ...], ListOf(Choice(Precision), 1, len(Precision))] = (
-        Precision.FP32,
-    )
-    tolerance: Annotated[float, decimal(above=0, example="1e-2")] = 1e-2
-    """Largest difference of an output from the untuned model's, relative to its scale."""
-
-
-@dataclass(frozen=True, slots=True)
 class Access:
     """Who may name the service in a request; absent: whoever reaches its port."""
 
@@ -309,7 +285,7 @@ class ModelServiceSpec:
     placement: Placement = Placement()
     scaling: Scaling = Scaling()
     rollout: Rollout = Rollout()
-    tuning: Tuning = Tuning()
+    tuning: Tuning = NO_TUNING
     priority_class_name: Annotated[str | None, SUBDOMAIN] = None
     service_account_name: Annotated[str | None, SUBDOMAIN] = None
     """Identity for fetching the models."""

@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Annotated, ClassVar
 
 from tessera_core.api.errors import FieldError
+from tessera_core.api.measurements import SERVED_NAME
 from tessera_core.api.meta import (
     CONDITIONS,
     LABEL,
@@ -25,7 +26,7 @@ from tessera_core.api.meta import (
 )
 from tessera_core.api.places import DEVICE_ID, GEOMETRY, SLICE_NAME
 from tessera_core.api.records import ListOf, Rule, record
-from tessera_core.api.runtimenode import EPOCH, SERVED_NAME
+from tessera_core.api.runtimenode import EPOCH
 from tessera_core.api.scalars import decimal, integer, matching, text
 from tessera_core.gpu.geometry import Placement
 

@@ -12,6 +12,14 @@ from enum import StrEnum
 from typing import Annotated, ClassVar
 
 from tessera_core.api.errors import FieldError
+from tessera_core.api.measurements import (
+    MOST_TASKS,
+    SERVED_NAME,
+    ProfileResult,
+    ProfilingTask,
+    TuningResult,
+    TuningTask,
+)
 from tessera_core.api.members import DIGEST
 from tessera_core.api.meta import (
     CONDITIONS,
@@ -24,7 +32,6 @@ from tessera_core.api.meta import (
     NameRef,
     Resource,
 )
-from tessera_core.api.modelprofile import DEVICE_CLASS, ROW
 from tessera_core.api.modelservice import MOST_COUNT, MOST_PLACED, ModelServiceSpec
 from tessera_core.api.places import (
     DEVICE_ID,
@@ -39,9 +46,8 @@ from tessera_core.api.places import (
 from tessera_core.api.records import ListOf, Name, Rule, record
 from tessera_core.api.runtimepool import TaintEffect
 from tessera_core.api.scalars import decimal, integer, matching, text
-from tessera_core.gpu.devices import DeviceClass
+from tessera_core.api.tuning import VARIANT, FallenBack
 from tessera_core.gpu.geometry import Placement
-from tessera_core.perf.profile import ProfileRow
 
 MOST_DEVICES = 64
 MOST_SERVICES = 512
@@ -53,12 +59,8 @@ MOST_INSTANCES = 512
 """Of one device."""
 MOST_LINES = 64
 """Of one member: an instance count on a kind of device each."""
+MOST_FALLBACKS = 64
 
-SERVED_NAME = matching(
-    r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?",
-    'a served name "<namespace>.<name>"',
-    127,
-)
 EPOCH = integer(0, 2**63 - 1)
 """The leader's ``leaseTransitions``: a smaller one is from a leader that was deposed."""
 
@@ -97,6 +99,8 @@ class Instance:
     """Batch cap, rows."""
     state: InstanceState = InstanceState.ACTIVE
     count: Annotated[int, integer(1, 1024)] = 1
+    variant: Annotated[str, VARIANT] = ""
+    """Of the model, to run; in a status: that runs. Empty: as it is loaded."""
 
 
 def _each_member_once_per_slice(device: Device | DeviceStatus) -> Iterator[FieldError]:
@@ -122,16 +126,6 @@ class Device:
     instances: Annotated[tuple[Instance, ...], ListOf(record(Instance), most=MOST_INSTANCES)] = ()
     cut: bool = False
     """Whether the partitioner is to leave exactly this geometry; else it is what was found, and nobody touches it."""
-
-
-@dataclass(frozen=True, slots=True)
-class ProfilingTask:
-    """A member to measure on a slice of a device."""
-
-    service: Annotated[str, SERVED_NAME]
-    member: Annotated[str, LABEL]
-    device: Annotated[str, DEVICE_ID]
-    slice: Annotated[str, SLICE_NAME]
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,8 +211,10 @@ class RuntimeNodeSpec:
     candidates: Annotated[
         tuple[ServedService, ...], ListOf(record(ServedService), most=MOST_CANDIDATES, key="name")
     ] = ()
-    """Versions that are measured here: what ``profiling`` is about."""
+    """Versions that are measured here: what ``profiling`` and ``tuning`` are about."""
     profiling: Annotated[tuple[ProfilingTask, ...], ListOf(record(ProfilingTask))] = ()
+    tuning: Annotated[tuple[TuningTask, ...], ListOf(record(TuningTask), most=MOST_TASKS)] = ()
+    """Each on a slice of its own; one that is no longer here is ended at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,22 +340,6 @@ class ServedStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class ProfileResult:
-    """What became of a profiling task; kept until the task is taken back."""
-
-    service: Annotated[str, SERVED_NAME]
-    member: Annotated[str, LABEL]
-    model_digest: Annotated[str | None, DIGEST] = None
-    """Absent: the model could not be fetched."""
-    device_class: Annotated[DeviceClass | None, DEVICE_CLASS] = None
-    engine: Annotated[str | None, text(128)] = None
-    driver: Annotated[str | None, text(128)] = None
-    rows: Annotated[tuple[ProfileRow, ...], ListOf(ROW, most=1024)] = ()
-    problem: Annotated[str, text(1024)] = ""
-    """Why there are no rows."""
-
-
-@dataclass(frozen=True, slots=True)
 class CpuStatus:
     """The processor of the node, as far as the pod may use it."""
 
@@ -400,6 +380,11 @@ class RuntimeNodeStatus:
         tuple[ServedStatus, ...], ListOf(record(ServedStatus), most=MOST_SERVICES, key="name")
     ] = ()
     profiles: Annotated[tuple[ProfileResult, ...], ListOf(record(ProfileResult), most=64)] = ()
+    tuning: Annotated[tuple[TuningResult, ...], ListOf(record(TuningResult), most=MOST_TASKS)] = ()
+    fallbacks: Annotated[
+        tuple[FallenBack, ...], ListOf(record(FallenBack), most=MOST_FALLBACKS)
+    ] = ()
+    """Variants of ``devices`` in the spec that run untuned here, and why."""
     taints: Annotated[tuple[TaintStatus, ...], ListOf(record(TaintStatus), most=64)] = ()
 
 

@@ -333,6 +333,8 @@ def parse_slice(text: str) -> Slice:
 def _measured(profiles: Sequence[ModelProfile], report: Report) -> tuple[Measured, ...]:
     found = []
     for index, each in enumerate(profiles):
+        if each.spec.variant:
+            continue  # whoever says which services use it, shows it as what was measured of their models
         place = each.spec.device_class
         try:
             profile = LatencyProfile(each.status.rows)

@@ -2,7 +2,7 @@
 
 Several loops share one state, and each of them can fail without the others: following the RuntimeNode
 (``following``), telling the server (``serving``), writing the status (``publishing``), renewing the Lease,
-measuring (``measuring``), looking at what GPUs are cut into (``slices``), and looking after them (``devices``). What
+measuring (``measuring``), tuning (``tuning``, ``building``), looking at what GPUs are cut into (``slices``), and looking after them (``devices``). What
 they decide is in pure functions: ``orders``, ``translate``, ``node_status``, ``profiling``.
 """
 
@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tessera_core.api import Condition, RuntimeNodeStatus
-from tessera_core.api.runtimenode import ProfileResult
+from tessera_core.api.measurements import ProfileResult
+from tessera_runtime.agent.building import Building
 from tessera_runtime.agent.devices import Devices
 from tessera_runtime.agent.heartbeat import Identity, beat
 from tessera_runtime.agent.keys import ServiceKeys
@@ -30,6 +31,8 @@ from tessera_runtime.agent.serving import Serving
 from tessera_runtime.agent.slices import Slices
 from tessera_runtime.agent.steering import Steering
 from tessera_runtime.agent.translate import Site
+from tessera_runtime.agent.tuning import Tuning
+from tessera_runtime.agent.variants import told
 from tessera_runtime.control import ControlClient
 from tessera_runtime.devices.inventory import Inventory
 from tessera_runtime.following import Follower
@@ -102,6 +105,9 @@ class ClusterAgent:
             lambda: self._serving.node,
             self._publisher.look,
         )
+        self._tuning = Tuning(
+            self._socket, self._serving, self._models, self._site, self._publisher.look
+        )
         self._follower = Follower(kube, who.node, self._hear)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -120,7 +126,9 @@ class ClusterAgent:
                 self._site,
                 self._publisher.look,
             )
+            building = Building(self._socket, self._serving)
             loops += [measuring.run(), self._slices.run(), self._devices.run()]
+            loops += [self._tuning.run(), building.run()]
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(loop) for loop in loops]
@@ -176,6 +184,8 @@ class ClusterAgent:
             report=serving.report,
             problems=serving.problems,
             profiles=self._profiles(),
+            tuning=self._tuning.results() if self._slices is not None else (),
+            fallbacks=told(serving.kept.fallbacks),
             verdicts=self._devices.verdicts,
             corrections=serving.corrections(),
             gpus_on_cores=self._gpus_on_cores,

@@ -28,6 +28,33 @@ class Measured(msgspec.Struct, frozen=True):
     """Hash of what was measured: another model under the same name is measured anew."""
     result: dict[str, Any]
     """A ProfileResult document."""
+    variant: str = ""
+
+
+class Tried(msgspec.Struct, frozen=True):
+    """A variant of a tuning task that is done."""
+
+    key: tuple[str, str, str, str, str]
+    """(served name, member, device, slice, variant)."""
+    source: str
+    """Hash of what was tried."""
+    digest: str
+    """Of the model's file."""
+    outcome: dict[str, Any]
+    """An Outcome document."""
+
+
+class Fallback(msgspec.Struct, frozen=True):
+    """A variant that is not run here although it is ordered."""
+
+    service: str
+    member: str
+    digest: str
+    product: str
+    slice: str
+    """Kind of slice."""
+    variant: str
+    reason: str
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -40,6 +67,8 @@ class Kept(msgspec.Struct, frozen=True):
     target: ServerTarget | None = None
     """What the server was told last; None: nothing yet."""
     measured: tuple[Measured, ...] = ()
+    tried: tuple[Tried, ...] = ()
+    fallbacks: tuple[Fallback, ...] = ()
 
 
 def read_kept(directory: Path) -> Kept:

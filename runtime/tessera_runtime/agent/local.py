@@ -16,18 +16,23 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+import msgspec
+
 from tessera_core.api import ModelProfile, ModelService
 from tessera_core.api.members import Member
 from tessera_core.api.modelservice import ScalingMode
 from tessera_core.api.runtimenode import BatchTime, ServedMember, ServedService
+from tessera_core.gpu.devices import DeviceClass
 from tessera_core.perf import ModelHealth
 from tessera_core.plan.decision import Plan, ServicePlan
 from tessera_core.plan.nodes import to_runtime_nodes
 from tessera_core.plan.planner import plan
 from tessera_core.plan.predict import latency_at
 from tessera_core.plan.state import ClusterState, Policy
+from tessera_core.tuning.variants import UNTUNED, parse
+from tessera_runtime.agent.choices import Choices, engine_of, with_variants
 from tessera_runtime.agent.measure import PROFILE_TIMEOUT_S, batch_time, profile_request
-from tessera_runtime.agent.observe import Spot, cluster_state, kind_of
+from tessera_runtime.agent.observe import Spot, cluster_state, device_class, kind_of
 from tessera_runtime.agent.places import Profiles
 from tessera_runtime.agent.profiles import ProfileStore, engine_version, spots_of, to_profile
 from tessera_runtime.agent.status import LocalStatus, MemberStatus, ServiceStatus, write_status
@@ -37,6 +42,7 @@ from tessera_runtime.agent.translate import (
     ModelKey,
     Site,
     TranslationError,
+    device_piece,
     device_target,
     server_target,
 )
@@ -110,6 +116,7 @@ class LocalAgent:
         # What is measured of GPUs that are none is never to be found where there are some.
         profiles = "profiles-on-cores" if options.gpus_on_cores else "profiles"
         self._store = ProfileStore(options.state_dir / profiles, seen.processor)
+        self._choices = Choices(options.state_dir / "variants", seen.processor)
         self._site = Site(seen, options.allow_code, options.gpus_on_cores, options.mps)
         self._models: dict[ModelKey, CachedModel] = {}
         self._profiles: list[ModelProfile] = []
@@ -190,7 +197,9 @@ class LocalAgent:
         translated = server_target(node, models, self._site, ServerTarget())
         for service, problem in translated.problems.items():
             raise TranslationError(f"{service}: {problem}")
-        self._planned = translated.target
+        self._planned = with_variants(
+            translated.target, lambda digest, device: self._variant(digest, self._class_of(device))
+        )
         self._steered = self._steered_profiles()
         await self._tell(self._planned)
 
@@ -247,7 +256,10 @@ class LocalAgent:
     async def _profile(
         self, service: ModelService, member: Member, digest: str, spot: Spot
     ) -> ModelProfile:
+        variant = self._variant(digest, spot.place)
         engine = engine_version(member.model.format, spot.place.product)
+        if variant:
+            engine = f"{engine_of(parse(variant).backend)} {variant}"
         found = self._store.find(digest, spot.place, engine)
         if found is not None and not self._options.measure_again:
             return found
@@ -262,12 +274,28 @@ class LocalAgent:
             allow_code=self._options.allow_code,
         )
         try:
-            report = await self._control.profile(request, PROFILE_TIMEOUT_S)
+            report = await self._control.profile(
+                msgspec.structs.replace(request, variant=variant), PROFILE_TIMEOUT_S
+            )
         except ControlError as error:
             raise ControlError(f"{service.served_name}/{member.name}: {error}") from error
+        if variant:
+            report = msgspec.structs.replace(report, engine=engine)
         profile = to_profile(digest, spot.place, report, self._site.driver or None)
         self._store.keep(profile)
         return profile
+
+    def _variant(self, digest: str, place: DeviceClass) -> str:
+        """How a model is run at ``place``: as all services that have it let it be."""
+        found = {
+            self._choices.find(digest, place, service.spec.tuning)
+            for service, member in self._members()
+            if self._models[service.served_name, member.name].digest == digest
+        }
+        return found.pop() if len(found) == 1 else UNTUNED
+
+    def _class_of(self, device: str) -> DeviceClass:
+        return device_class(self._seen, *device_piece(device))
 
     def _served(self, service: ModelService) -> ServedService:
         """The service with what was measured: of each member the slowest of its places."""

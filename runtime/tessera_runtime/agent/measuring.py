@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 
-from tessera_runtime.agent.measure import PROFILE_TIMEOUT_S
+from tessera_runtime.agent.measure import BUILD_S, PROFILE_TIMEOUT_S, why_not
 from tessera_runtime.agent.models import Models
 from tessera_runtime.agent.profiling import (
     Job,
@@ -69,7 +69,10 @@ class Measuring:
         control = ControlClient(self._socket)  # the other one goes on asking for reports
         report, problem = None, ""
         try:
-            report = await control.profile(job.request, PROFILE_TIMEOUT_S)
+            if job.build is not None:
+                problem = why_not(await control.tune(job.build, BUILD_S), job.build.tolerance)
+            if not problem:
+                report = await control.profile(job.request, PROFILE_TIMEOUT_S)
         except ControlError as error:
             problem = str(error)
             self._attempts[key] += 1

@@ -13,7 +13,9 @@ from enum import StrEnum
 
 from tessera_core import __version__
 from tessera_core.api import Condition, ConditionStatus, RuntimeNode, RuntimeNodeStatus
+from tessera_core.api.measurements import MOST_TASKS, ProfileResult, TuningResult
 from tessera_core.api.runtimenode import (
+    MOST_FALLBACKS,
     MOST_LINES,
     Correction,
     CpuStatus,
@@ -21,10 +23,10 @@ from tessera_core.api.runtimenode import (
     Health,
     InstanceStatus,
     MigMode,
-    ProfileResult,
     ServedStatus,
     SliceStatus,
 )
+from tessera_core.api.tuning import FallenBack
 from tessera_core.gpu.mig import label
 from tessera_core.gpu.tables import model_of
 from tessera_core.plan.state import CPU
@@ -88,6 +90,8 @@ class Facts:
     problems: Mapping[str, str] = field(default_factory=dict)
     """By served name: why a service is not as wanted."""
     profiles: tuple[ProfileResult, ...] = ()
+    tuning: tuple[TuningResult, ...] = ()
+    fallbacks: tuple[FallenBack, ...] = ()
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     """Of GPUs, by UUID; one that is not there has just answered."""
     corrections: tuple[Corrected, ...] = ()
@@ -110,6 +114,8 @@ def node_status(facts: Facts, before: Sequence[Condition], now: str) -> RuntimeN
         cpu=CpuStatus(len(facts.seen.cores)) if facts.seen is not None else None,
         services=_services(facts),
         profiles=facts.profiles[:MOST_PROFILES],
+        tuning=facts.tuning[:MOST_TASKS],
+        fallbacks=facts.fallbacks[:MOST_FALLBACKS],
     )
 
 
@@ -204,21 +210,35 @@ def _instances(
         return ()
     found = ((device_piece(each.device), each) for each in facts.report.instances)
     answers = facts.phase is not Phase.SERVER_UNREACHABLE
+    told = {
+        (each.service, each.member, each.slice): each.variant
+        for device in (facts.node.spec.devices if facts.node is not None else ())
+        if device.uuid == uuid
+        for each in device.instances
+    }
     return tuple(
-        _instance(each, piece, answers and (slices is None or piece in slices))
+        _instance(
+            each,
+            piece,
+            answers and (slices is None or piece in slices),
+            told.get((each.service, each.member, piece), ""),
+        )
         for (at, piece), each in found
         if at == uuid
     )
 
 
-def _instance(report: InstanceReport, piece: str, answers: bool) -> InstanceStatus:
+def _instance(report: InstanceReport, piece: str, answers: bool, told: str) -> InstanceStatus:
+    """``told``: the variant that is to run, which is not said as long as any other one answers."""
     count = report.wanted or report.exist
+    others = [each for each in report.variants if each != told]
     return InstanceStatus(
         service=report.service,
         member=report.member,
         slice=piece,
         batch=report.cap,
         count=count,
+        variant=next(iter(others or report.variants), ""),
         ready=min(report.ready, count) if answers else 0,
         memory_mib=round(report.memory_mib),
     )

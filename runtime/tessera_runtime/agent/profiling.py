@@ -12,13 +12,15 @@ from dataclasses import dataclass
 
 from tessera_core.api import RuntimeNode
 from tessera_core.api.errors import Report
+from tessera_core.api.measurements import ProfileResult, ProfilingTask
 from tessera_core.api.members import Member
 from tessera_core.api.records import record
-from tessera_core.api.runtimenode import ProfileResult, ProfilingTask, ServedService
+from tessera_core.api.runtimenode import ServedService
 from tessera_core.gpu.devices import DeviceClass
 from tessera_core.plan.state import CPU
+from tessera_core.tuning.variants import UNTUNED, parse
 from tessera_runtime.agent.kept import Measured
-from tessera_runtime.agent.measure import profile_request, profile_rows
+from tessera_runtime.agent.measure import HANG_S, build_request, profile_request, profile_rows
 from tessera_runtime.agent.observe import device_class
 from tessera_runtime.agent.translate import (
     LocalModel,
@@ -29,10 +31,7 @@ from tessera_runtime.agent.translate import (
     cpu_piece,
     device_target,
 )
-from tessera_runtime.target import ProfileReport, ProfileRequest
-
-HANG_S = 60.0
-"""A batch that takes longer while it is measured is hung."""
+from tessera_runtime.target import ProfileReport, ProfileRequest, TuneRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +43,23 @@ class Job:
     place: DeviceClass
     digest: str
     request: ProfileRequest
+    build: TuneRequest | None
+    """What has to be built before; None: nothing."""
 
 
 Found = Callable[[ModelSource], LocalModel | None]
 """The file of a source, once it is on this node."""
 
-Key = tuple[str, str, str, str]
+Key = tuple[str, str, str, str, str]
+"""(service, member, device, slice, variant)."""
 
 
 def task_key(task: ProfilingTask) -> Key:
-    return task.service, task.member, task.device, task.slice
+    return task.service, task.member, task.device, task.slice, task.variant
+
+
+def measured_key(measured: Measured) -> Key:
+    return *measured.task, measured.variant
 
 
 def source_hash(source: ModelSource) -> str:
@@ -73,7 +79,7 @@ def still_asked(node: RuntimeNode, measured: Iterable[Measured]) -> tuple[Measur
     return tuple(
         each
         for each in measured
-        if (source := asked.get(each.task)) is not None
+        if (source := asked.get(measured_key(each))) is not None
         and each.source == source_hash(source)
         and (result := decoded(each.result)) is not None
         and source.digest in (None, result.model_digest)
@@ -84,7 +90,7 @@ def next_job(
     node: RuntimeNode, measured: Iterable[Measured], found: Found, site: Site
 ) -> Job | None:
     """The first task that is not done and whose model is here, those on slices without instances first."""
-    done = {each.task for each in measured}
+    done = {measured_key(each) for each in measured}
     sources = candidate_sources(node)
     jobs: list[Job] = []
     for task in node.spec.profiling:
@@ -107,7 +113,7 @@ def results(
     site: Site,
 ) -> tuple[ProfileResult, ...]:
     """What became of each task so far; nothing for one whose model is still being fetched."""
-    done = {each.task: decoded(each.result) for each in measured}
+    done = {measured_key(each): decoded(each.result) for each in measured}
     sources = candidate_sources(node)
     told: list[ProfileResult] = []
     for task in node.spec.profiling:
@@ -117,19 +123,20 @@ def results(
         source = sources.get((task.service, task.member))
         if source is None:
             why = "spec.candidates has no version of it that can be read"
-            told.append(ProfileResult(task.service, task.member, problem=why))
+            told.append(_untold(task, why))
             continue
         model = found(source)
         if model is None:
             if why := problem(source):
-                told.append(ProfileResult(task.service, task.member, problem=why[:1024]))
+                told.append(_untold(task, why))
             continue
         try:
             job = _job(node, task, source, model, site)
         except TranslationError as error:
-            told.append(ProfileResult(task.service, task.member, problem=str(error)[:1024]))
+            told.append(_untold(task, str(error)))
         else:
-            told.append(ProfileResult(task.service, task.member, model.digest, job.place))
+            head = task.service, task.member, model.digest, job.place
+            told.append(ProfileResult(*head, variant=task.variant))
     return tuple(told)
 
 
@@ -142,11 +149,15 @@ def measured_result(job: Job, report: ProfileReport | None, problem: str, driver
         device_class=job.place,
         engine=report.engine if report is not None else None,
         driver=driver or None if not job.place.is_cpu else None,
+        variant=job.task.variant,
         rows=profile_rows(report) if report is not None else (),
         problem=problem[:1024],
     )
     return Measured(
-        task_key(job.task), source_hash(job.source), record(ProfileResult).encode(result)
+        task_key(job.task)[:4],
+        source_hash(job.source),
+        record(ProfileResult).encode(result),
+        job.task.variant,
     )
 
 
@@ -167,10 +178,26 @@ def _job(
     service, member = _declared(node, task)
     device = device_target(task.device, task.slice, site)
     request = profile_request(
-        member, service.spec, model, device, hang_s=HANG_S, allow_code=site.allow_code
+        member,
+        service.spec,
+        model,
+        device,
+        variant=task.variant,
+        hang_s=HANG_S,
+        allow_code=site.allow_code,
     )
     place = device_class(site.seen, task.device, task.slice)
-    return Job(task, source, place, model.digest, request)
+    build = None
+    if is_compiled(task.variant):
+        build = build_request(
+            *(member, service.spec, model, task.variant, device), allow_code=site.allow_code
+        )
+    return Job(task, source, place, model.digest, request, build)
+
+
+def _untold(task: ProfilingTask, why: str) -> ProfileResult:
+    """Of a task that cannot be carried out yet."""
+    return ProfileResult(task.service, task.member, variant=task.variant, problem=why[:1024])
 
 
 def _declared(node: RuntimeNode, task: ProfilingTask) -> tuple[ServedService, Member]:
@@ -181,6 +208,14 @@ def _declared(node: RuntimeNode, task: ProfilingTask) -> tuple[ServedService, Me
         for member in service.spec.placed
         if member.name == task.member
     )
+
+
+def is_compiled(variant: str) -> bool:
+    """Whether it is built before it can be loaded; one that is not known here is not."""
+    try:
+        return variant != UNTUNED and parse(variant).compiles
+    except ValueError:
+        return False  # loading it says what is wrong
 
 
 def _busy(node: RuntimeNode, task: ProfilingTask) -> bool:

@@ -15,9 +15,10 @@ from pathlib import Path
 import msgspec
 
 from tessera_core.api import RuntimeNode
-from tessera_runtime.agent.kept import Kept, Measured, read_kept, write_kept
+from tessera_runtime.agent.kept import Fallback, Kept, Measured, Tried, read_kept, write_kept
 from tessera_runtime.agent.keys import ServiceKeys
 from tessera_runtime.agent.models import Models
+from tessera_runtime.agent.observe import kind_of
 from tessera_runtime.agent.orders import Order, judge
 from tessera_runtime.agent.places import Profiles
 from tessera_runtime.agent.steering import Corrected, Steering, told_profiles
@@ -30,9 +31,10 @@ from tessera_runtime.agent.translate import (
     model_sources,
     server_target,
 )
+from tessera_runtime.agent.variants import Built, Ordered, as_run, fallen, next_build
 from tessera_runtime.control import ControlClient, ControlError, ServerGone
 from tessera_runtime.kube import Document
-from tessera_runtime.target import ServerReport, ServerTarget
+from tessera_runtime.target import ServerReport, ServerTarget, TuneRequest
 from tessera_runtime.waits import set_within
 
 log = logging.getLogger(__name__)
@@ -79,6 +81,8 @@ class Serving:
         self._state_dir = state_dir
         self._changed = changed
         self._steering = steering
+        self._built: set[Built] = set()
+        """Variants that were built, or found to be, since this agent started."""
         self._profiles: Profiles = {}
         """What the operator says that batches take."""
         self._sent: ServerTarget | None = None
@@ -121,6 +125,39 @@ class Serving:
     def keep_measured(self, measured: tuple[Measured, ...]) -> None:
         """Keep exactly these results."""
         self._keep(msgspec.structs.replace(self.kept, measured=measured))
+
+    def next_build(self) -> tuple[Ordered, TuneRequest] | None:
+        """What has to be built for what is ordered."""
+        if self.node is None:
+            return None
+        site = self._site()
+        found = self._found(self.node)
+        return next_build(
+            self.node, kind_of(site.seen), self.kept.fallbacks, self._built, found, site
+        )
+
+    def note_built(self, built: Built) -> None:
+        """It may be run from now on."""
+        self._built.add(built)
+        self.wake()
+
+    def fall_back(self, fallback: Fallback) -> None:
+        """Do not run it."""
+        self._keep_fallbacks((*self.kept.fallbacks, fallback))
+        self.wake()
+
+    def _keep_fallbacks(self, fallbacks: tuple[Fallback, ...]) -> None:
+        for each in fallbacks:
+            if each not in self.kept.fallbacks:
+                log.error(
+                    "%s/%s runs untuned instead of %s: %s",
+                    *(each.service, each.member, each.variant, each.reason),
+                )
+        self._keep(msgspec.structs.replace(self.kept, fallbacks=fallbacks))
+
+    def keep_tried(self, tried: tuple[Tried, ...]) -> None:
+        """Keep exactly these outcomes."""
+        self._keep(msgspec.structs.replace(self.kept, tried=tried))
 
     async def run(self) -> None:
         """For ever: bring the server to what is wanted, and know what it does."""
@@ -178,12 +215,16 @@ class Serving:
         return await asyncio.to_thread(self._steering.look, target, report, self._profiles)
 
     def _wanted(self, node: RuntimeNode, order: Order) -> ServerTarget:
-        """The target that follows from what is wanted and from the models that are here."""
+        """The target that follows from what is wanted, from the models that are here and from the variants that may be run."""
+        site, before = self._site(), self.kept.target or ServerTarget()
+        kind = kind_of(site.seen)
+        fallbacks = fallen(node, kind, self.report, self.kept.fallbacks)
+        self._keep_fallbacks(fallbacks)
         translated = server_target(
-            node,
+            as_run(node, kind, fallbacks, self._built, before),
             self._found(node),
-            self._site(),
-            self.kept.target or ServerTarget(),
+            site,
+            before,
             unread=order.problems.keys(),
             without_keys=self._keys.unread(),
         )

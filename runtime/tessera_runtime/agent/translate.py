@@ -17,10 +17,11 @@ from tessera_core.api.members import Member
 from tessera_core.api.runtimenode import Instance, InstanceState, ServedMember, ServedService
 from tessera_core.api.tensors import InputTensor, Tensor
 from tessera_core.gpu.devices import FULL
+from tessera_core.gpu.mig import label
 from tessera_core.gpu.mps import clients_of
 from tessera_core.plan.state import CPU
 from tessera_runtime.agent.keys import SecretSource
-from tessera_runtime.devices.inventory import Inventory
+from tessera_runtime.devices.inventory import Gpu, Inventory
 from tessera_runtime.target import (
     DeviceTarget,
     InstanceTarget,
@@ -105,8 +106,9 @@ def model_sources(node: RuntimeNode) -> dict[ModelKey, ModelSource]:
 
 
 def candidate_sources(node: RuntimeNode) -> dict[ModelKey, ModelSource]:
-    """The models that ``node`` measures, of versions that need not be those it serves."""
+    """The models that ``node`` measures or tunes, of versions that need not be those it serves."""
     needed = {(task.service, task.member) for task in node.spec.profiling}
+    needed |= {(task.service, task.member) for task in node.spec.tuning}
     return _sources(node.spec.candidates, needed)
 
 
@@ -212,12 +214,19 @@ def device_target(uuid: str, piece: str, site: Site) -> DeviceTarget:
         mine = tuple(seen.cores[first : first + count])
         memory = seen.memory_mib
         return DeviceTarget(_device_id(uuid, piece), "cpu", mine, threads=count, memory_mib=memory)
-    visible, share = _visible(uuid, piece, seen)
+    gpu, visible, share = _visible(uuid, piece, seen)
     environment = {"CUDA_VISIBLE_DEVICES": visible}
     clients = clients_of(site.mps, *share) if site.mps else 0
     if not site.gpus_on_cores:
         return DeviceTarget(
-            _device_id(uuid, piece), "cuda", environment=environment, mps_clients=clients
+            _device_id(uuid, piece),
+            "cuda",
+            environment=environment,
+            mps_clients=clients,
+            product=label(gpu.product),
+            slice=piece.partition("@")[0],
+            sm_count=share[0] if piece != FULL else gpu.sm_count,
+            driver=seen.driver,
         )
     return DeviceTarget(
         _device_id(uuid, piece),
@@ -229,20 +238,20 @@ def device_target(uuid: str, piece: str, site: Site) -> DeviceTarget:
     )
 
 
-def _visible(uuid: str, piece: str, seen: Inventory) -> tuple[str, tuple[int, int]]:
-    """What CUDA calls a GPU or its slice, and the SMs that it has, of how many. Raises TranslationError."""
+def _visible(uuid: str, piece: str, seen: Inventory) -> tuple[Gpu, str, tuple[int, int]]:
+    """The GPU, what CUDA calls it or its slice, and the SMs that it has, of how many. Raises TranslationError."""
     gpu = next((each for each in seen.gpus if each.uuid == uuid), None)
     if gpu is None:
         raise TranslationError(f"{uuid}: this node has no such device")
     slices = {each.name: each for each in gpu.slices}
     if piece in slices:
-        return slices[piece].uuid, (slices[piece].sm_count, gpu.sm_count)
+        return gpu, slices[piece].uuid, (slices[piece].sm_count, gpu.sm_count)
     if piece != FULL:
         there = f"has {', '.join(slices)}" if slices else "has no slices"
         raise TranslationError(f"{piece} of {uuid}: not cut yet; it {there}")
     if gpu.mig_enabled:
         raise TranslationError(f"{uuid}: in MIG mode it runs nothing as a whole, only its slices")
-    return uuid, (1, 1)
+    return gpu, uuid, (1, 1)
 
 
 def device_piece(device_id: str) -> tuple[str, str]:
@@ -258,6 +267,20 @@ def cpu_piece(piece: str) -> tuple[int, int]:
     if kind != CPU or not count.isdigit():
         raise TranslationError(f"{piece} of {CPU}: expected cpu-N or cpu-N@first")
     return int(count), int(start or 0)
+
+
+def member_file(member: Member, model: LocalModel, *, allow_code: bool) -> MemberTarget:
+    """``member`` as what something is found out about, without instances that serve."""
+    return MemberTarget(
+        name=member.name,
+        path=model.path,
+        format=member.model.format.value,
+        digest=model.digest,
+        max_batch=member.batch.max,
+        cap=member.batch.max,
+        instances=(),
+        allow_code=allow_code,
+    )
 
 
 def tensors(declared: Sequence[Tensor]) -> tuple[TensorTarget, ...]:
@@ -364,7 +387,12 @@ def _member_target(
         max_batch=member.batch.max,
         cap=min(cap, member.batch.max),
         instances=tuple(
-            InstanceTarget(_device_id(uuid, instance.slice), instance.count, instance.batch)
+            InstanceTarget(
+                _device_id(uuid, instance.slice),
+                instance.count,
+                instance.batch,
+                variant=instance.variant,
+            )
             for uuid, instance in placed
         ),
         allow_code=allow_code,

@@ -14,6 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from tessera_runtime.artefacts import ArtefactStore
 from tessera_runtime.dataplane import (
     Done,
     InferCall,
@@ -63,6 +64,7 @@ class Dispatcher:
         self,
         arena: InputArena,
         pool: WorkerPool,
+        artefacts: ArtefactStore,
         *,
         timeouts: Timeouts,
         plain_names: bool,
@@ -94,6 +96,7 @@ class Dispatcher:
         """Models that a client has asked to unload."""
         self._channels = channels or Channels()
         self._deadlines = Deadlines()
+        self._artefacts = artefacts
         self._timeouts = timeouts
         self._plain_names = plain_names
         self._tasks: set[asyncio.Task[None]] = set()
@@ -209,14 +212,21 @@ class Dispatcher:
         self.fleets[service].scale(devices, service.name not in self.unloaded)
 
     def _start(
-        self, service: Service, index: int, device: DeviceTarget, company: str | None
+        self,
+        service: Service,
+        index: int,
+        device: DeviceTarget,
+        variant: str,
+        company: str | None,
     ) -> Instance:
         return Instance(
             service,
             index,
             device,
+            variant,
             company,
             self.workers,
+            self._artefacts,
             self._timeouts,
             learn,
             self._place_ready,

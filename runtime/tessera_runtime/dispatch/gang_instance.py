@@ -121,4 +121,6 @@ class GangInstance:
         )
         signatures = [member.signature for member in members]
         outputs = [signature.outputs for signature in signatures if signature is not None]
-        return Lane(gang, opened, outputs, self._timeouts.hang_s)
+        lane = Lane(gang, opened, outputs, self._timeouts.hang_s)
+        lane.watch(tuple(part.probation for part in self._parts))
+        return lane

@@ -10,8 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tessera_runtime.artefacts import ArtefactStore, key_of
 from tessera_runtime.dispatch.lane import Lane
 from tessera_runtime.dispatch.member import Member
+from tessera_runtime.dispatch.probation import Probation
 from tessera_runtime.dispatch.processes import Workers
 from tessera_runtime.dispatch.service import Service
 from tessera_runtime.dispatch.signatures import Signature
@@ -36,17 +38,20 @@ DRAIN_TIMEOUT_S = 60.0
 """Most that finishing accepted work may delay the end of an instance."""
 
 
-def load_message(member: MemberTarget, service: ServiceTarget, together: bool = False) -> m.Load:
+def load_message(
+    member: MemberTarget, service: ServiceTarget, together: bool = False, variant: str = ""
+) -> m.Load:
     """``together``: whether the other members' models come into the same process."""
     others = [each.path for each in service.members if each is not member]
     return m.Load(
-        model=f"{service.name}/{member.name}@{member.digest}",
+        model=f"{service.name}/{member.name}@{member.digest}{variant and f'+{variant}'}",
         path=member.path,
         format=member.format,
         allow_code=member.allow_code,
         inputs=tuple(m.Tensor(t.name, t.datatype, t.row_shape) for t in service.inputs),
         outputs=tuple(m.Tensor(t.name, t.datatype, t.row_shape) for t in service.outputs),
         beside=tuple(others) if together else (),
+        variant=variant,
     )
 
 
@@ -89,8 +94,10 @@ class Instance:
         service: Service,
         index: int,
         device: DeviceTarget,
+        variant: str,
         company: str | None,
         workers: Workers,
+        artefacts: ArtefactStore,
         timeouts: Timeouts,
         on_loaded: Callable[[Service, int, Signature], None],
         on_ready: Callable[[Service], None],
@@ -99,6 +106,8 @@ class Instance:
         self.index = index
         """Of the member."""
         self.device = device
+        self.variant = variant
+        """How the model is run; empty: untuned."""
         self.model = ""
         """Its key in the worker process."""
         self.gang: GangInstance | None = None
@@ -111,13 +120,21 @@ class Instance:
         self._service = service
         self._company = company
         self._workers = workers
+        self._artefacts = artefacts
         self._timeouts = timeouts
         self._on_loaded = on_loaded
         self._on_ready = on_ready
         self._stopping = False
+        self.probation = Probation(variant) if variant else None
+        """Of what runs a variant."""
         self._task = asyncio.create_task(
             self._keep_running(), name=f"instance {service.name}[{index}]"
         )
+
+    @property
+    def spot(self) -> tuple[DeviceTarget, str]:
+        """Its device and its variant: where either is another one, it is another instance."""
+        return self.device, self.variant
 
     @property
     def ready(self) -> bool:
@@ -127,6 +144,11 @@ class Instance:
     def worker(self) -> Worker | None:
         """The process that it serves from; None before it is warm."""
         return self.lane.worker if self.lane is not None else None
+
+    @property
+    def is_faulty(self) -> bool:
+        """Whether it runs a variant that is not to serve on."""
+        return self.probation is not None and bool(self.probation.problem)
 
     def suspect(self) -> None:
         """It may have ended its process: the next one it has to itself, and to its company."""
@@ -181,6 +203,8 @@ class Instance:
             except LoadFailed as error:
                 self.problem = str(error)
                 log.error("%s/%s: %s", self._service.name, self._member.name, error)
+                if self.probation is not None:
+                    self.probation.unfit(f"it could not be loaded: {error}")
             failures = 0 if time.monotonic() - started > HEALTHY_S else failures + 1
             await asyncio.sleep(
                 min(MOST_PAUSE_S, FIRST_PAUSE_S * 2 ** (failures - 1)) if failures else 0
@@ -190,7 +214,9 @@ class Instance:
         """From the fork to the end of the process, or to the cancellation of this task."""
         target = self._service.target
         wanted = target.members[self.index]
-        load = load_message(wanted, target, together=self._company is not None)
+        load = load_message(
+            wanted, target, together=self._company is not None, variant=self.variant
+        )
         self.model = load.model
         namespace = target.name.partition(".")[0]
         worker = await self._workers.acquire(
@@ -202,7 +228,8 @@ class Instance:
             try:
                 async with worker.turn(load.model), asyncio.timeout(self._timeouts.load_s):
                     suspect = busy = True
-                    loaded = await worker.load(load)
+                    with self._artefacts.found(self._key(wanted)) as artefact:
+                        loaded = await worker.load(load, artefact)
                     largest = min(wanted.max_batch, loaded.max_rows or wanted.max_batch)
                     opened = await worker.open_lane(
                         (loaded.model,), largest, warm_batches(largest), warm_shapes(target)
@@ -233,9 +260,17 @@ class Instance:
             if suspect and not worker.orphaned:
                 self._alone = True
 
+    def _key(self, wanted: MemberTarget) -> str:
+        """Of what was built for its variant. Raises LoadFailed."""
+        try:
+            return key_of(wanted, self._service.target.inputs, self.device, self.variant)
+        except ValueError as error:
+            raise LoadFailed(str(error)) from error
+
     def _attach(self, opened: OpenedLane, loaded: m.Loaded) -> Lane:
         self._on_loaded(self._service, self.index, loaded)
         lane = Lane(self._member, opened, (loaded.outputs,), self._timeouts.hang_s)
+        lane.watch((self.probation,))
         self.lane = lane
         self.problem = ""
         if not self._stopping:

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from tessera_runtime.datatypes import DATATYPES, decode_bytes
+from tessera_runtime.dispatch.probation import Probation
 from tessera_runtime.dispatch.request import Work
 from tessera_runtime.dispatch.workers import OpenedLane
 from tessera_runtime.memory import UntrustedMemory, map_readonly
@@ -51,6 +52,8 @@ class Lane:
         """When it was sent that, monotonic seconds."""
         self.leaving = False
         """Whether it ends soon, so that others have to serve what waits."""
+        self.probations: tuple[Probation | None, ...] = ()
+        """Of each of its models, where one of them is a variant; empty where none is."""
         self._member = member
         self.output_names = [[output.name for output in each] for each in outputs]
         """Of each model."""
@@ -70,6 +73,26 @@ class Lane:
         self._loop = asyncio.get_running_loop()
         self._sock.setblocking(False)
         self._loop.add_reader(self._sock.fileno(), self._on_packet)
+
+    def watch(self, probations: tuple[Probation | None, ...]) -> None:
+        """Tell these what becomes of batches: one for each model, None for one that is as it was loaded."""
+        if any(each is not None for each in probations):
+            self.probations = probations
+
+    def saw(self, outputs: Sequence[np.ndarray]) -> None:
+        """A batch came back."""
+        first = 0
+        for names, probation in zip(self.output_names, self.probations, strict=True):
+            last = first + len(names)
+            if probation is not None:
+                probation.answered(outputs[first:last])
+            first = last
+
+    def failed(self, model: int, why: str) -> None:
+        """A batch failed for a reason that lies with a model."""
+        probation = self.probations[model]
+        if probation is not None:
+            probation.failed(why)
 
     def send(
         self,

@@ -14,6 +14,7 @@ from pathlib import Path
 import uvloop
 
 from tessera_runtime import control, logs, server_options
+from tessera_runtime.artefacts import ArtefactRefused, ArtefactStore
 from tessera_runtime.dispatch import certificates
 from tessera_runtime.dispatch.arena import InputArena
 from tessera_runtime.dispatch.dispatcher import Dispatcher
@@ -21,6 +22,7 @@ from tessera_runtime.dispatch.instances import Timeouts
 from tessera_runtime.dispatch.metrics import start_metrics
 from tessera_runtime.dispatch.peers import Channels
 from tessera_runtime.dispatch.profiler import profile
+from tessera_runtime.dispatch.tuner import MOST_AT_ONCE, tune
 from tessera_runtime.dispatch.waiting import eventually
 from tessera_runtime.dispatch.wanted import runs_nothing
 from tessera_runtime.dispatch.worker_memory import watch
@@ -59,6 +61,14 @@ def parser() -> argparse.ArgumentParser:
     )
     server_options.add(arguments, "host", "metrics", "hang-timeout", "drain-timeout")
     server_options.add(arguments, "shutdown-delay", "log-level")
+    arguments.add_argument("--artefacts", type=Path, required=True, metavar="DIRECTORY")
+    arguments.add_argument(
+        "--artefacts-mib",
+        type=int,
+        default=4096,
+        metavar="MIB",
+        help="most that artefacts take together; the one that was used longest ago goes first",
+    )
     arguments.add_argument("--arena-mib", type=int, default=256)
     arguments.add_argument("--max-request-mib", type=int, default=64)
     arguments.add_argument("--load-timeout", type=float, default=300.0, metavar="SECONDS")
@@ -98,14 +108,15 @@ def main() -> None:
     logs.configure("dispatcher", arguments.log_level)
     try:
         uvloop.run(serve(arguments))
-    except (PortTaken, TlsInvalid) as error:
+    except (PortTaken, TlsInvalid, ArtefactRefused) as error:
         log.error("%s", error)
         sys.exit(os.EX_CONFIG)
 
 
 async def serve(arguments: argparse.Namespace) -> None:
-    """Serve until SIGTERM, then drain. Raises PortTaken, TlsInvalid."""
+    """Serve until SIGTERM, then drain. Raises PortTaken, TlsInvalid, ArtefactRefused."""
     largest = arguments.max_request_mib * MIB
+    store = ArtefactStore(arguments.artefacts, arguments.artefacts_mib * MIB)
     arena = InputArena(arguments.arena_mib * MIB, largest + PEER_OVERHEAD)
     pool = WorkerPool(arguments.zygote, arena)
     tls = certificates.read(arguments)
@@ -113,12 +124,14 @@ async def serve(arguments: argparse.Namespace) -> None:
     dispatcher = Dispatcher(
         arena,
         pool,
+        store,
         timeouts=Timeouts(load_s=arguments.load_timeout, hang_s=arguments.hang_timeout),
         plain_names=arguments.plain_names,
         hold_s=arguments.hold_timeout,
         channels=channels,
         mps_root=arguments.mps_root,
     )
+    tuning = asyncio.Semaphore(MOST_AT_ONCE)
 
     async def answer(request: control.Request) -> control.Answer:
         match request:
@@ -136,12 +149,22 @@ async def serve(arguments: argparse.Namespace) -> None:
                 try:
                     async with asyncio.timeout(PROFILE_TIMEOUT_S):
                         return control.Profiled(
-                            await profile(pool, dispatcher.workers.mps, arena, wanted)
+                            await profile(pool, dispatcher.workers.mps, arena, store, wanted)
                         )
                 except (LoadFailed, WorkerLost, ServeError) as error:
                     return control.Refused(str(error))
                 except TimeoutError:
                     return control.Refused(f"measuring took over {PROFILE_TIMEOUT_S:.0f} s")
+            case control.Tune(ordered):
+                if tuning.locked():
+                    return control.Refused(f"{MOST_AT_ONCE} variants are being tuned; ask later")
+                try:
+                    async with tuning:
+                        return control.Tuned(
+                            await tune(pool, dispatcher.workers.mps, arena, store, ordered)
+                        )
+                except (LoadFailed, WorkerLost, ServeError) as error:
+                    return control.Refused(str(error))
 
     http_socket = socket.socket(fileno=arguments.http_fd)
     grpc_socket = socket.socket(fileno=arguments.grpc_fd)

@@ -277,6 +277,9 @@ class Member:
     def lane_lost(self, lane: Lane) -> None:
         """The instance's process is gone: what it ran is decided anew, one by one."""
         self.detach(lane)
+        if not lane.worker.orphaned:
+            for model in range(len(lane.probations)):
+                lane.failed(model, "its process ended while it ran one")
         for work in lane.settle():
             work.request.release()
             work.kills += 1
@@ -294,6 +297,8 @@ class Member:
 
         ``outputs``: as the model announced them.
         """
+        if lane.probations:
+            lane.saw(outputs)
         self.answer(lane, self._over(lane), ran, outputs)
 
     def answer(
@@ -321,6 +326,8 @@ class Member:
             error = InvalidRequest(failed.reason)
         else:
             blamed.statistics.failed_batches += 1
+            if lane.probations:
+                lane.failed(failed.model, failed.reason)
             error = ModelFailed(f"member {blamed.name}: {failed.reason}")
         for work in batch:
             work.request.release()

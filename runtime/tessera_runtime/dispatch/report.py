@@ -57,12 +57,18 @@ def _instances(dispatcher: Dispatcher) -> tuple[InstanceReport, ...]:
     ready: Counter[tuple[str, str, str]] = Counter()
     memory_mib: Counter[tuple[str, str, str]] = Counter()
     caps: dict[tuple[str, str, str], int] = {}
+    runs: dict[tuple[str, str, str], set[str]] = {}
+    faulty: dict[tuple[str, str, str], dict[str, str]] = {}
     for service, (index, device, _), instance in dispatcher.running():
         member = service.members[index]
         place = (service.name, member.name, device)
         exist[place] += 1
         ready[place] += instance.ready and dispatcher.serving.get(service.name) is service
         memory_mib[place] += round(instance.memory_mib)
+        if instance.ready:
+            runs.setdefault(place, set()).add(instance.variant)
+        if instance.is_faulty and instance.probation is not None:
+            faulty.setdefault(place, {})[instance.variant] = instance.probation.problem
         caps.setdefault(place, member.caps.get(device, member.cap))
     wanted: Counter[tuple[str, str, str]] = Counter()
     for target in dispatcher.target.services:
@@ -72,7 +78,14 @@ def _instances(dispatcher: Dispatcher) -> tuple[InstanceReport, ...]:
                 caps[target.name, each.name, where.device] = where.cap or each.cap
     return tuple(
         InstanceReport(
-            *place, wanted[place], exist[place], ready[place], caps[place], memory_mib[place]
+            *place,
+            wanted[place],
+            exist[place],
+            ready[place],
+            caps[place],
+            memory_mib[place],
+            variants=tuple(sorted(runs.get(place, ()))),
+            faulty=faulty.get(place, {}),
         )
         for place in sorted(exist.keys() | wanted.keys())
     )

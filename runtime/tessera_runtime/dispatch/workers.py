@@ -118,6 +118,7 @@ class Worker:
         self._control = control
         self._inbox = m.Inbox()
         self._loads: dict[str, asyncio.Future[m.Loaded]] = {}
+        self._built: asyncio.Future[tuple[str, int]] | None = None
         self._lanes: dict[int, asyncio.Future[tuple[memoryview, tuple[float, ...]]]] = {}
         self._unloading: dict[str, asyncio.Future[None]] = {}
         self._next_lane = 0
@@ -140,8 +141,10 @@ class Worker:
             with nullcontext() if self.gauge is None else self.gauge.loading(model):
                 yield
 
-    async def load(self, request: m.Load) -> m.Loaded:
-        """Load a model, once however often it is asked for. Raises LoadFailed, WorkerLost."""
+    async def load(self, request: m.Load, artefact: int | None = None) -> m.Loaded:
+        """Load a model, once however often it is asked for. ``artefact``: descriptor of what was built for its variant, which
+        stays the caller's. Raises LoadFailed, WorkerLost.
+        """
         for unloading in list(self._unloading.values()):
             await asyncio.shield(unloading)  # its memory is not to be taken for that of this one
         if self.gauge is not None:
@@ -149,12 +152,21 @@ class Worker:
         if request.model not in self._loads:
             self._loads[request.model] = asyncio.get_running_loop().create_future()
             fds = _opened(request.path)
+            given = () if artefact is None else (artefact,)
             try:
-                self._send(request, fds)
+                self._send(msgspec.structs.replace(request, built=bool(given)), fds + given)
             finally:
                 for fd in fds:
                     os.close(fd)
         return await asyncio.shield(self._loads[request.model])
+
+    async def build(self, request: m.Load) -> tuple[str, int]:
+        """Build what the variant needs, in a worker that is for nothing else: library and version, and a descriptor of the
+        artefact, the caller's to close once the worker has ended. Raises LoadFailed, WorkerLost.
+        """
+        self._built = asyncio.get_running_loop().create_future()
+        self._send(m.Build(request))
+        return await self._built
 
     def unload(self, model: str) -> None:
         """Forget a model whose lanes are closed."""
@@ -237,8 +249,11 @@ class Worker:
         match message:
             case m.Loaded():
                 _settle(self._loads.get(message.model), message)
+            case m.Built(_, engine):
+                if self._built is not None and not self._built.done():
+                    self._built.set_result((engine, fds.pop()))
             case m.LoadFailed(model, reason):
-                future = self._loads.pop(model, None)
+                future: asyncio.Future[Any] | None = self._loads.pop(model, self._built)
                 if future is not None and not future.done():
                     future.set_exception(LoadFailed(reason))
             case m.Unloaded(model):
@@ -263,6 +278,7 @@ class Worker:
         gone = WorkerLost(f"worker {self.incarnation} (pid {self.pid}) ended{self._why}")
         waiting: list[asyncio.Future[Any]] = [
             *self._loads.values(),
+            *(() if self._built is None else (self._built,)),
             *self._unloading.values(),
             *self._lanes.values(),
         ]

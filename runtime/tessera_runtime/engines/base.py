@@ -61,6 +61,10 @@ class ModelFile:
     """Declared metadata; needed where the file carries none, checked against it otherwise."""
     outputs: tuple[TensorMeta, ...] = ()
     options: Mapping[str, str] | None = None
+    variant: str = ""
+    """As :mod:`tessera_core.tuning.variants` writes it; empty: untuned."""
+    artefact: str = ""
+    """Of a variant that compiles: what was built for it, on this node."""
 
 
 @dataclass(frozen=True, slots=True)

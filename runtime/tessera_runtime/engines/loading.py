@@ -6,9 +6,18 @@ gigabytes, and an image may hold only one of the libraries.
 
 from __future__ import annotations
 
-from tessera_runtime.engines.base import Engine, EngineDevice, LoadRefused, ModelFile
+from collections.abc import Mapping
 
-_EXTRAS = {"torch": "runtime", "torchvision": "runtime", "onnxruntime": "onnx"}
+from tessera_core.tuning.variants import PRECISIONS, Backend, Variant, parse
+from tessera_runtime.engines.base import Engine, EngineDevice, LoadRefused, ModelFile
+from tessera_runtime.engines.version import library_version
+
+_EXTRAS = {
+    "torch": "runtime",
+    "torchvision": "runtime",
+    "onnxruntime": "onnx",
+    "openvino": "openvino",
+}
 """By module: what of Tessera brings it."""
 
 _CODE_FORMATS = frozenset({"TorchScript", "Python"})
@@ -27,16 +36,21 @@ def load_engine(file: ModelFile, device: EngineDevice) -> Engine:
             f"format {file.format} is a program and code is not allowed here; export the model as "
             "TorchExport or ONNX, or place it in a pool with trust.allowCode"
         )
+    variant = _variant(file, device)
     try:
+        if variant is not None and variant.backend is Backend.OPENVINO:
+            from tessera_runtime.engines.openvino_engine import load_openvino
+
+            return load_openvino(file, device, variant)
         match file.format:
             case "TorchExport" | "TorchScript":
                 from tessera_runtime.engines.torch_engine import load_torch
 
-                return load_torch(file, device)
+                return load_torch(file, device, variant)
             case "ONNX":
                 from tessera_runtime.engines.onnx_engine import load_onnx
 
-                return load_onnx(file, device)
+                return load_onnx(file, device, variant)
             case "Python":
                 from tessera_runtime.engines.python_engine import load_python
 
@@ -50,7 +64,43 @@ def load_engine(file: ModelFile, device: EngineDevice) -> Engine:
         if extra is None:
             raise
         raise LoadRefused(
-            f"format {file.format} needs {error.name}, which is not installed: "
+            f"{file.variant or f'format {file.format}'} needs {error.name}, which is not installed: "
             f"pip install 'tessera[{extra}]'"
         ) from error
     raise LoadRefused(f"format {file.format!r}; allowed: TorchExport, TorchScript, ONNX, Python")
+
+
+_BACKENDS: Mapping[str, frozenset[Backend]] = {
+    "TorchExport": frozenset({Backend.TORCH, Backend.INDUCTOR, Backend.OPENVINO}),
+    "ONNX": frozenset({Backend.ONNX_RUNTIME, Backend.OPENVINO}),
+}
+
+
+def _variant(file: ModelFile, device: EngineDevice) -> Variant | None:
+    """What ``file.variant`` says, where the format and the device have it. Raises LoadRefused."""
+    if not file.variant:
+        return None
+    try:
+        variant = parse(file.variant)
+    except ValueError as error:
+        raise LoadRefused(str(error)) from error
+    if variant.backend not in _BACKENDS.get(file.format, ()):
+        raise LoadRefused(f"variant {variant}: format {file.format} is not run by it")
+    if variant.precision not in PRECISIONS[variant.backend].get(device.kind, ()):
+        raise LoadRefused(f"variant {variant}: not on devices of kind {device.kind}")
+    return variant
+
+
+def build_artefact(file: ModelFile, device: EngineDevice, path: str) -> str:
+    """Build what the variant of ``file`` needs to be loaded on ``device``, as the file ``path``. Returns library and version.
+    Raises LoadRefused.
+    """
+    variant = _variant(file, device)
+    if variant is None or not variant.compiles:
+        raise LoadRefused(f"variant {file.variant!r} needs nothing to be built")
+    from tessera_runtime.engines.torch_compiled import build
+    from tessera_runtime.engines.torch_engine import CUDA, set_threads
+
+    set_threads(device.threads)
+    build(file, CUDA if device.kind == "cuda" else "cpu", variant, path)
+    return library_version("torch")

@@ -2,7 +2,7 @@
 
 One session serves all lanes of a model: ``run`` is thread-safe, and a session owns weights, thread pool and
 memory arena. The pool has the device's threads and does not spin while it waits: other tenants of the
-machine need those cores more than this model needs the microseconds.
+machine need those cores more than this model needs the microseconds. Variants may have it otherwise.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from tessera_core.tuning.variants import Variant
 from tessera_runtime.datatypes import BYTES
 from tessera_runtime.engines.archive import check_fits, file_size
 from tessera_runtime.engines.base import (
@@ -49,15 +50,21 @@ _TYPES = {
     "tensor(string)": BYTES,
 }
 
+_LEVELS = {
+    "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
 
-def load_onnx(file: ModelFile, device: EngineDevice) -> OnnxEngine:
+
+def load_onnx(file: ModelFile, device: EngineDevice, variant: Variant | None = None) -> OnnxEngine:
     """Load an ONNX file. Raises LoadRefused, also for external data and operators that are not built in."""
     size = file_size(file.path)
     check_fits(size, device.memory_mib)
     check_onnx(file.path)
     try:
         session = onnxruntime.InferenceSession(
-            file.path, sess_options=_session_options(device), providers=_providers(device)
+            file.path, sess_options=_session_options(device, variant), providers=_providers(device)
         )
     except Exception as error:  # its exceptions have no common base
         raise LoadRefused(
@@ -77,13 +84,17 @@ def load_onnx(file: ModelFile, device: EngineDevice) -> OnnxEngine:
     return OnnxEngine(session, signature, size / 2**20)
 
 
-def _session_options(device: EngineDevice) -> Any:
+def _session_options(device: EngineDevice, variant: Variant | None) -> Any:
+    said = dict(variant.options) if variant is not None else {}
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = device.threads
+    options.intra_op_num_threads = 1 if said.get("threads") == "one" else device.threads
+    if "graph" in said:
+        options.graph_optimization_level = _LEVELS[said["graph"]]
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 3  # errors only; refusals are reported by exception
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    spins = "1" if said.get("spin") == "on" else "0"
+    options.add_session_config_entry("session.intra_op.allow_spinning", spins)
     return options
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from tessera_runtime.engines.base import LoadRefused
@@ -34,6 +35,8 @@ _CHILDREN: Mapping[str, Mapping[int, str]] = {
 }
 _TENSOR_EXTERNAL_DATA, _TENSOR_DATA_LOCATION = 13, 14
 _GRAPH = 7
+_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 5, 11, 12
+_TENSOR_NAME, _VALUE_NAME = 8, 1
 
 
 def check_onnx(path: str) -> None:
@@ -51,6 +54,46 @@ def check_onnx(path: str) -> None:
             ) from error
         finally:
             view.release()
+
+
+@dataclass(frozen=True, slots=True)
+class TensorNames:
+    """Of a graph, in its order."""
+
+    inputs: tuple[str, ...]
+    """Without those that the file gives values, which are weights."""
+    outputs: tuple[str, ...]
+
+
+def tensor_names(path: str) -> TensorNames:
+    """What the graph of a checked file calls its inputs and outputs: libraries may know them by other names."""
+    inputs: list[str] = []
+    outputs: list[str] = []
+    given: set[str] = set()
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        view = memoryview(data)
+        try:
+            for number, _, bounds in list(_fields(view, 0, len(view))):
+                if number != _GRAPH:
+                    continue
+                for field, _, (at, stop) in _fields(view, *bounds):
+                    if field == _INITIALIZER:
+                        given.add(_text(view, at, stop, _TENSOR_NAME))
+                    elif field in (_GRAPH_INPUT, _GRAPH_OUTPUT):
+                        names = inputs if field == _GRAPH_INPUT else outputs
+                        names.append(_text(view, at, stop, _VALUE_NAME))
+        finally:
+            view.release()
+    return TensorNames(tuple(name for name in inputs if name not in given), tuple(outputs))
+
+
+def _text(view: Any, start: int, end: int, wanted: int) -> str:
+    """The last field ``wanted`` of a message, as protobuf reads it; empty where there is none."""
+    found = ""
+    for number, wire, (at, stop) in _fields(view, start, end):
+        if number == wanted and wire == _BYTES:
+            found = bytes(view[at:stop]).decode()
+    return found
 
 
 def _scan(view: Any, start: int, end: int, kind: str, depth: int) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tessera_core.tuning.variants import Backend, Variant
 from tessera_runtime.engines.archive import check_fits, check_torchscript, file_size
 from tessera_runtime.engines.base import (
     EngineDevice,
@@ -32,9 +33,11 @@ from tessera_runtime.engines.staging import (
     example_rows,
     merge_declared,
 )
+from tessera_runtime.engines.torch_compiled import load_compiled
 from tessera_runtime.engines.torch_cuda import CudaLane, grant_memory, reserved_mib
 from tessera_runtime.engines.torch_export import load_export
 from tessera_runtime.engines.torch_model import TORCH_DTYPES, TorchModel, tensor_bytes
+from tessera_runtime.engines.torch_variants import load_torch_variant
 from tessera_runtime.engines.version import library_version
 
 CUDA = "cuda:0"
@@ -43,13 +46,15 @@ CUDA = "cuda:0"
 _threads_set = threading.Lock()
 
 
-def load_torch(file: ModelFile, device: EngineDevice) -> TorchEngine:
+def load_torch(
+    file: ModelFile, device: EngineDevice, variant: Variant | None = None
+) -> TorchEngine:
     """Load a TorchExport or TorchScript file. Raises LoadRefused."""
     check_fits(file_size(file.path), device.memory_mib)
     if device.kind == "cuda":
-        return _load_cuda(file, device)
-    _set_threads(device.threads)
-    model = _load_model(file, "cpu")
+        return _load_cuda(file, device, variant)
+    set_threads(device.threads)
+    model = _load_model(file, "cpu", variant)
     if device.memory_mib and model.weight_bytes > device.memory_mib * 2**20:
         raise LoadRefused(
             f"weights of {model.weight_bytes / 2**20:.0f} MiB exceed the {device.memory_mib} MiB allowed"
@@ -57,14 +62,14 @@ def load_torch(file: ModelFile, device: EngineDevice) -> TorchEngine:
     return TorchEngine(model, cuda=False, memory_mib=model.weight_bytes / 2**20)
 
 
-def _load_cuda(file: ModelFile, device: EngineDevice) -> TorchEngine:
+def _load_cuda(file: ModelFile, device: EngineDevice, variant: Variant | None) -> TorchEngine:
     if not torch.cuda.is_available():
         raise LoadRefused("no CUDA device is visible to this worker")
     granted = device.memory_mib
     grant_memory(granted)
     before = reserved_mib()
     try:
-        model = _load_model(file, CUDA)
+        model = _load_model(file, CUDA, variant)
     except torch.cuda.OutOfMemoryError as error:
         grant_memory(-granted)
         raise LoadRefused(
@@ -78,13 +83,19 @@ def _load_cuda(file: ModelFile, device: EngineDevice) -> TorchEngine:
     return TorchEngine(model, cuda=True, memory_mib=held, granted_mib=granted)
 
 
-def _load_model(file: ModelFile, device: str) -> TorchModel:
+def _load_model(file: ModelFile, device: str, variant: Variant | None) -> TorchModel:
+    if variant is not None:
+        if file.format != "TorchExport":
+            raise LoadRefused(f"variant {variant} is of TorchExport; the model is {file.format}")
+        if variant.backend is Backend.INDUCTOR:
+            return load_compiled(file, device, variant)
+        return load_torch_variant(file, device, variant)
     if file.format == "TorchExport":
         return load_export(file, device)
     return load_script(file, device)
 
 
-def _set_threads(threads: int) -> None:
+def set_threads(threads: int) -> None:
     """Size torch's pools; they belong to the process, and the one between operators can be set only once."""
     with _threads_set:
         if torch.get_num_threads() != threads:

@@ -30,8 +30,72 @@ from tessera_runtime.engines.torch_program import Flat, fastest
 EXPORT_HINT = "export with dynamic_shapes={input: {0: torch.export.Dim('batch')}} for every input"
 
 
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A program that is fit to be served, and what follows from it."""
+
+    program: Any
+    signature: Signature
+    batch: Batch
+    fixed: list[Any]
+    """All user inputs, with a hole for each tensor."""
+    positions: list[int]
+    """Of the signature's outputs among all outputs."""
+    input_dtypes: tuple[Any, ...]
+    weight_bytes: int
+
+    @property
+    def variable(self) -> bool:
+        """Whether sizes beside the batch may vary."""
+        return any(-1 in meta.row_shape for meta in self.signature.inputs)
+
+    @property
+    def plain(self) -> bool:
+        """Whether it takes and answers nothing but the tensors of the signature."""
+        return all(value is _HOLE for value in self.fixed) and self.positions == list(
+            range(len(self.program.graph_signature.output_specs))
+        )
+
+    def model(self, call: Callable[[Sequence[Any]], Sequence[Any]]) -> TorchModel:
+        """``call`` as it is served: it takes all that the program does and answers alike."""
+        return TorchModel(
+            call=call,
+            signature=self.signature,
+            input_dtypes=self.input_dtypes,
+            weight_bytes=self.weight_bytes,
+            min_rows=self.batch.least,
+            static=self.batch.symbol is None,
+        )
+
+    def flat(self, forward: Flat) -> Callable[[Sequence[Any]], Sequence[Any]]:
+        """``forward`` over flat lists: no nesting and unnesting of arguments, no hooks."""
+        fixed, positions = self.fixed, self.positions
+        plain = all(value is _HOLE for value in fixed)
+
+        def call(tensors: Sequence[Any]) -> Sequence[Any]:
+            results = forward(*(tensors if plain else _filled(fixed, tensors)))
+            return [results[position] for position in positions]
+
+        return call
+
+
 def load_export(file: ModelFile, device: str) -> TorchModel:
     """Load ``file`` on the torch device ``device``. Raises LoadRefused."""
+    exported = read_export(file)
+    program = exported.program
+    if device != "cpu":
+        program = move_to_device_pass(program, device)
+    # Beyond the batch, which is checked when a batch is staged, only variable sizes can be out of range.
+    if exported.variable:
+        call = _checked_call(program.module(), exported.fixed, exported.positions)
+    else:
+        made_up = examples_of(exported) if device == "cpu" else None
+        call = exported.flat(fastest(program, lifted(program), made_up))
+    return exported.model(call)
+
+
+def read_export(file: ModelFile) -> Exported:
+    """Read and check ``file``, on the processor. Raises LoadRefused."""
     program = _open(file.path)
     _check_targets(program)
     _check_stateless(program)
@@ -46,22 +110,7 @@ def load_export(file: ModelFile, device: str) -> TorchModel:
     weights = tensor_bytes(
         [v for v in (*program.state_dict.values(), *program.constants.values()) if _is_tensor(v)]
     )
-    if device != "cpu":
-        program = move_to_device_pass(program, device)
-    # Beyond the batch, which is checked when a batch is staged, only variable sizes can be out of range.
-    if any(-1 in meta.row_shape for meta in inputs):
-        call = _checked_call(program.module(), fixed, positions)
-    else:
-        made_up = _examples(program, fixed, batch) if device == "cpu" else None
-        call = _flat_call(fastest(program, _lifted(program), made_up), fixed, positions)
-    return TorchModel(
-        call=call,
-        signature=signature,
-        input_dtypes=dtypes,
-        weight_bytes=weights,
-        min_rows=batch.least,
-        static=batch.symbol is None,
-    )
+    return Exported(program, signature, batch, fixed, positions, dtypes, weights)
 
 
 def _open(path: str) -> Any:
@@ -149,7 +198,7 @@ def _stateful(target: str | None) -> LoadRefused:
 
 
 @dataclass(frozen=True, slots=True)
-class _Batch:
+class Batch:
     """The first dimension of every input: ``symbol`` within ``least`` to ``most``, or static ``most``."""
 
     symbol: Any
@@ -157,7 +206,7 @@ class _Batch:
     most: int | None
 
 
-def _batch_of(program: Any) -> _Batch:
+def _batch_of(program: Any) -> Batch:
     firsts = set()
     for node, _ in _user_tensors(program):
         shape = node.meta["val"].shape
@@ -173,14 +222,14 @@ def _batch_of(program: Any) -> _Batch:
     if isinstance(first, int):
         if first < 1:
             raise LoadRefused("the batch dimension is 0")
-        return _Batch(None, 1, first)
+        return Batch(None, 1, first)
     if not first.is_Symbol:
         raise LoadRefused(f"the batch dimension is {first}; it must be one free dimension")
     limits = program.range_constraints.get(first)
     least = 1 if limits is None else int(limits.lower)
     upper = math.inf if limits is None else float(limits.upper)
     # torch.export never traces sizes 0 and 1, and calls 2 the lower limit of a dimension without one.
-    return _Batch(first, 1 if least <= 2 else least, None if upper > 2**31 else int(upper))
+    return Batch(first, 1 if least <= 2 else least, None if upper > 2**31 else int(upper))
 
 
 def _user_tensors(program: Any) -> list[tuple[Any, int]]:
@@ -213,7 +262,7 @@ def _inputs(program: Any) -> tuple[tuple[TensorMeta, ...], list[Any], tuple[Any,
     return tuple(metas), fixed, tuple(dtypes)
 
 
-def _outputs(program: Any, batch: _Batch) -> tuple[tuple[TensorMeta, ...], list[int], bool]:
+def _outputs(program: Any, batch: Batch) -> tuple[tuple[TensorMeta, ...], list[int], bool]:
     """Metadata of the tensor outputs, their positions among all outputs, and whether they have names."""
     nodes = {node.name: node for node in program.graph.nodes}
     leaves = []
@@ -287,20 +336,7 @@ def _checked_call(
     return call
 
 
-def _flat_call(
-    forward: Flat, fixed: list[Any], positions: list[int]
-) -> Callable[[Sequence[Any]], Sequence[Any]]:
-    """The graph over flat lists: no nesting and unnesting of arguments, no hooks."""
-    plain = all(value is _HOLE for value in fixed)
-
-    def call(tensors: Sequence[Any]) -> Sequence[Any]:
-        results = forward(*(tensors if plain else _filled(fixed, tensors)))
-        return [results[position] for position in positions]
-
-    return call
-
-
-def _lifted(program: Any) -> dict[str, Any]:
+def lifted(program: Any) -> dict[str, Any]:
     """The program's own tensors by the placeholder that stands for each."""
     found = {}
     for spec in program.graph_signature.input_specs:
@@ -311,11 +347,12 @@ def _lifted(program: Any) -> dict[str, Any]:
     return found
 
 
-def _examples(program: Any, fixed: list[Any], batch: _Batch) -> Callable[[int], list[Any]] | None:
+def examples_of(exported: Exported) -> Callable[[int], list[Any]] | None:
     """User inputs of random numbers, unless some input is not one of any numbers: an index, a mask."""
-    values = [node.meta["val"] for node, _ in _user_tensors(program)]
+    values = [node.meta["val"] for node, _ in _user_tensors(exported.program)]
     if not all(value.is_floating_point() for value in values):
         return None
+    batch = exported.batch
 
     def examples(rows: int) -> list[Any]:
         rows = max(batch.least, min(rows, batch.most or rows))
@@ -323,7 +360,7 @@ def _examples(program: Any, fixed: list[Any], batch: _Batch) -> Callable[[int], 
             rows = batch.most or rows
         generator = torch.Generator().manual_seed(0)
         return _filled(
-            fixed,
+            exported.fixed,
             [
                 torch.randn((rows, *_row_shape(value)), generator=generator).to(value.dtype)
                 for value in values
@@ -331,6 +368,14 @@ def _examples(program: Any, fixed: list[Any], batch: _Batch) -> Callable[[int], 
         )
 
     return examples
+
+
+def inputs_from(
+    exported: Exported, module: Any, tensors: Sequence[Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of ``module``, which the program became, as its author calls it."""
+    args, kwargs = pytree.tree_unflatten(_filled(exported.fixed, tensors), module._in_spec)
+    return args, kwargs
 
 
 def _filled(fixed: list[Any], tensors: Sequence[Any]) -> list[Any]:

@@ -125,7 +125,7 @@ def fastest(
     turned = {
         name: tensor.contiguous(memory_format=torch.channels_last)
         for name, tensor in weights.items()
-        if name in _convolved(program.graph)
+        if name in convolved(program.graph)
     }
     if not turned:
         return plain
@@ -150,7 +150,7 @@ def fastest(
     return other if took[other] <= SLOWER * took[plain] else plain
 
 
-def _convolved(graph: Any) -> set[str]:
+def convolved(graph: Any) -> set[str]:
     """Placeholders that are weights of two-dimensional convolutions, and of nothing else."""
     found: set[str] = set()
     for node in graph.nodes:

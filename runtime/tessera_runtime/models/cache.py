@@ -6,6 +6,7 @@
     <root>/uri/<source key>.json         which digest a source had, and the identity it had then
     <root>/partial/<source key>.<version>     downloads under way or broken off
     <root>/locks/<name>                  one downloader per source and per digest
+    <root>/tuned/<key>                   what the server has compiled (tessera_runtime/artefacts.py), where it keeps it here
 
 A file appears under its digest by one rename after it was verified and synced, so what is there is whole.
 All locks are ``flock``: they end with the process that holds them. A downloader holds the source's lock
@@ -168,7 +169,7 @@ class ModelCache:
         return self._open_cached(folder.name, path.suffix)
 
     def total_bytes(self) -> int:
-        """Bytes of all models and partial downloads."""
+        """Bytes of all models, of partial downloads and of what was compiled."""
         return sum(entry.size for entry in self._entries())
 
     def evict(self, needed: int = 0) -> None:
@@ -301,7 +302,7 @@ class ModelCache:
 
     def _entries(self) -> Iterator[_Entry]:
         seen = set()
-        for pattern in ("sha256/*/model*", "partial/*"):
+        for pattern in ("sha256/*/model*", "partial/*", "tuned/*"):
             for path in self._root.glob(pattern):
                 try:
                     status = path.stat()

@@ -7,7 +7,7 @@ decoded into these types, never pickles. File descriptors travel beside the mess
 ::
 
     dispatcher ── Fork (+ control, input arena) ──▶ zygote      ── Forked (+ pidfd) | NotForked | Exited ──▶
-    dispatcher ── Load (+ file) | Unload | OpenLane (+ lane) ──▶ worker ── Loaded | LoadFailed | Unloaded | LaneOpen (+ outputs) ──▶
+    dispatcher ── Load (+ file, artefact) | Build | Unload | OpenLane (+ lane) ──▶ worker ── Loaded | Built (+ artefact) | LoadFailed | Unloaded | LaneOpen (+ outputs) ──▶
     dispatcher ── Run ──▶ lane                                   ── Ran | Failed | Region (+ outputs) ──▶
 """
 
@@ -89,6 +89,24 @@ class Load(Message, frozen=True):
     outputs: tuple[Tensor, ...]
     beside: tuple[str, ...] = ()
     """Files of models that come into the process too: the first load settles what it may read."""
+    variant: str = ""
+    """How it is run; empty: untuned."""
+    built: bool = False
+    """Whether the last descriptor is of what was built for the variant."""
+
+
+class Build(Message, frozen=True):
+    """Compile what the variant of ``load`` needs, in a worker that does nothing else. Answered by Built or LoadFailed."""
+
+    load: Load
+
+
+class Built(Message, frozen=True):
+    """Comes with the artefact's descriptor."""
+
+    model: str
+    engine: str
+    """Library and version."""
 
 
 class Loaded(Message, frozen=True):
@@ -213,8 +231,8 @@ class Region(Message, frozen=True):
 
 ToZygote = Fork
 FromZygote = Forked | NotForked | Exited
-ToWorker = Load | Unload | OpenLane
-FromWorker = Loaded | LoadFailed | LaneOpen | LaneFailed | Unloaded
+ToWorker = Load | Unload | OpenLane | Build
+FromWorker = Loaded | Built | LoadFailed | LaneOpen | LaneFailed | Unloaded
 ToLane = Run
 FromLane = Ran | Failed | Region
 

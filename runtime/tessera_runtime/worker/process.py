@@ -16,7 +16,8 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tessera_runtime.engines.base import (
@@ -27,7 +28,7 @@ from tessera_runtime.engines.base import (
     TensorMeta,
 )
 from tessera_runtime.engines.device import end_if_lost
-from tessera_runtime.engines.loading import load_engine
+from tessera_runtime.engines.loading import build_artefact, load_engine
 from tessera_runtime.memory import give_back_freed_memory, keep_freed_memory, map_readonly
 from tessera_runtime.worker import messages as m
 from tessera_runtime.worker.confine import Sandbox, confine
@@ -80,6 +81,8 @@ class _Worker:
                     self._load(load, fds)
                     for fd in fds:
                         os.close(fd)
+                case m.Build(load):
+                    self._build(load)
                 case m.Unload(model):
                     self._unload(model)
                 case m.OpenLane() as opening:
@@ -94,14 +97,15 @@ class _Worker:
         file's descriptor. Raises OSError where this process is not confined though it could be.
         """
         later = self._confined
-        if self._sandbox is not None and not later:
-            confine(self._sandbox, load.path, *load.beside)
-            self._confined = True
+        self._confine(load)
+        files = fds[: len(fds) - load.built]
         try:
-            if later and fds and not _readable(load.path):
-                engine = self._load_copy(load, fds[0])
-            else:
-                engine = load_engine(_model_file(load, load.path), self._device)
+            with ExitStack() as copies:
+                path = load.path
+                if later and files and not _readable(path):
+                    path = copies.enter_context(_copied(files[0], Path(path).suffix))
+                artefact = copies.enter_context(_copied(fds[-1], ".pt2")) if load.built else ""
+                engine = load_engine(_model_file(load, path, artefact), self._device)
         except LoadRefused as error:
             end_if_lost(error)
             reason = str(error)
@@ -115,17 +119,26 @@ class _Worker:
         give_back_freed_memory()
         self._tell(m.LoadFailed(load.model, reason[:2000]))
 
-    def _load_copy(self, load: m.Load, fd: int) -> Engine:
-        """From a copy in this process's own directory, for the time of the load: rights cannot be had later, and a
-        descriptor cannot be opened anew. Raises LoadRefused, OSError.
-        """
-        copy = tempfile.mktemp(suffix=Path(load.path).suffix)
+    def _confine(self, load: m.Load) -> None:
+        if self._sandbox is not None and not self._confined:
+            confine(self._sandbox, load.path, *load.beside)
+            self._confined = True
+
+    def _build(self, load: m.Load) -> None:
+        """In this process's own directory: all that a compiler writes goes with it. Raises OSError as :meth:`_load`."""
+        self._confine(load)
+        path = tempfile.mktemp(suffix=".pt2")
         try:
-            with open(fd, "rb", closefd=False) as file, open(copy, "xb") as target:
-                shutil.copyfileobj(file, target, COPY_BYTES)
-            return load_engine(_model_file(load, copy), self._device)
-        finally:
-            Path(copy).unlink(missing_ok=True)
+            engine = build_artefact(_model_file(load, load.path), self._device, path)
+            artefact = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except Exception as error:  # a compiler's errors are of many kinds
+            end_if_lost(error)
+            refused = isinstance(error, LoadRefused)
+            reason = f"{error}" if refused else f"{type(error).__name__}: {error}"
+            self._tell(m.LoadFailed(load.model, reason[:2000]))
+            return
+        self._tell(m.Built(load.model, engine), (artefact,))
+        os.close(artefact)
 
     def _loaded(self, model: str, engine: Engine) -> None:
         self._models[model] = engine
@@ -188,6 +201,21 @@ class _Worker:
         lane.serve()
 
 
+@contextmanager
+def _copied(fd: int, suffix: str) -> Iterator[str]:
+    """A copy in this process's own directory, for the time of a load: rights cannot be had later, and a descriptor cannot
+    be opened anew. Raises OSError.
+    """
+    copy = tempfile.mktemp(suffix=suffix)
+    try:
+        with open(fd, "rb", closefd=False) as file, open(copy, "xb") as target:
+            file.seek(0)  # it may have been read by another worker, which was given the same one
+            shutil.copyfileobj(file, target, COPY_BYTES)
+        yield copy
+    finally:
+        Path(copy).unlink(missing_ok=True)
+
+
 def _readable(path: str) -> bool:
     try:
         os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
@@ -196,11 +224,13 @@ def _readable(path: str) -> bool:
     return True
 
 
-def _model_file(load: m.Load, path: str) -> ModelFile:
+def _model_file(load: m.Load, path: str, artefact: str = "") -> ModelFile:
     return ModelFile(
         path=path,
         format=load.format,
         allow_code=load.allow_code,
         inputs=tuple(TensorMeta(t.name, t.datatype, t.row_shape) for t in load.inputs),
         outputs=tuple(TensorMeta(t.name, t.datatype, t.row_shape) for t in load.outputs),
+        variant=load.variant,
+        artefact=artefact,
     )
