@@ -68,7 +68,7 @@ def dispatched(
         while queue and free:
             server = free[-1]
             times = stations[of[server]].batch_ms
-            taken = queue.take(now, len(times), lambda rows, times=times: times[rows - 1])
+            taken = queue.take(now, len(times), lambda rows, times=times: times[int(rows) - 1])
             gate.took(now, queue.rows, len(times))
             if taken.batch:
                 end = now + times[taken.rows - 1]

@@ -9,6 +9,8 @@ One queue per member, one policy for the dispatcher, the simulator and whatever 
   save it: shrinking lets one late request halve the throughput of everybody behind it, and under overload
   every head is late (the collapse that Nexus, SOSP'19, and Clockwork, OSDI'20, avoid the same way).
 - Work never jumps over earlier work of its own shape, also when it would fit and the earlier one does not.
+- Where lengths vary, a batch holds as much work as ``cap`` rows of the mean length, and takes in work of the lengths next
+  to its own, padded to the longest, where all that wait together wait less (docs/decisions/0041).
 
 The queue is a plain data structure: time is an argument, the service time is a function of the batch size.
 """
@@ -16,13 +18,41 @@ The queue is a plain data structure: time is an argument, the service time is a 
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left
 from collections.abc import Callable, Hashable
 from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
-ServiceTime = Callable[[int], float]
-"""Seconds that a batch of so many rows is expected to take."""
+ServiceTime = Callable[[float], float]
+"""Seconds that a batch of so many rows, of the mean length where lengths vary, is expected to take."""
+
+
+class Padded(NamedTuple):
+    """The shape of work whose inputs were padded up to buckets, and may be padded further."""
+
+    size: float
+    """Elements of a row over those of the longest bucket: above 0, at most 1."""
+    row_shapes: tuple[tuple[int, ...], ...]
+    """Of each input."""
+
+    def holds(self, other: Padded) -> bool:
+        """Whether rows of ``other`` can be padded up to this."""
+        return len(self.row_shapes) == len(other.row_shapes) and all(
+            len(mine) == len(theirs) and all(m >= t for m, t in zip(mine, theirs, strict=True))
+            for mine, theirs in zip(self.row_shapes, other.row_shapes, strict=True)
+        )
+
+
+class Lengths(NamedTuple):
+    """What batches of :class:`Padded` shapes are formed by."""
+
+    mean: float
+    """Size of the rows that ``cap`` and the service time count in."""
+    most: int
+    """Rows of a batch, however short they are."""
+    mixing: int
+    """Instances that take from the queue; 0: only work of equal shape shares a batch."""
 
 
 class Entry(Generic[T]):
@@ -45,6 +75,10 @@ class Taken(NamedTuple, Generic[T]):
     batch: tuple[T, ...]
     """Work to run now, together. Empty when nothing is left to run."""
     rows: int
+    work: float
+    """The same in rows of the mean length."""
+    shape: Hashable
+    """What its inputs are padded to, where that is :class:`Padded`."""
     dropped: tuple[T, ...]
     """Heads that could not finish in time in the batch that was about to be formed."""
 
@@ -113,25 +147,36 @@ class EdfQueue(Generic[T]):
         self._tidy(entry.shape)
         return True
 
-    def take(self, now: float, cap: int, service_time: ServiceTime) -> Taken[T]:
+    def take(
+        self, now: float, cap: int, service_time: ServiceTime, lengths: Lengths | None = None
+    ) -> Taken[T]:
         """Take the next batch of at most ``cap`` rows, to be started at ``now``.
 
         Work of more than ``cap`` rows goes alone: ``cap`` is a setting that may change while work waits,
-        and a request is never split.
+        and a request is never split. Without ``lengths`` rows of all shapes count alike.
         """
         dropped: list[T] = []
         while self._groups:
             shape = self._most_urgent()
             group = self._groups[shape]
             head = group.heap[0][2]
-            target = max(head.rows, min(cap, group.rows))
-            if head.deadline >= now + service_time(target):
-                batch, rows = self._form(group, cap)
-                self._tidy(shape)
-                return Taken(batch, rows, tuple(dropped))
+            limit, size = cap, 1.0
+            if lengths is not None and isinstance(shape, Padded):
+                limit, size = _limit(cap, shape, lengths), shape.size / lengths.mean
+            target = max(head.rows, min(limit, group.rows))
+            if head.deadline >= now + service_time(target * size):
+                batch: list[T] = []
+                rows = self._move(shape, batch, limit)
+                if lengths is not None and lengths.mixing and isinstance(shape, Padded):
+                    left_s = head.deadline - now
+                    rows, shape = self._mix(
+                        batch, rows, shape, now, left_s, cap, service_time, lengths
+                    )
+                    size = shape.size / lengths.mean
+                return Taken(tuple(batch), rows, rows * size, shape, tuple(dropped))
             dropped.append(self._pop(group))
             self._tidy(shape)
-        return Taken((), 0, tuple(dropped))
+        return Taken((), 0, 0.0, None, tuple(dropped))
 
     def drain(self) -> tuple[T, ...]:
         """Empty the queue, most urgent first."""
@@ -144,14 +189,86 @@ class EdfQueue(Generic[T]):
         self.rows = 0
         return items
 
-    def _form(self, group: _Group[T], cap: int) -> tuple[tuple[T, ...], int]:
-        batch: list[T] = []
+    def _move(self, shape: Hashable, batch: list[T], limit: int) -> int:
+        """The most urgent work of ``shape`` into ``batch``: up to ``limit`` rows, or one piece where that is empty."""
+        group = self._groups[shape]
         rows = 0
-        while group.live and (not batch or rows + group.heap[0][2].rows <= cap):
+        while group.live and (not batch or rows + group.heap[0][2].rows <= limit):
             rows += group.heap[0][2].rows
             batch.append(self._pop(group))
             group.surface()
-        return tuple(batch), rows
+        self._tidy(shape)
+        return rows
+
+    def _mix(
+        self,
+        batch: list[T],
+        rows: int,
+        shape: Padded,
+        now: float,
+        left_s: float,
+        cap: int,
+        service_time: ServiceTime,
+        lengths: Lengths,
+    ) -> tuple[int, Padded]:
+        """``batch`` of ``rows`` of ``shape`` with what pays of the shapes on both sides, the nearest first, each side as far
+        as it does. ``left_s``: until its head has to be done.
+        """
+        if not self._groups:
+            return rows, shape
+        others = sorted([each for each in self._groups if isinstance(each, Padded)])
+        size, at = shape.size, bisect_left(others, shape)
+        sides = [others[:at], others[at:][::-1]]  # of each the last is the nearest
+        while sides[0] or sides[1]:
+            shorter, longer = sides
+            near = not longer or (shorter and size - shorter[-1].size <= longer[-1].size - size)
+            side = shorter if near else longer
+            other = side.pop()
+            head = self._groups[other].heap[0][2]
+            longest = other if other.holds(shape) else shape
+            room = _limit(cap, longest, lengths) - rows
+            taken = min(room, self._groups[other].rows)
+            took_s = service_time((rows + taken) * longest.size / lengths.mean)
+            if (
+                longest.holds(other)
+                and head.rows <= room
+                and took_s <= min(left_s, head.deadline - now)
+                and self._pays(rows, shape, taken, other, took_s, cap, service_time, lengths)
+            ):
+                rows += self._move(other, batch, room)
+                shape = longest
+            else:
+                side.clear()
+        return rows, shape
+
+    def _pays(
+        self,
+        rows: int,
+        shape: Padded,
+        taken: int,
+        other: Padded,
+        took_s: float,
+        cap: int,
+        service_time: ServiceTime,
+        lengths: Lengths,
+    ) -> bool:
+        """Whether all that wait together wait less if ``taken`` rows of ``other`` join ``rows`` of ``shape``.
+
+        What is in the batch waits for the longer rows or the more of them. What joins is done with it, and not in a batch of
+        its own after the next instance is free. All others wait for the difference in the time of the instances.
+        """
+        size, waiting = other.size / lengths.mean, self._groups[other].rows
+        full = _limit(cap, other, lengths)
+        alone_s = service_time(rows * shape.size / lengths.mean)
+        own_s = service_time(min(waiting, full) * size)
+        left = min(waiting - taken, full)
+        rest_s = service_time(left * size) if left else 0.0
+        longer_s = took_s - alone_s
+        return (
+            rows * longer_s
+            + taken * (took_s - alone_s / lengths.mixing - own_s)
+            + (self.rows - taken) * (longer_s - (own_s - rest_s)) / lengths.mixing
+        ) < 0
 
     def _most_urgent(self) -> Hashable:
         groups = self._groups
@@ -176,3 +293,8 @@ class EdfQueue(Generic[T]):
         group.surface()
         if not group.live:
             del self._groups[shape]
+
+
+def _limit(cap: int, shape: Padded, lengths: Lengths) -> int:
+    """Rows of ``shape`` that take as long as ``cap`` of the mean length: one at least."""
+    return max(1, min(lengths.most, int(cap * lengths.mean / shape.size + 1e-9)))
