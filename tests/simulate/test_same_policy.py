@@ -90,7 +90,7 @@ def done_ms(
     for end, _ in busy:
         began = (end - times[0]) / 1e3
         asked.lanes.attach(
-            SimpleNamespace(leaving=False, device="", batch=("one",), rows=1, began=began)
+            SimpleNamespace(leaving=False, device="", batch=("one",), rows=1, work=1.0, began=began)
         )
     for _ in range(waiting):
         asked.queue.push(None, 1.0, 1)

@@ -20,6 +20,7 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left
 from collections.abc import Callable, Hashable
+from math import inf
 from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -146,6 +147,10 @@ class EdfQueue(Generic[T]):
         self._remove(self._groups[entry.shape], entry)
         self._tidy(entry.shape)
         return True
+
+    def deadline(self) -> float:
+        """The earliest of what waits; ``inf`` while nothing does."""
+        return self._groups[self._most_urgent()].heap[0][0] if self._groups else inf
 
     def take(
         self, now: float, cap: int, service_time: ServiceTime, lengths: Lengths | None = None

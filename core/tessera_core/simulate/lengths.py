@@ -15,6 +15,7 @@ import numpy as np
 
 from tessera_core.batching.policy import EdfQueue, Lengths, Padded
 from tessera_core.batching.preba import Limit, WaitingQueue
+from tessera_core.batching.spacing import Spacing
 from tessera_core.simulate.station import Counts, Served, Vector
 
 BatchTime = Callable[[int, int], float]
@@ -52,7 +53,7 @@ class Waiting:
 
 
 class AtOnce:
-    """As the dispatcher does it: who is idle takes what waits."""
+    """As the dispatcher does it: who is idle takes what waits, in turns if they are ``spaced``."""
 
     def __init__(
         self,
@@ -60,19 +61,24 @@ class AtOnce:
         cap: int,
         lengths: Lengths,
         batch_ms: Callable[[float], float],
+        spaced: int = 1,
     ) -> None:
-        """``sizes``: of a row of each bucket; ``batch_ms``: of so many rows of the mean size."""
+        """``sizes``: of a row of each bucket; ``batch_ms``: of so many rows of the mean size; ``spaced``: instances whose
+        batches are kept apart.
+        """
         self._queue: EdfQueue[int] = EdfQueue(limit=1 << 62)
         self._shapes = [Padded(size, ((bucket,),)) for bucket, size in enumerate(sizes)]
         self._cap, self._lengths, self._batch_ms = cap, lengths, batch_ms
+        self._spacing, self._spaced = Spacing(), spaced
 
     def push(self, request: int, bucket: int, now: float) -> None:
         self._queue.push(request, now + FAR_MS, 1, self._shapes[bucket])
 
     def due(self) -> float:
-        return -inf if self._queue else inf
+        return self._spacing.due(self._queue.rows >= self._cap) if self._queue else inf
 
     def take(self, now: float) -> tuple[Sequence[int], int]:
+        self._spacing.started(now, self._batch_ms(0.0), self._spaced)
         taken = self._queue.take(now, self._cap, self._batch_ms, self._lengths)
         assert isinstance(taken.shape, Padded)
         return taken.batch, taken.shape.row_shapes[0][0]

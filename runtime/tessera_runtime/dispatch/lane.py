@@ -47,6 +47,8 @@ class Lane:
         """What it is running; empty while it is free."""
         self.rows = 0
         """Of what it ran last."""
+        self.work = 0.0
+        """The same in rows of the mean length."""
         self.began = 0.0
         """When it was sent that, monotonic seconds."""
         self.leaving = False
