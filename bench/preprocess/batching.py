@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from math import ceil
 from statistics import geometric_mean
 from typing import Any
 
@@ -104,7 +103,7 @@ class Case:
     def _at_once(self, mixing: int, spaced: int = 1) -> AtOnce:
         mean = float(self.shares @ np.array(self.sizes))
         lengths = Lengths(mean, max(self.knees), mixing)
-        cap = ceil(self.knee_work / mean - 1e-9)
+        cap = round(self.knee_work / mean)
         return AtOnce(self.sizes, cap, lengths, lambda rows: self.work_ms(rows * mean), spaced)
 
     def _waits(self, rate_per_s: float) -> tuple[Forming, bool]:

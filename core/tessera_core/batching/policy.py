@@ -301,5 +301,5 @@ class EdfQueue(Generic[T]):
 
 
 def _limit(cap: int, shape: Padded, lengths: Lengths) -> int:
-    """Rows of ``shape`` that take as long as ``cap`` of the mean length: one at least."""
-    return max(1, min(lengths.most, int(cap * lengths.mean / shape.size + 1e-9)))
+    """Rows of ``shape`` that take as long as ``cap`` of the mean length, to the nearest: one at least."""
+    return max(1, min(lengths.most, int(cap * lengths.mean / shape.size + 0.5)))
