@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from support.clients import Crowd, infer_grpc
-from support.model_files import ModelFile
+from support.clients import Crowd, infer_grpc, infer_http
+from support.model_files import ModelFile, rows
 from support.server import Server
 from support.targets import member, service
 from support.targets import server as target
@@ -140,3 +140,50 @@ def test_a_long_clip_is_answered_amid_a_stream_of_short_ones(
     found = [answer.result().as_numpy("sum").item() for answer in asked]
     assert found == [width * width for width in widths]
     assert server.member(MODEL).lost == 0
+
+
+# Several instances
+
+
+def apart_by(tau0_s: float, file: ModelFile) -> ServerTarget:
+    law = ServiceTime(alpha_ms=1.0, tau0_ms=1e3 * tau0_s)
+    only = member("a", file, service_time=law, instances=2, max_batch=3)
+    return target(service("m", only, slo_ms=1e7))
+
+
+def test_what_follows_a_batch_waits_for_its_turn_or_a_full_one(
+    server: Server, crowd: Crowd, tmp_path: Path
+) -> None:
+    file = ModelFile(tmp_path / "scaled.py", scale=2.0)
+    server.apply(apart_by(60.0, file))
+    infer_grpc(crowd.client, MODEL, rows(0))
+    asked = []
+    for number in (1, 2, 3):  # both instances are idle
+        asked.append(crowd.submit(infer_grpc, crowd.client, MODEL, rows(number)))
+        waiting = number % 3
+        server.wait_for(
+            lambda r, waiting=waiting: r.services[0].members[0].queued_rows == waiting,
+            f"{waiting} rows wait",
+        )
+    for number, answer in enumerate(asked, 1):
+        np.testing.assert_array_equal(answer.result().as_numpy("y"), file(rows(number)))
+    assert [batch.rows for batch in server.member(MODEL).recent] == [1, 3]
+
+
+def test_who_would_be_late_for_it_does_not_wait(
+    server: Server, crowd: Crowd, tmp_path: Path
+) -> None:
+    file = ModelFile(tmp_path / "scaled.py", scale=2.0)
+    server.apply(apart_by(60.0, file))
+    for number in (0, 1):
+        x = rows(number)
+        answer = crowd.submit(lambda x=x: infer_http(server.http(), MODEL, x, timeout=80_000_000))
+        np.testing.assert_array_equal(answer.result().as_numpy("y"), file(x))
+    assert [batch.rows for batch in server.member(MODEL).recent] == [1, 1]
+
+
+def test_a_turn_comes_by_itself(server: Server, crowd: Crowd, tmp_path: Path) -> None:
+    file = ModelFile(tmp_path / "scaled.py", scale=2.0)
+    server.apply(apart_by(0.2, file))
+    for number in range(4):
+        np.testing.assert_array_equal(crowd.ask(MODEL, rows(number)).result(), file(rows(number)))
