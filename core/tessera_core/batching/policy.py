@@ -3,7 +3,7 @@
 One queue per member, one policy for the dispatcher, the simulator and whatever the planner assumes:
 
 - A batch is formed when an instance is free, never before: work that waits can still be joined by later
-  work, and an idle instance never waits for company.
+  work, and an idle instance never waits for company, at most for its turn (:mod:`~tessera_core.batching.spacing`).
 - Earliest deadline first. Work of equal shape goes together; the shape whose head is most urgent goes first.
 - A head that cannot finish in the batch that is about to be formed is dropped, the batch is not shrunk to
   save it: shrinking lets one late request halve the throughput of everybody behind it, and under overload
@@ -54,6 +54,28 @@ class Lengths(NamedTuple):
     """Rows of a batch, however short they are."""
     mixing: int
     """Instances that take from the queue; 0: only work of equal shape shares a batch."""
+
+
+class _Terms(NamedTuple):
+    """Of one look at the queue, for work of different lengths."""
+
+    now: float
+    cap: int
+    service_time: ServiceTime
+    lengths: Lengths
+
+    def limit(self, shape: Padded) -> int:
+        """Rows of ``shape`` that take as long as ``cap`` of the mean length, to the nearest: one at least."""
+        rows = int(self.cap * self.lengths.mean / shape.size + 0.5)
+        return max(1, min(self.lengths.most, rows))
+
+    def work(self, rows: int, shape: Padded) -> float:
+        """So many rows of ``shape`` in rows of the mean length."""
+        return rows * shape.size / self.lengths.mean
+
+    def seconds(self, rows: int, shape: Padded) -> float:
+        """That they are expected to take; none take nothing."""
+        return self.service_time(self.work(rows, shape)) if rows else 0.0
 
 
 class Entry(Generic[T]):
@@ -160,25 +182,27 @@ class EdfQueue(Generic[T]):
         Work of more than ``cap`` rows goes alone: ``cap`` is a setting that may change while work waits,
         and a request is never split. Without ``lengths`` rows of all shapes count alike.
         """
+        batch: list[T] = []
         dropped: list[T] = []
         while self._groups:
             shape = self._most_urgent()
             group = self._groups[shape]
             head = group.heap[0][2]
-            limit, size = cap, 1.0
-            if lengths is not None and isinstance(shape, Padded):
-                limit, size = _limit(cap, shape, lengths), shape.size / lengths.mean
-            target = max(head.rows, min(limit, group.rows))
-            if head.deadline >= now + service_time(target * size):
-                batch: list[T] = []
-                rows = self._move(shape, batch, limit)
-                if lengths is not None and lengths.mixing and isinstance(shape, Padded):
-                    left_s = head.deadline - now
-                    rows, shape = self._mix(
-                        batch, rows, shape, now, left_s, cap, service_time, lengths
-                    )
-                    size = shape.size / lengths.mean
-                return Taken(tuple(batch), rows, rows * size, shape, tuple(dropped))
+            terms = None if lengths is None else _Terms(now, cap, service_time, lengths)
+            if terms is None or not isinstance(shape, Padded):
+                target = max(head.rows, min(cap, group.rows))
+                if head.deadline >= now + service_time(target):
+                    rows = self._move(shape, batch, cap)
+                    return Taken(tuple(batch), rows, rows, shape, tuple(dropped))
+            else:
+                limit = terms.limit(shape)
+                target = max(head.rows, min(limit, group.rows))
+                if head.deadline >= now + terms.seconds(target, shape):
+                    rows = self._move(shape, batch, limit)
+                    if terms.lengths.mixing and self._groups:
+                        rows, shape = self._mix(batch, rows, shape, head.deadline, terms)
+                    work = terms.work(rows, shape)
+                    return Taken(tuple(batch), rows, work, shape, tuple(dropped))
             dropped.append(self._pop(group))
             self._tidy(shape)
         return Taken((), 0, 0.0, None, tuple(dropped))
@@ -206,39 +230,29 @@ class EdfQueue(Generic[T]):
         return rows
 
     def _mix(
-        self,
-        batch: list[T],
-        rows: int,
-        shape: Padded,
-        now: float,
-        left_s: float,
-        cap: int,
-        service_time: ServiceTime,
-        lengths: Lengths,
+        self, batch: list[T], rows: int, shape: Padded, deadline: float, terms: _Terms
     ) -> tuple[int, Padded]:
-        """``batch`` of ``rows`` of ``shape`` with what pays of the shapes on both sides, the nearest first, each side as far
-        as it does. ``left_s``: until its head has to be done.
+        """Into ``batch``, of ``rows`` of ``shape``, what pays of the shapes on both sides: the nearest first, each side as far
+        as it does. ``deadline``: of its head. The rows and the shape then.
         """
-        if not self._groups:
-            return rows, shape
         others = sorted([each for each in self._groups if isinstance(each, Padded)])
         size, at = shape.size, bisect_left(others, shape)
-        sides = [others[:at], others[at:][::-1]]  # of each the last is the nearest
-        while sides[0] or sides[1]:
-            shorter, longer = sides
+        shorter, longer = others[:at], others[at:][::-1]  # of each the last is the nearest
+        while shorter or longer:
             near = not longer or (shorter and size - shorter[-1].size <= longer[-1].size - size)
             side = shorter if near else longer
             other = side.pop()
-            head = self._groups[other].heap[0][2]
+            group = self._groups[other]
+            head = group.heap[0][2]
             longest = other if other.holds(shape) else shape
-            room = _limit(cap, longest, lengths) - rows
-            taken = min(room, self._groups[other].rows)
-            took_s = service_time((rows + taken) * longest.size / lengths.mean)
+            room = terms.limit(longest) - rows
+            joining = min(room, group.rows)
+            took_s = terms.seconds(rows + joining, longest)
             if (
                 longest.holds(other)
                 and head.rows <= room
-                and took_s <= min(left_s, head.deadline - now)
-                and self._pays(rows, shape, taken, other, took_s, cap, service_time, lengths)
+                and terms.now + took_s <= min(deadline, head.deadline)
+                and self._pays(rows, shape, joining, other, took_s, terms)
             ):
                 rows += self._move(other, batch, room)
                 shape = longest
@@ -247,33 +261,28 @@ class EdfQueue(Generic[T]):
         return rows, shape
 
     def _pays(
-        self,
-        rows: int,
-        shape: Padded,
-        taken: int,
-        other: Padded,
-        took_s: float,
-        cap: int,
-        service_time: ServiceTime,
-        lengths: Lengths,
+        self, rows: int, shape: Padded, joining: int, other: Padded, took_s: float, terms: _Terms
     ) -> bool:
-        """Whether all that wait together wait less if ``taken`` rows of ``other`` join ``rows`` of ``shape``.
+        """Whether all that wait together wait less if ``joining`` rows of ``other`` share a batch with ``rows`` of ``shape``.
 
-        What is in the batch waits for the longer rows or the more of them. What joins is done with it, and not in a batch of
-        its own after the next instance is free. All others wait for the difference in the time of the instances.
+        What is in the batch waits for the longer rows, or the more of them. What joins is done with it, and not in a batch of
+        its own after the next instance is free. All others wait for the difference in what the instances have to do.
         """
-        size, waiting = other.size / lengths.mean, self._groups[other].rows
-        full = _limit(cap, other, lengths)
-        alone_s = service_time(rows * shape.size / lengths.mean)
-        own_s = service_time(min(waiting, full) * size)
-        left = min(waiting - taken, full)
-        rest_s = service_time(left * size) if left else 0.0
+        waiting, full, instances = (
+            self._groups[other].rows,
+            terms.limit(other),
+            terms.lengths.mixing,
+        )
+        alone_s = terms.seconds(rows, shape)
+        own_s = terms.seconds(min(waiting, full), other)
+        rest_s = terms.seconds(min(waiting - joining, full), other)
         longer_s = took_s - alone_s
-        return (
+        change_s = (
             rows * longer_s
-            + taken * (took_s - alone_s / lengths.mixing - own_s)
-            + (self.rows - taken) * (longer_s - (own_s - rest_s)) / lengths.mixing
-        ) < 0
+            + joining * (took_s - alone_s / instances - own_s)
+            + (self.rows - joining) * (longer_s - (own_s - rest_s)) / instances
+        )
+        return change_s < 0
 
     def _most_urgent(self) -> Hashable:
         groups = self._groups
@@ -298,8 +307,3 @@ class EdfQueue(Generic[T]):
         group.surface()
         if not group.live:
             del self._groups[shape]
-
-
-def _limit(cap: int, shape: Padded, lengths: Lengths) -> int:
-    """Rows of ``shape`` that take as long as ``cap`` of the mean length, to the nearest: one at least."""
-    return max(1, min(lengths.most, int(cap * lengths.mean / shape.size + 0.5)))

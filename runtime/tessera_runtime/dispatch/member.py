@@ -20,7 +20,7 @@ from tessera_core.batching.arrivals import Arrivals
 from tessera_core.batching.policy import EdfQueue, Lengths, Padded
 from tessera_core.batching.spacing import Spacing
 from tessera_core.perf.histogram import Histogram
-from tessera_runtime.dispatch.lane import Lane
+from tessera_runtime.dispatch.lane import Lane, descriptors_of
 from tessera_runtime.dispatch.lanes import Lanes
 from tessera_runtime.dispatch.pace import Pace
 from tessera_runtime.dispatch.request import InputNames, Work
@@ -244,13 +244,7 @@ class Member:
                     work.request.retain()
                     observe(now - work.queued)
                 names = taken.batch[0].request.names or self.input_names
-                shape = taken.shape
-                row_shapes = (
-                    shape.row_shapes
-                    if isinstance(shape, Padded)
-                    else taken.batch[0].request.row_shapes
-                )
-                descriptors = _descriptors(taken.batch, names, row_shapes)
+                descriptors = descriptors_of(taken.batch, names, taken.shape)
                 self.count_gathered(sum([sum(each.nbytes) for each in descriptors]))
                 lane.rows, lane.work = taken.rows, taken.work
                 lane.send(taken.batch, descriptors, now, self.expected_s(taken.work))
@@ -409,24 +403,3 @@ class Member:
 
 def rows_of(batch: Sequence[Work]) -> int:
     return sum([work.request.rows for work in batch])
-
-
-def _descriptors(
-    batch: Sequence[Work], names: InputNames, row_shapes: tuple[tuple[int, ...], ...]
-) -> tuple[m.Input, ...]:
-    """Where the inputs of ``batch`` lie, which are padded to ``row_shapes``."""
-    inputs: list[m.Input] = []
-    for position, name in names:
-        row_shape = row_shapes[position]
-        tensors = [work.request.inputs[position] for work in batch]
-        exact = [tensor.shape[1:] for tensor in tensors]
-        inputs.append(
-            m.Input(
-                name,
-                row_shape,
-                tuple([tensor.slot.offset + tensor.start for tensor in tensors]),
-                tuple([tensor.nbytes for tensor in tensors]),
-                () if all(shape == row_shape for shape in exact) else tuple(exact),
-            )
-        )
-    return tuple(inputs)
