@@ -25,6 +25,8 @@ class TensorTarget(msgspec.Struct, frozen=True):
     buckets: tuple[tuple[int, ...], ...] = ()
     """Row shapes that variable inputs are padded up to, the first that holds them; empty: only equal
     shapes batch."""
+    mixed: bool = True
+    """Whether rows of several buckets may share a batch, padded to the largest."""
 
 
 class DeviceTarget(msgspec.Struct, frozen=True):
@@ -67,7 +69,7 @@ class ServiceTime(msgspec.Struct, frozen=True):
     alpha_ms: float
     tau0_ms: float
 
-    def seconds(self, rows: int) -> float:
+    def seconds(self, rows: float) -> float:
         return (self.tau0_ms + self.alpha_ms * rows) / 1e3
 
 

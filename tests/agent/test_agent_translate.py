@@ -74,7 +74,7 @@ SERVICE = ModelService.from_dict(
                     "name": "x",
                     "datatype": "FP32",
                     "shape": [-1],
-                    "padding": {"buckets": [64, 128]},
+                    "padding": {"buckets": [64, 128], "mixed": False},
                 }
             ],
         },
@@ -229,6 +229,7 @@ def test_everything_the_user_said_reaches_the_server() -> None:
         "Partial",
     )
     assert service.inputs[0].buckets == ((64,), (128,))
+    assert not service.inputs[0].mixed
     cnn, mlp = service.members
     assert (cnn.max_batch, cnn.cap, cnn.weight, cnn.required) == (16, 8, 2.0, True)
     assert cnn.instances == (InstanceTarget("cpu/cpu-1@1", 1, 8),)

@@ -103,6 +103,7 @@ def test_a_bare_bucket_length_stands_for_a_shape() -> None:
     assert tensor.datatype is Datatype.INT64
     assert tensor.padding is not None
     assert tensor.padding.buckets == ((8,), (16,))
+    assert tensor.padding.mixed
 
 
 def test_all_errors_of_a_document_come_at_once_each_with_path_found_and_allowed() -> None:

@@ -7,8 +7,9 @@ from dataclasses import replace as changed
 import pytest
 from msgspec.structs import replace
 
+from tessera_core.batching.policy import Padded
 from tessera_runtime.dataplane import InferCall, InputTensor, ModelMetadata, TensorSpec
-from tessera_runtime.dispatch.validation import check
+from tessera_runtime.dispatch.validation import check, key_of
 from tessera_runtime.errors import InvalidRequest, NotFound
 
 METADATA = ModelMetadata(
@@ -68,6 +69,23 @@ def test_the_first_bucket_that_holds_a_row_is_taken():
     for width, bucket in ((0, 2), (2, 2), (3, 4), (8, 8)):
         ids = tensor("ids", "INT64", (2, width), 16 * width)
         assert check(call(X, ids, TEXT), METADATA, buckets).row_shapes[1] == (bucket,)
+
+
+def test_padded_rows_are_known_by_their_share_of_the_longest() -> None:
+    declared = ((3,), (-1,), (-1, 2))
+    buckets = ((), ((4,), (8,)), ((2, 2), (6, 2)))
+    longest = key_of(((3,), (8,), (6, 2)), declared, buckets)
+    shorter = key_of(((3,), (4,), (2, 2)), declared, buckets)
+    assert longest == Padded(1.0, ((3,), (8,), (6, 2)))
+    assert shorter == Padded(0.4, ((3,), (4,), (2, 2)))
+    assert longest.holds(shorter)
+    assert not shorter.holds(longest)
+
+
+def test_rows_that_are_not_padded_share_batches_with_their_equals_only() -> None:
+    declared = ((-1,), (-1,))
+    assert key_of(((4,), (3,)), declared, (((4,),), ())) == ((4,), (3,))
+    assert key_of(((4,),), ((4,),), ((),)) is None
 
 
 @pytest.mark.parametrize(

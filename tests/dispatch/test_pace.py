@@ -31,6 +31,15 @@ def test_a_batch_without_a_profile_says_nothing():
     assert pace.ratio == 1.0
 
 
+@given(st.floats(0.01, 1.0))
+def test_the_mean_size_follows_what_is_sent(size: float) -> None:
+    pace = Pace()
+    assert pace.size == 1.0
+    for _ in range(200):
+        pace.sent(size)
+    assert pace.size == pytest.approx(size, rel=1e-2)
+
+
 @given(st.floats(1.0, MOST))
 def test_what_runs_nothing_is_doubted_until_it_is_the_profile_again(multiple: float):
     pace = Pace()

@@ -10,7 +10,7 @@ from support.targets import member, service
 from tessera_core.api.modelservice import Combine, OnTimeout
 from tessera_core.ensemble.metadata import CombineError
 from tessera_runtime.dataplane import TensorSpec
-from tessera_runtime.dispatch.signatures import Incompatible, largest_batch, publish
+from tessera_runtime.dispatch.signatures import Incompatible, largest_batch, may_mix, publish
 from tessera_runtime.target import TensorTarget
 from tessera_runtime.worker import messages as m
 
@@ -92,6 +92,18 @@ def test_the_smallest_batch_of_all_members_bounds_a_request_and_each_its_own_bat
     assert publish(target, signatures).metadata.max_rows == 4
     largest = [largest_batch(*each) for each in zip(target.members, signatures, strict=True)]
     assert largest == [16, 4, 16]
+
+
+@pytest.mark.parametrize(
+    ("output", "mixed", "may"), [((3,), True, True), ((3,), False, False), ((-1, 3), True, False)]
+)
+def test_lengths_mix_where_nobody_forbids_it_and_no_answer_shows_it(
+    output: tuple[int, ...], mixed: bool, may: bool
+) -> None:
+    ids = TensorTarget("ids", "INT64", (-1,), ((4,), (8,)), mixed)
+    target = service("m", *members(1), inputs=(ids, TensorTarget("x", "FP32", (4,))))
+    answers = (m.Tensor("y", "FP32", output),)
+    assert may_mix(target, loaded(X, outputs=answers)) is may
 
 
 def test_declared_buckets_go_with_their_input():

@@ -68,7 +68,7 @@ def dispatched(
         while queue and free:
             server = free[-1]
             times = stations[of[server]].batch_ms
-            taken = queue.take(now, len(times), lambda rows, times=times: times[rows - 1])
+            taken = queue.take(now, len(times), lambda rows, times=times: times[int(rows) - 1])
             gate.took(now, queue.rows, len(times))
             if taken.batch:
                 end = now + times[taken.rows - 1]
@@ -90,7 +90,7 @@ def done_ms(
     for end, _ in busy:
         began = (end - times[0]) / 1e3
         asked.lanes.attach(
-            SimpleNamespace(leaving=False, device="", batch=("one",), rows=1, began=began)
+            SimpleNamespace(leaving=False, device="", batch=("one",), rows=1, work=1.0, began=began)
         )
     for _ in range(waiting):
         asked.queue.push(None, 1.0, 1)

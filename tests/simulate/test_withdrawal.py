@@ -129,7 +129,7 @@ def dispatched(
         for index, (queue, member) in enumerate(zip(queues, members, strict=True)):
             times = member.batch_ms
             while queue and free[index]:
-                taken = queue.take(now, len(times), lambda rows, times=times: times[rows - 1])
+                taken = queue.take(now, len(times), lambda rows, times=times: times[int(rows) - 1])
                 for request in taken.batch:
                     ends[index][request] = now + times[taken.rows - 1]
                 if taken.batch:

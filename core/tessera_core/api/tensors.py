@@ -92,6 +92,9 @@ class Padding:
 
     buckets: Annotated[tuple[Shape, ...], BUCKETS]
     """Whole row shapes, fixed dimensions included. In a document a bare ``128`` stands for ``[128]``."""
+    mixed: bool = True
+    """Whether a batch may hold rows of several buckets, padded to the largest of them, where that serves sooner. False where
+    answers change with padding, so that they would depend on what came along; answers whose shape does are never mixed."""
 
 
 def _buckets_fit_the_shape(tensor: InputTensor) -> Iterator[FieldError]:

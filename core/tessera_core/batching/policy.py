@@ -3,12 +3,14 @@
 One queue per member, one policy for the dispatcher, the simulator and whatever the planner assumes:
 
 - A batch is formed when an instance is free, never before: work that waits can still be joined by later
-  work, and an idle instance never waits for company.
+  work, and an idle instance never waits for company, at most for its turn (:mod:`~tessera_core.batching.spacing`).
 - Earliest deadline first. Work of equal shape goes together; the shape whose head is most urgent goes first.
 - A head that cannot finish in the batch that is about to be formed is dropped, the batch is not shrunk to
   save it: shrinking lets one late request halve the throughput of everybody behind it, and under overload
   every head is late (the collapse that Nexus, SOSP'19, and Clockwork, OSDI'20, avoid the same way).
 - Work never jumps over earlier work of its own shape, also when it would fit and the earlier one does not.
+- Where lengths vary, a batch holds as much work as ``cap`` rows of the mean length, and takes in work of the lengths next
+  to its own, padded to the longest, where all that wait together wait less (docs/decisions/0041).
 
 The queue is a plain data structure: time is an argument, the service time is a function of the batch size.
 """
@@ -16,13 +18,64 @@ The queue is a plain data structure: time is an argument, the service time is a 
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left
 from collections.abc import Callable, Hashable
+from math import inf
 from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
-ServiceTime = Callable[[int], float]
-"""Seconds that a batch of so many rows is expected to take."""
+ServiceTime = Callable[[float], float]
+"""Seconds that a batch of so many rows, of the mean length where lengths vary, is expected to take."""
+
+
+class Padded(NamedTuple):
+    """The shape of work whose inputs were padded up to buckets, and may be padded further."""
+
+    size: float
+    """Elements of a row over those of the longest bucket: above 0, at most 1."""
+    row_shapes: tuple[tuple[int, ...], ...]
+    """Of each input."""
+
+    def holds(self, other: Padded) -> bool:
+        """Whether rows of ``other`` can be padded up to this."""
+        return len(self.row_shapes) == len(other.row_shapes) and all(
+            len(mine) == len(theirs) and all(m >= t for m, t in zip(mine, theirs, strict=True))
+            for mine, theirs in zip(self.row_shapes, other.row_shapes, strict=True)
+        )
+
+
+class Lengths(NamedTuple):
+    """What batches of :class:`Padded` shapes are formed by."""
+
+    mean: float
+    """Size of the rows that ``cap`` and the service time count in."""
+    most: int
+    """Rows of a batch, however short they are."""
+    mixing: int
+    """Instances that take from the queue; 0: only work of equal shape shares a batch."""
+
+
+class _Terms(NamedTuple):
+    """Of one look at the queue, for work of different lengths."""
+
+    now: float
+    cap: int
+    service_time: ServiceTime
+    lengths: Lengths
+
+    def limit(self, shape: Padded) -> int:
+        """Rows of ``shape`` that take as long as ``cap`` of the mean length, to the nearest: one at least."""
+        rows = int(self.cap * self.lengths.mean / shape.size + 0.5)
+        return max(1, min(self.lengths.most, rows))
+
+    def work(self, rows: int, shape: Padded) -> float:
+        """So many rows of ``shape`` in rows of the mean length."""
+        return rows * shape.size / self.lengths.mean
+
+    def seconds(self, rows: int, shape: Padded) -> float:
+        """That they are expected to take; none take nothing."""
+        return self.service_time(self.work(rows, shape)) if rows else 0.0
 
 
 class Entry(Generic[T]):
@@ -45,6 +98,10 @@ class Taken(NamedTuple, Generic[T]):
     batch: tuple[T, ...]
     """Work to run now, together. Empty when nothing is left to run."""
     rows: int
+    work: float
+    """The same in rows of the mean length."""
+    shape: Hashable
+    """What its inputs are padded to, where that is :class:`Padded`."""
     dropped: tuple[T, ...]
     """Heads that could not finish in time in the batch that was about to be formed."""
 
@@ -113,25 +170,42 @@ class EdfQueue(Generic[T]):
         self._tidy(entry.shape)
         return True
 
-    def take(self, now: float, cap: int, service_time: ServiceTime) -> Taken[T]:
+    def deadline(self) -> float:
+        """The earliest of what waits; ``inf`` while nothing does."""
+        return self._groups[self._most_urgent()].heap[0][0] if self._groups else inf
+
+    def take(
+        self, now: float, cap: int, service_time: ServiceTime, lengths: Lengths | None = None
+    ) -> Taken[T]:
         """Take the next batch of at most ``cap`` rows, to be started at ``now``.
 
         Work of more than ``cap`` rows goes alone: ``cap`` is a setting that may change while work waits,
-        and a request is never split.
+        and a request is never split. Without ``lengths`` rows of all shapes count alike.
         """
+        batch: list[T] = []
         dropped: list[T] = []
         while self._groups:
             shape = self._most_urgent()
             group = self._groups[shape]
             head = group.heap[0][2]
-            target = max(head.rows, min(cap, group.rows))
-            if head.deadline >= now + service_time(target):
-                batch, rows = self._form(group, cap)
-                self._tidy(shape)
-                return Taken(batch, rows, tuple(dropped))
+            terms = None if lengths is None else _Terms(now, cap, service_time, lengths)
+            if terms is None or not isinstance(shape, Padded):
+                target = max(head.rows, min(cap, group.rows))
+                if head.deadline >= now + service_time(target):
+                    rows = self._move(shape, batch, cap)
+                    return Taken(tuple(batch), rows, rows, shape, tuple(dropped))
+            else:
+                limit = terms.limit(shape)
+                target = max(head.rows, min(limit, group.rows))
+                if head.deadline >= now + terms.seconds(target, shape):
+                    rows = self._move(shape, batch, limit)
+                    if terms.lengths.mixing and self._groups:
+                        rows, shape = self._mix(batch, rows, shape, head.deadline, terms)
+                    work = terms.work(rows, shape)
+                    return Taken(tuple(batch), rows, work, shape, tuple(dropped))
             dropped.append(self._pop(group))
             self._tidy(shape)
-        return Taken((), 0, tuple(dropped))
+        return Taken((), 0, 0.0, None, tuple(dropped))
 
     def drain(self) -> tuple[T, ...]:
         """Empty the queue, most urgent first."""
@@ -144,14 +218,71 @@ class EdfQueue(Generic[T]):
         self.rows = 0
         return items
 
-    def _form(self, group: _Group[T], cap: int) -> tuple[tuple[T, ...], int]:
-        batch: list[T] = []
+    def _move(self, shape: Hashable, batch: list[T], limit: int) -> int:
+        """The most urgent work of ``shape`` into ``batch``: up to ``limit`` rows, or one piece where that is empty."""
+        group = self._groups[shape]
         rows = 0
-        while group.live and (not batch or rows + group.heap[0][2].rows <= cap):
+        while group.live and (not batch or rows + group.heap[0][2].rows <= limit):
             rows += group.heap[0][2].rows
             batch.append(self._pop(group))
             group.surface()
-        return tuple(batch), rows
+        self._tidy(shape)
+        return rows
+
+    def _mix(
+        self, batch: list[T], rows: int, shape: Padded, deadline: float, terms: _Terms
+    ) -> tuple[int, Padded]:
+        """Into ``batch``, of ``rows`` of ``shape``, what pays of the shapes on both sides: the nearest first, each side as far
+        as it does. ``deadline``: of its head. The rows and the shape then.
+        """
+        others = sorted([each for each in self._groups if isinstance(each, Padded)])
+        size, at = shape.size, bisect_left(others, shape)
+        shorter, longer = others[:at], others[at:][::-1]  # of each the last is the nearest
+        while shorter or longer:
+            near = not longer or (shorter and size - shorter[-1].size <= longer[-1].size - size)
+            side = shorter if near else longer
+            other = side.pop()
+            group = self._groups[other]
+            head = group.heap[0][2]
+            longest = other if other.holds(shape) else shape
+            room = terms.limit(longest) - rows
+            joining = min(room, group.rows)
+            took_s = terms.seconds(rows + joining, longest)
+            if (
+                longest.holds(other)
+                and head.rows <= room
+                and terms.now + took_s <= min(deadline, head.deadline)
+                and self._pays(rows, shape, joining, other, took_s, terms)
+            ):
+                rows += self._move(other, batch, room)
+                shape = longest
+            else:
+                side.clear()
+        return rows, shape
+
+    def _pays(
+        self, rows: int, shape: Padded, joining: int, other: Padded, took_s: float, terms: _Terms
+    ) -> bool:
+        """Whether all that wait together wait less if ``joining`` rows of ``other`` share a batch with ``rows`` of ``shape``.
+
+        What is in the batch waits for the longer rows, or the more of them. What joins is done with it, and not in a batch of
+        its own after the next instance is free. All others wait for the difference in what the instances have to do.
+        """
+        waiting, full, instances = (
+            self._groups[other].rows,
+            terms.limit(other),
+            terms.lengths.mixing,
+        )
+        alone_s = terms.seconds(rows, shape)
+        own_s = terms.seconds(min(waiting, full), other)
+        rest_s = terms.seconds(min(waiting - joining, full), other)
+        longer_s = took_s - alone_s
+        change_s = (
+            rows * longer_s
+            + joining * (took_s - alone_s / instances - own_s)
+            + (self.rows - joining) * (longer_s - (own_s - rest_s)) / instances
+        )
+        return change_s < 0
 
     def _most_urgent(self) -> Hashable:
         groups = self._groups

@@ -290,11 +290,11 @@ def tensors(declared: Sequence[Tensor]) -> tuple[TensorTarget, ...]:
             tensor.name,
             tensor.datatype.value,
             tensor.shape,
-            tensor.padding.buckets
-            if isinstance(tensor, InputTensor) and tensor.padding is not None
-            else (),
+            padding.buckets if padding is not None else (),
+            mixed=padding is None or padding.mixed,
         )
         for tensor in declared
+        for padding in [tensor.padding if isinstance(tensor, InputTensor) else None]
     )
 
 

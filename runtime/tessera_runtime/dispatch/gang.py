@@ -39,6 +39,8 @@ class Gang(Member):
         self.cap = min([member.cap for member in self.members])
         self.largest = min([member.largest for member in self.members])
         self.service_time = _one_after_the_other([member.service_time for member in self.members])
+        self.varies = any(member.varies for member in self.members)
+        self.mixes = all(member.mixes for member in self.members)
         self.caps = dict(self.members[0].caps)
         self.set_active(self.members[0].lanes.active)
         self.input_names = self.members[0].input_names

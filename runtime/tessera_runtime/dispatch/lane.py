@@ -7,15 +7,16 @@ import logging
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
+from tessera_core.batching.policy import Padded
 from tessera_runtime.datatypes import DATATYPES, decode_bytes
 from tessera_runtime.dispatch.probation import Probation
-from tessera_runtime.dispatch.request import Work
+from tessera_runtime.dispatch.request import InputNames, Work
 from tessera_runtime.dispatch.workers import OpenedLane
 from tessera_runtime.memory import UntrustedMemory, map_readonly
 from tessera_runtime.worker import messages as m
@@ -48,6 +49,8 @@ class Lane:
         """What it is running; empty while it is free."""
         self.rows = 0
         """Of what it ran last."""
+        self.work = 0.0
+        """The same in rows of the mean length."""
         self.began = 0.0
         """When it was sent that, monotonic seconds."""
         self.leaving = False
@@ -228,3 +231,25 @@ class Lane:
             self.worker.kill()
         elif self._due < math.inf:
             self._watch(self._due - now)
+
+
+def descriptors_of(
+    batch: Sequence[Work], names: InputNames, shape: Hashable
+) -> tuple[m.Input, ...]:
+    """Where the inputs of ``batch`` lie. All of its requests have the same row shapes, or are padded to ``shape``."""
+    row_shapes = shape.row_shapes if isinstance(shape, Padded) else batch[0].request.row_shapes
+    inputs: list[m.Input] = []
+    for position, name in names:
+        row_shape = row_shapes[position]
+        tensors = [work.request.inputs[position] for work in batch]
+        exact = [tensor.shape[1:] for tensor in tensors]
+        inputs.append(
+            m.Input(
+                name,
+                row_shape,
+                tuple([tensor.slot.offset + tensor.start for tensor in tensors]),
+                tuple([tensor.nbytes for tensor in tensors]),
+                () if all(each == row_shape for each in exact) else tuple(exact),
+            )
+        )
+    return tuple(inputs)

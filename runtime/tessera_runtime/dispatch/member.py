@@ -17,9 +17,10 @@ import numpy as np
 
 from tessera_core.batching.admission import Admission, done_after
 from tessera_core.batching.arrivals import Arrivals
-from tessera_core.batching.policy import EdfQueue
+from tessera_core.batching.policy import EdfQueue, Lengths, Padded
+from tessera_core.batching.spacing import Spacing
 from tessera_core.perf.histogram import Histogram
-from tessera_runtime.dispatch.lane import Lane
+from tessera_runtime.dispatch.lane import Lane, descriptors_of
 from tessera_runtime.dispatch.lanes import Lanes
 from tessera_runtime.dispatch.pace import Pace
 from tessera_runtime.dispatch.request import InputNames, Work
@@ -39,6 +40,9 @@ only. What cannot be answered in time is refused before."""
 
 RECENT_BATCHES = 16
 """Of which a report says what they took: enough for a median, and little in a report of many members."""
+
+LEAST_WAIT_S = 0.001
+"""Timers are no more precise: what would wait for less does not."""
 
 MOST_KILLS = 2
 """A request that two processes did not survive is not given a third."""
@@ -80,7 +84,14 @@ class Member:
         self.gang: Member | None = None
         """Its service's members as one, where they are placed alike: what waits there waits for this one too."""
         self.pace = Pace()
+        self.varies = False
+        """Whether an input has rows of different lengths; known with the signature, as is the next."""
+        self.mixes = False
+        """Whether they may share a batch."""
         self._admission = Admission()
+        self._spacing = Spacing()
+        self._turn: asyncio.TimerHandle | None = None
+        """Pumps when it is a batch's turn to start."""
         self._pump_due = False
         self._alone = False
         """Whether the last batch was one request and nothing else waited."""
@@ -134,11 +145,11 @@ class Member:
         inference = self.statistics.inference
         return inference.total_s / inference.count if inference.count else 0.0
 
-    def expected_s(self, rows: int) -> float:
+    def expected_s(self, rows: float) -> float:
         """How long a batch of ``rows`` should take; 0 when nothing is known."""
         return self.service_time.seconds(rows) if self.service_time is not None else 0.0
 
-    def likely_s(self, rows: int) -> float:
+    def likely_s(self, rows: float) -> float:
         """How long a batch of ``rows`` would take now; 0 when nothing is known."""
         return self.pace.ratio * self.expected_s(rows)
 
@@ -178,7 +189,7 @@ class Member:
         if self.service_time is None or rate <= 0.0:
             return 0.0
         cap = min(self.cap, self.largest)
-        running_s = min([lane.began + self.likely_s(lane.rows) - now for lane in self.lanes.taking])
+        running_s = min([lane.began + self.likely_s(lane.work) - now for lane in self.lanes.taking])
         busy_s = max(running_s, 0.0)
         return done_after(busy_s, self.queue.rows, rows, cap, rate / self.pace.ratio, self.likely_s)
 
@@ -211,7 +222,15 @@ class Member:
                 lane = other
             now = time.monotonic()
             cap = self.cap_of(lane)
-            taken = self.queue.take(now, cap, self.likely_s)
+            if self._waits(now, cap):
+                return
+            instances = len(self.lanes.taking)
+            lengths = (
+                Lengths(self.pace.size, self.largest, instances if self.mixes else 0)
+                if self.varies
+                else None
+            )
+            taken = self.queue.take(now, cap, self.likely_s, lengths)
             self._admission.took(now, self.queue.rows, cap)
             if not taken.batch:
                 self.pace.doubt()
@@ -225,13 +244,31 @@ class Member:
                     work.request.retain()
                     observe(now - work.queued)
                 names = taken.batch[0].request.names or self.input_names
-                descriptors = _descriptors(taken.batch, names)
+                descriptors = descriptors_of(taken.batch, names, taken.shape)
                 self.count_gathered(sum([sum(each.nbytes) for each in descriptors]))
-                lane.rows = taken.rows
-                lane.send(taken.batch, descriptors, now, self.expected_s(taken.rows))
+                lane.rows, lane.work = taken.rows, taken.work
+                lane.send(taken.batch, descriptors, now, self.expected_s(taken.work))
+                self._spacing.started(now, self.likely_s(0.0), instances)
+                if isinstance(taken.shape, Padded):
+                    self.pace.sent(taken.shape.size)
             self.statistics.lost += len(taken.dropped)
             for work in taken.dropped:
                 work.request.service.late(work)
+
+    def _waits(self, now: float, cap: int) -> bool:
+        """Whether the next batch starts later, though an instance is free: to keep clear of the last one
+        (:mod:`tessera_core.batching.spacing`), where nobody would be late for it.
+        """
+        due = self._spacing.due(self.queue.rows >= cap)
+        if due - now < LEAST_WAIT_S or self.queue.deadline() < due + self.likely_s(cap):
+            return False
+        if self._turn is None:
+            self._turn = asyncio.get_running_loop().call_later(due - now, self._turn_came)
+        return True
+
+    def _turn_came(self) -> None:
+        self._turn = None
+        self.pump()
 
     def count_gathered(self, nbytes: int) -> None:
         """Workers copy so many bytes of inputs to form a batch."""
@@ -356,7 +393,7 @@ class Member:
         """The batch that came back, with the next one sent. What it took is what later ones are expected to."""
         now = time.monotonic()
         took_s = now - lane.began
-        self.pace.saw(took_s, self.expected_s(lane.rows))
+        self.pace.saw(took_s, self.expected_s(lane.work))
         self.recent.append((lane, lane.rows, took_s))
         batch = self._next(lane)
         observe = self.statistics.latency.observe
@@ -373,22 +410,3 @@ class Member:
 
 def rows_of(batch: Sequence[Work]) -> int:
     return sum([work.request.rows for work in batch])
-
-
-def _descriptors(batch: Sequence[Work], names: InputNames) -> tuple[m.Input, ...]:
-    """Where the inputs of ``batch`` lie. All requests of a batch have the same (padded) row shapes."""
-    inputs: list[m.Input] = []
-    for position, name in names:
-        row_shape = batch[0].request.row_shapes[position]
-        tensors = [work.request.inputs[position] for work in batch]
-        exact = [tensor.shape[1:] for tensor in tensors]
-        inputs.append(
-            m.Input(
-                name,
-                row_shape,
-                tuple([tensor.slot.offset + tensor.start for tensor in tensors]),
-                tuple([tensor.nbytes for tensor in tensors]),
-                () if all(shape == row_shape for shape in exact) else tuple(exact),
-            )
-        )
-    return tuple(inputs)

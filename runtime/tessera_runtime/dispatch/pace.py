@@ -2,6 +2,8 @@
 
 A profile is measured on a quiet device. What is expected under load is the profile's time, times a mean of what
 the last batches took over it: it notices neighbours, throttling and a profile of another machine.
+
+Where lengths vary, rows are counted in those of the mean length of late; the ratio is that of such rows.
 """
 
 from __future__ import annotations
@@ -14,12 +16,18 @@ MOST = 16.0
 
 
 class Pace:
-    """A mean that forgets; :attr:`ratio` times the profile is what a batch is expected to take."""
+    """Means that forget; :attr:`ratio` times the profile is what a batch is expected to take."""
 
-    __slots__ = ("ratio",)
+    __slots__ = ("ratio", "size")
 
     def __init__(self) -> None:
         self.ratio = 1.0
+        self.size = 1.0
+        """Of rows, as of :class:`~tessera_core.batching.policy.Padded`. Profiles are measured with the longest: 1."""
+
+    def sent(self, size: float) -> None:
+        """A batch of rows of this size was sent."""
+        self.size += WEIGHT * (size - self.size)
 
     def saw(self, took_s: float, profile_s: float) -> None:
         """A batch came back; ``profile_s``: 0 where nothing was known."""

@@ -38,7 +38,7 @@ class Shape(NamedTuple):
     row_shapes: tuple[tuple[int, ...], ...]
     """Of each input, padded up to its bucket."""
     key: Hashable
-    """Requests of equal key may share a batch; None where the shapes are fixed."""
+    """Requests of equal key may share a batch; None where the shapes are fixed, ``Padded`` where they were padded."""
 
 
 class Owner(Protocol):

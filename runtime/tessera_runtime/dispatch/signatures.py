@@ -92,6 +92,15 @@ def largest_batch(member: MemberTarget, signature: Signature) -> int:
     return min(member.max_batch, signature.max_rows or member.max_batch)
 
 
+def may_mix(service: ServiceTarget, signature: Signature) -> bool:
+    """Whether a row may be padded beyond its own bucket: nobody forbids it, and no answer is as long as what it was padded
+    to, so that clients would see what theirs shared a batch with.
+    """
+    return all(tensor.mixed for tensor in service.inputs) and not any(
+        -1 in tensor.row_shape for tensor in signature.outputs
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Published:
     metadata: ModelMetadata
@@ -195,6 +204,8 @@ def learn(service: Service, index: int, signature: Signature) -> None:
     member = service.members[index]
     member.signature = signature
     member.largest = largest_batch(service.target.members[index], signature)
+    member.varies = any(-1 in tensor.row_shape for tensor in signature.inputs)
+    member.mixes = may_mix(service.target, signature)
     signatures = [member.signature for member in service.members]
     known = [signature for signature in signatures if signature is not None]
     if service.metadata is not None or len(known) < len(signatures):

@@ -7,7 +7,7 @@ the whole ensemble, and early enough for the members, which then read what it ma
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from tessera_runtime.dataplane import InputTensor, Slot
 from tessera_runtime.datatypes import DATATYPES
 from tessera_runtime.dispatch.request import Outputs, Request, Work
-from tessera_runtime.dispatch.validation import bucket_of
+from tessera_runtime.dispatch.validation import bucket_of, key_of
 from tessera_runtime.errors import ServeError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Staged(NamedTuple):
 
     inputs: tuple[InputTensor, ...]
     row_shapes: tuple[tuple[int, ...], ...]
-    key: tuple[tuple[int, ...], ...] | None
+    key: Hashable
     """As of :class:`~tessera_runtime.dispatch.request.Shape`."""
     slots: tuple[Slot, ...]
 
@@ -101,9 +101,10 @@ def staged(outputs: Outputs, inputs: Sequence[StagedInput], allocate: Allocate) 
         for slot in slots:
             slot.release()
         raise
-    variable = any(-1 in wanted.row_shape for wanted in inputs)
-    shapes = tuple(row_shapes)
-    return Staged(tuple(tensors), shapes, shapes if variable else None, tuple(slots))
+    key = key_of(
+        row_shapes, [wanted.row_shape for wanted in inputs], [wanted.buckets for wanted in inputs]
+    )
+    return Staged(tuple(tensors), tuple(row_shapes), key, tuple(slots))
 
 
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}

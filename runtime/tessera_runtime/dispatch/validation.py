@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
+from tessera_core.batching.policy import Padded
 from tessera_runtime.dataplane import InferCall, InputTensor, ModelMetadata, TensorSpec
 from tessera_runtime.datatypes import DATATYPES
 from tessera_runtime.dispatch.request import Shape
@@ -32,13 +33,11 @@ def check(call: InferCall, metadata: ModelMetadata, buckets: Buckets) -> Shape:
             f"inputs.{inputs[0].name}.shape: found {list(inputs[0].shape)}, the first dimension is the "
             f"number of rows, 1 to {metadata.max_rows}"
         )
-    variable = False
     row_shapes: list[tuple[int, ...]] = []
     for tensor, spec, sizes in zip(inputs, metadata.inputs, buckets, strict=True):
         _check_tensor(tensor, spec, rows)
         row_shape = tensor.shape[1:]
         if -1 in spec.shape[1:]:
-            variable = True
             row_shape = bucket_of(tensor.name, tensor.datatype, row_shape, sizes)
         row_shapes.append(row_shape)
     if call.outputs:
@@ -46,9 +45,23 @@ def check(call: InferCall, metadata: ModelMetadata, buckets: Buckets) -> Shape:
         for name in call.outputs:
             if name not in known:
                 raise NotFound(f"outputs: {name!r} is not one of {sorted(known)}")
-    key = tuple(row_shapes) if variable else None
+    key = key_of(row_shapes, [spec.shape[1:] for spec in metadata.inputs], buckets)
     same = order == tuple(range(len(order)))
     return Shape(None if same else order, rows, tuple(row_shapes), key)
+
+
+def key_of(
+    row_shapes: Sequence[tuple[int, ...]], declared: Sequence[tuple[int, ...]], buckets: Buckets
+) -> Hashable:
+    """What says which work may share a batch; ``row_shapes`` are padded, in the ``declared`` ones -1 is variable."""
+    variable = [index for index, shape in enumerate(declared) if -1 in shape]
+    if not variable:
+        return None
+    shapes = tuple(row_shapes)
+    if not all(buckets[index] for index in variable):
+        return shapes
+    longest = sum([max([math.prod(bucket) for bucket in buckets[index]]) for index in variable])
+    return Padded(sum([math.prod(shapes[index]) for index in variable]) / longest, shapes)
 
 
 def _check_tensor(tensor: InputTensor, spec: TensorSpec, rows: int) -> None:
