@@ -72,7 +72,7 @@ class Scenario:
     members: tuple[tuple[Queue, ...], ...]
     """Queues of every member."""
     stage: tuple[Queue, ...] = ()
-    """Queues of preprocessing, which every request goes through before it goes to the members; empty: of no service of media."""
+    """Queues of preprocessing, where every request goes before it goes to the members; empty: there is none."""
     predicted_ms: float | None = None
     """The planner's latency at ``percentile``; None where a queue has no steady state."""
     burstiness: float = 1.0
