@@ -154,6 +154,8 @@ def _copies(node: RuntimeNode) -> Iterator[tuple[Use, _Copies]]:
 
 def in_force(chosen: Uses, nodes: Iterable[RuntimeNode]) -> dict[Use, str]:
     """Those of ``chosen`` beside which nothing answers otherwise. ``nodes``: those that are heard of."""
+    if not chosen:
+        return {}
     others = {
         use
         for node in nodes
@@ -168,6 +170,8 @@ def turns(chosen: Uses, nodes: Iterable[RuntimeNode]) -> dict[Use, frozenset[str
 
     ``nodes``: those that are heard of.
     """
+    if not chosen:
+        return {}
     has: dict[Use, dict[str, bool]] = {}
     told: dict[Use, dict[str, bool]] = {}
     for node in nodes:
@@ -214,15 +218,17 @@ class Orders:
 
         def variant_of(uuid: str, each: Instance) -> str:
             digest = self.digests.get((each.service, each.member))
-            if digest is None:
-                return each.variant
-            place = products.get(uuid, ""), each.slice.partition("@")[0]
+            before = told.get((uuid, each.slice, each.service, each.member))
+            if digest is None or uuid not in products:
+                return each.variant if before is None else before
+            place = products[uuid], each.slice.partition("@")[0]
             use = Use(each.service, each.member, digest, place)
             wanted = self.chosen.get(use, "")
-            before = told.get((uuid, each.slice, each.service, each.member))
             waits = wanted and node.metadata.name not in self.turns.get(use, ())
             return wanted if before is None or not waits else before
 
+        if not self.chosen and not any(told.values()):
+            return tuple(devices)
         return tuple(
             replace(
                 device,
