@@ -22,7 +22,7 @@ from tessera_runtime import server_options
 from tessera_runtime.agent.choices import Choice, Choices
 from tessera_runtime.agent.profiles import EngineMissing, engine_version
 from tessera_runtime.agent.translate import LocalModel
-from tessera_runtime.agent.tune_local import Place, choice, paired, places, tune
+from tessera_runtime.agent.tune_local import CELL_S, Place, choice, paired, places, tune
 from tessera_runtime.control import ControlError
 from tessera_runtime.devices.inventory import inventory
 from tessera_runtime.models.cache import ModelCache
@@ -46,6 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=1,
         metavar="K",
         help="variants tried at once, on cores of their own",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=CELL_S,
+        metavar="S",
+        help="of measuring, per size of batch, share and variant",
     )
     parser.add_argument(
         "--no-compile", action="store_true", help="leave out variants that take minutes to build"

@@ -73,7 +73,6 @@ def test_a_wrong_field_is_named_with_file_and_document(tmp_path: Path) -> None:
             "  preprocess: {image: {size: [8, 8], mean: [0.5], std: [0.5], layout: NCHW}}\n  slo:",
             "spec.preprocess",
         ),
-        ("  slo:", "  tuning: {mode: Auto}\n  slo:", "spec.tuning.mode"),
         ("format: TorchExport", "format: TorchExport, secretRef: {name: keys}", "secretRef"),
         ("  slo:", "  access: {keysSecretRef: {name: keys}}\n  slo:", "spec.access.keysSecretRef"),
     ],

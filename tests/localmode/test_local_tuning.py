@@ -29,7 +29,7 @@ spec:
   - {name: mlp, model: {uri: "file://./mlp.pt2", format: TorchExport}, batch: {max: 8}}
   slo: {objectives: [{target: 500ms, percent: "99"}]}
   traffic: {requestsPerSecond: 5}
-  tuning: {mode: Auto, precisions: [fp32, bf16], tolerance: "1e-1"}
+  tuning: {mode: Auto}
 """
 
 AUTO = Tuning(TuningMode.AUTO, (Precision.FP32, Precision.BF16), 1e-1)
@@ -47,10 +47,10 @@ def service(tmp_path: Path) -> Path:
 def test_what_was_tuned_is_kept_and_said_and_served(service: Path, tmp_path: Path) -> None:
     state = tmp_path / "state"
     told = tessera(
-        "tune", str(service), "--no-compile", "--state-dir", str(state), "-o", "json"
+        "tune", str(service), "--no-compile", "--seconds=0.05", "--state-dir", str(state), "-o", "json"
     )  # fmt: skip
     (found,) = json.loads(told.stdout)
-    assert {each["variant"] for each in found["tried"]} >= {"openvino/fp32", "torch/bf16"}
+    assert {each["variant"] for each in found["tried"]} >= {"openvino/fp32", "torch/fp32/channels-last"}
     for each in found["tried"]:
         assert each["promote"] == (each["reason"] == "Faster")
         assert {cell["share"] for cell in each["cells"]} >= {1.0} or not each["cells"]

@@ -21,6 +21,8 @@ from tessera_runtime.control import ControlClient
 from tessera_runtime.target import DeviceTarget, MemberTarget, TuneOutcome, TuneRequest
 
 CELL_S = 1.0
+"""Seconds of measuring per size of batch, share and way."""
+
 ROUNDS = 5
 BUILD_S = 900.0
 HANG_S = 60.0
@@ -83,6 +85,7 @@ async def tune(
     told: Told,
     *,
     compiling: bool = True,
+    cell_s: float = CELL_S,
 ) -> tuple[tuple[Verdict, TuneOutcome], ...]:
     """Every candidate of ``member`` with what became of it, by their texts. ``compiling``: also what takes minutes to
     build. Raises ControlError.
@@ -99,7 +102,7 @@ async def tune(
         client = control.another()
         try:
             for variant in mine:
-                request = _request(member, spec, model, place, variant)
+                request = _request(member, spec, model, place, variant, cell_s)
                 into[variant] = await client.tune(request, _patience_s(request))
                 told(variant, sum(map(len, found)), len(wanted))
         finally:
@@ -150,7 +153,12 @@ def choice(digest: str, place: str, tried: Sequence[tuple[Verdict, TuneOutcome]]
 
 
 def _request(
-    member: Member, spec: ModelServiceSpec, model: LocalModel, place: Place, variant: str
+    member: Member,
+    spec: ModelServiceSpec,
+    model: LocalModel,
+    place: Place,
+    variant: str,
+    cell_s: float,
 ) -> TuneRequest:
     largest = member.batch.max
     return TuneRequest(
@@ -169,7 +177,7 @@ def _request(
         tolerance=spec.tuning.tolerance,
         devices=place.devices,
         batches=tuple(sorted({1, min(MIDDLE_BATCH, largest), largest})),
-        cell_s=CELL_S,
+        cell_s=cell_s,
         rounds=ROUNDS,
         build_limit_s=BUILD_S,
         hang_s=HANG_S,
