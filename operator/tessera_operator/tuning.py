@@ -31,6 +31,17 @@ MANAGER = "tessera-operator-tuning"
 """Of the fields that are written here, as drift has one of its own."""
 
 
+def chosen(world: World) -> Choice:
+    """Which variants are to be used, by what is known now."""
+    named = profile_names(world.profiles)
+    versions = [
+        latest(service, named)
+        for service in world.services
+        if service.metadata.deletion_timestamp is None
+    ]
+    return choose(versions, world.profiles, world.tuned)
+
+
 @dataclass(frozen=True, slots=True)
 class Tasks:
     """What each node is to do."""
@@ -56,13 +67,7 @@ class Tuning:
 
     def look(self, world: World, heard: Iterable[RuntimeNode]) -> Uses:
         """Choose variants by what is known; those that are in force. ``heard``: nodes that are not lost."""
-        named = profile_names(world.profiles)
-        versions = [
-            latest(service, named)
-            for service in world.services
-            if service.metadata.deletion_timestamp is None
-        ]
-        self.choice = choose(versions, world.profiles, world.tuned)
+        self.choice = chosen(world)
         return in_force(self.choice.uses, heard)
 
     def orders(self, versions: Iterable[Version], heard: Iterable[RuntimeNode]) -> Orders:

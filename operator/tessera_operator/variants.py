@@ -12,6 +12,7 @@ was measured of the variant, and of the model as it is loaded on the other kinds
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -242,11 +243,15 @@ class Orders:
 
 
 def known_as(digest: str, variants: Mapping[Place, str]) -> str:
-    """What plans know a model by that is in force in ``variants`` on these places; its digest where it is in none."""
+    """What plans know a model by that is in force in ``variants`` on these places: written as a digest, so that facts can be
+    saved and read. Where it is in none, its digest.
+    """
+    if not variants:
+        return digest
     said = ";".join(
         f"{product}/{piece}={name}" for (product, piece), name in sorted(variants.items())
     )
-    return f"{digest}+{said}" if said else digest
+    return f"sha256:{hashlib.sha256(f'{digest}+{said}'.encode()).hexdigest()}"
 
 
 def names(uses: Uses) -> dict[tuple[str, str, str], str]:
@@ -279,7 +284,7 @@ def as_used(
             source = by_variant.get((place, variants.get(place[1:], "")), profile)
             found[name, place[1:]] = replace(
                 source,
-                metadata=ObjectMeta(name=f"{name} on {' '.join(place[1:])}"),
+                metadata=ObjectMeta(name=f"{name[-40:]}-{len(found)}"),
                 spec=replace(source.spec, model_digest=name, variant=""),
             )
     return tuple(found.values())
