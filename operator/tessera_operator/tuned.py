@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from tessera_core.api import Condition, ModelProfile, RuntimeNode
@@ -62,7 +62,9 @@ def _failures(node: RuntimeNode) -> Iterator[tuple[Model, tuple[str, str]]]:
 
 
 def slowed(profile: ModelProfile, tuned: Iterable[ModelProfile]) -> Iterator[tuple[str, str]]:
-    """Variants that are no longer faster, by what their batches take where they run. ``tuned``: profiles of variants."""
+    """Variants that are no longer faster, by what their batches take where they run. ``tuned``: profiles of variants of
+    this very model, on the same kind of device.
+    """
     status = profile.status.tuning
     ratios = {
         each.variant: each.p99_ratio
@@ -72,7 +74,7 @@ def slowed(profile: ModelProfile, tuned: Iterable[ModelProfile]) -> Iterator[tup
     own = profile.status.drift.ratio if profile.status.drift is not None else 1.0
     for each in tuned:
         drift, ratio = each.status.drift, ratios.get(each.spec.variant)
-        if place_of(each) != place_of(profile) or drift is None or ratio is None:
+        if drift is None or ratio is None:
             continue
         if drift.ratio > 1 and drift.ratio * ratio >= own:
             why = (
@@ -178,8 +180,3 @@ def condition(status: TuningStatus, where: Collection[str]) -> Condition:
     done = status.phase is TuningPhase.TUNED
     state = ConditionStatus.TRUE if done else ConditionStatus.FALSE
     return Condition(TUNED, state, status.phase.value, "; ".join(parts)[:1024])
-
-
-def by_model(profiles: Iterable[ModelProfile]) -> Mapping[Model, ModelProfile]:
-    """``profiles`` by what they are of."""
-    return {place_of(each): each for each in profiles}

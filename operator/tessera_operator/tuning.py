@@ -17,6 +17,7 @@ from tessera_operator.conditions import dated
 from tessera_operator.decide import Decision
 from tessera_operator.events import event
 from tessera_operator.kinds import Document
+from tessera_operator.remembered import Place as Model
 from tessera_operator.remembered import place_of
 from tessera_operator.tunable import Want, share_out, wants
 from tessera_operator.tuned import Reported, condition, merged, progressed, reports, slowed
@@ -28,6 +29,17 @@ from tessera_operator.write import Writer
 
 MANAGER = "tessera-operator-tuning"
 """Of the fields that are written here, as drift has one of its own."""
+
+
+def chosen(world: World) -> Choice:
+    """Which variants are to be used, by what is known now."""
+    named = profile_names(world.profiles)
+    versions = [
+        latest(service, named)
+        for service in world.services
+        if service.metadata.deletion_timestamp is None
+    ]
+    return choose(versions, world.profiles, world.tuned)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +67,7 @@ class Tuning:
 
     def look(self, world: World, heard: Iterable[RuntimeNode]) -> Uses:
         """Choose variants by what is known; those that are in force. ``heard``: nodes that are not lost."""
-        named = profile_names(world.profiles)
-        versions = [
-            latest(service, named)
-            for service in world.services
-            if service.metadata.deletion_timestamp is None
-        ]
-        self.choice = choose(versions, world.profiles, world.tuned)
+        self.choice = chosen(world)
         return in_force(self.choice.uses, heard)
 
     def orders(self, versions: Iterable[Version], heard: Iterable[RuntimeNode]) -> Orders:
@@ -86,31 +92,33 @@ class Tuning:
         they measure of models as they are loaded, which goes first.
         """
         said = reports(world.nodes)
-        tuned = world.tuned
+        tuned: dict[Model, list[ModelProfile]] = {}
+        for each in world.tuned:
+            tuned.setdefault(place_of(each), []).append(each)
         statuses = {
-            place_of(each): merged(
-                each, said.get(place_of(each), Reported()), slowed(each, tuned), now
+            model: merged(
+                each, said.get(model, Reported()), slowed(each, tuned.get(model, ())), now
             )
             for each in world.profiles
+            for model in [place_of(each)]
         }
-        profiles = [
-            replace(each, status=replace(each.status, tuning=statuses[place_of(each)]))
-            for each in world.profiles
-        ]
-        ground = Ground(nodes, decision.plan, profiling, self._reserved_cores, allows)
+        profiles = [_with(each, statuses[place_of(each)]) for each in world.profiles]
+        plan = decision.plan
+        ground = Ground(nodes, plan, profiling, self._reserved_cores, allows)
         measured = to_measure(self.choice.unmeasured, ground, self._cpu_slices)
         everything = {**profiling, **{name: (task,) for name, task in measured.items()}}
-        wanted = wants(decision.versions, decision.newest, decision.plan, profiles)
-        shared = share_out(wanted, replace(ground, profiling=everything), self._most)
+        wanted = wants(decision.versions, decision.newest, plan, profiles)
+        quiet = Ground(nodes, plan, everything, self._reserved_cores, allows)
+        shared = share_out(wanted, quiet, self._most)
         self._say(world.profiles, statuses, wanted, shared.where, now)
         return Tasks(everything, shared.tasks)
 
     def _say(
         self,
         profiles: Iterable[ModelProfile],
-        statuses: Mapping[tuple[str, str, str], TuningStatus | None],
+        statuses: Mapping[Model, TuningStatus | None],
         wanted: Iterable[Want],
-        where: Mapping[tuple[str, str, str], tuple[str, ...]],
+        where: Mapping[Model, tuple[str, ...]],
         now: str,
     ) -> None:
         wants_of = {place_of(want.profile): want for want in wanted}
@@ -147,6 +155,12 @@ class Tuning:
                 self._writer.create(event(ModelProfile.KIND, metadata, told, now, warns=True))
         if before is None or _news(before) != _news(status):
             self._writer.create(event(ModelProfile.KIND, metadata, found, now, warns=False))
+
+
+def _with(profile: ModelProfile, status: TuningStatus | None) -> ModelProfile:
+    if status == profile.status.tuning:
+        return profile
+    return replace(profile, status=replace(profile.status, tuning=status))
 
 
 def _news(status: TuningStatus) -> tuple[object, ...]:

@@ -7,7 +7,6 @@ that are close to their target, or that are busy, nothing is tuned, as neither M
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from tessera_core.api import RuntimeNode
 from tessera_core.api.measurements import ProfilingTask
@@ -118,32 +117,42 @@ Allows = Callable[[str, str, RuntimeNode], bool]
 """Whether a (service, member) may be run on a node, beside what is there."""
 
 
-@dataclass(frozen=True, slots=True)
 class Ground:
     """Where tuning may go on now."""
 
-    nodes: Sequence[RuntimeNode]
-    """That are heard of and steady."""
-    plan: Plan
-    profiling: Mapping[str, Sequence[ProfilingTask]]
-    """By node."""
-    reserved_cores: int
-    allows: Allows
+    def __init__(
+        self,
+        nodes: Sequence[RuntimeNode],
+        plan: Plan,
+        profiling: Mapping[str, Sequence[ProfilingTask]],
+        reserved_cores: int,
+        allows: Allows,
+    ) -> None:
+        """``nodes``: that are heard of and steady; ``profiling``: by node."""
+        self.nodes, self.profiling, self.allows = nodes, profiling, allows
+        self._reserved_cores = reserved_cores
+        self._services = {each.service: each for each in plan.services}
+        self._planned: dict[str, list[Assignment]] = {}
+        for each in plan.assignments:
+            self._planned.setdefault(each.node, []).append(each)
+
+    def free(self, node: RuntimeNode, place: Place) -> tuple[Spot, ...]:
+        """Slices of this kind that nothing uses, whatever runs beside them."""
+        name = node.metadata.name
+        planned, measuring = self._planned.get(name, ()), self.profiling.get(name, ())
+        return free_spots(node, place, planned, measuring, self._reserved_cores)
 
     def spots(self, service: str, member: str, place: Place) -> list[Spot]:
         """Where a member may be tuned for ``place``."""
-        services = {each.service: each for each in self.plan.services}
         found: list[Spot] = []
         for node in self.nodes:
-            name = node.metadata.name
-            planned = [each for each in self.plan.assignments if each.node == name]
-            measuring = self.profiling.get(name, ())
-            found_here = free_spots(node, place, planned, measuring, self.reserved_cores)
-            if not found_here or not self.allows(service, member, node):
+            here = self.free(node, place)
+            if not here or not self.allows(service, member, node):
                 continue
-            for spot in found_here:
+            planned = self._planned.get(node.metadata.name, ())
+            for spot in here:
                 beside = [each for each in planned if each.device == spot[1]]
-                if has_slack(beside, services):
+                if has_slack(beside, self._services):
                     found.append(spot)
         return found
 
@@ -183,8 +192,7 @@ def to_measure(
                 continue
             if not ground.allows(use.service, use.member, node):
                 continue
-            planned = [each for each in ground.plan.assignments if each.node == name]
-            idle = free_spots(node, use.place, planned, (), ground.reserved_cores)
+            idle = ground.free(node, use.place)
             there = [
                 (name, each.device, each.slice)
                 for each in spots(node, cpu_slices)

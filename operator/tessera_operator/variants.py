@@ -12,6 +12,7 @@ was measured of the variant, and of the model as it is loaded on the other kinds
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -154,6 +155,8 @@ def _copies(node: RuntimeNode) -> Iterator[tuple[Use, _Copies]]:
 
 def in_force(chosen: Uses, nodes: Iterable[RuntimeNode]) -> dict[Use, str]:
     """Those of ``chosen`` beside which nothing answers otherwise. ``nodes``: those that are heard of."""
+    if not chosen:
+        return {}
     others = {
         use
         for node in nodes
@@ -168,6 +171,8 @@ def turns(chosen: Uses, nodes: Iterable[RuntimeNode]) -> dict[Use, frozenset[str
 
     ``nodes``: those that are heard of.
     """
+    if not chosen:
+        return {}
     has: dict[Use, dict[str, bool]] = {}
     told: dict[Use, dict[str, bool]] = {}
     for node in nodes:
@@ -214,15 +219,17 @@ class Orders:
 
         def variant_of(uuid: str, each: Instance) -> str:
             digest = self.digests.get((each.service, each.member))
-            if digest is None:
-                return each.variant
-            place = products.get(uuid, ""), each.slice.partition("@")[0]
+            before = told.get((uuid, each.slice, each.service, each.member))
+            if digest is None or uuid not in products:
+                return each.variant if before is None else before
+            place = products[uuid], each.slice.partition("@")[0]
             use = Use(each.service, each.member, digest, place)
             wanted = self.chosen.get(use, "")
-            before = told.get((uuid, each.slice, each.service, each.member))
             waits = wanted and node.metadata.name not in self.turns.get(use, ())
             return wanted if before is None or not waits else before
 
+        if not self.chosen and not any(told.values()):
+            return tuple(devices)
         return tuple(
             replace(
                 device,
@@ -236,11 +243,15 @@ class Orders:
 
 
 def known_as(digest: str, variants: Mapping[Place, str]) -> str:
-    """What plans know a model by that is in force in ``variants`` on these places; its digest where it is in none."""
+    """What plans know a model by that is in force in ``variants`` on these places: written as a digest, so that facts can be
+    saved and read. Where it is in none, its digest.
+    """
+    if not variants:
+        return digest
     said = ";".join(
         f"{product}/{piece}={name}" for (product, piece), name in sorted(variants.items())
     )
-    return f"{digest}+{said}" if said else digest
+    return f"sha256:{hashlib.sha256(f'{digest}+{said}'.encode()).hexdigest()}"
 
 
 def names(uses: Uses) -> dict[tuple[str, str, str], str]:
@@ -273,7 +284,7 @@ def as_used(
             source = by_variant.get((place, variants.get(place[1:], "")), profile)
             found[name, place[1:]] = replace(
                 source,
-                metadata=ObjectMeta(name=f"{name} on {' '.join(place[1:])}"),
+                metadata=ObjectMeta(name=f"{name[-40:]}-{len(found)}"),
                 spec=replace(source.spec, model_digest=name, variant=""),
             )
     return tuple(found.values())

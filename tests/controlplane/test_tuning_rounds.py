@@ -38,6 +38,8 @@ def test_the_fastest_variant_is_measured_and_runs_where_the_model_serves() -> No
     ]
     assert [each.spec.variant for each in variants] == [FAST]
     assert variants[0].status.rows
+    (line,) = operator.nodes()[0].spec.services[0].members[0].batch_lines
+    assert line.tau0_ms == pytest.approx(1.0)  # half of what the untuned model takes
     assert "Tuned" in operator.events()
 
 

@@ -184,6 +184,12 @@ def test_plans_see_the_rows_of_a_variant_under_a_name_of_its_own() -> None:
     assert as_used({}, [profile()], [fast]) == ()
 
 
+def test_what_plans_see_can_be_written_and_read() -> None:
+    for each in as_used({USE: FAST}, [profile()], [profile(variant=FAST)]):
+        assert ModelProfile.from_dict(each.to_dict()) == each
+    assert known_as(digest("a"), {}) == digest("a")
+
+
 def test_an_outcome_stays_unless_it_was_too_far_off_for_those_who_asked() -> None:
     far = Outcome(LOW, Reason.DIFFERS, 0.02)
     before = profile(found(far, outcome(FAST, 0.7)))

@@ -27,6 +27,8 @@ from tessera_operator.heartbeats import renewals
 from tessera_operator.kinds import Document, Key
 from tessera_operator.recutting import reported, rules_of
 from tessera_operator.traffic import PEAK_S, SCALED_TO_ZERO, Traffic
+from tessera_operator.tuning import chosen
+from tessera_operator.variants import in_force
 from tessera_operator.world import World
 
 if TYPE_CHECKING:
@@ -142,7 +144,9 @@ def decide(
     try:
         rules = rules_of(world.pools, world.nodes, plans, reported(world.nodes), now)
         decider = Decider(config, world, Reported(now))
-        decision = decider.decide(0.0, lost, afresh=True, rules=rules)
+        heard = [node for node in world.nodes if node.metadata.name not in lost]
+        uses = in_force(chosen(world).uses, heard)
+        decision = decider.decide(0.0, lost, afresh=True, rules=rules, uses=uses)
         rejected = world.observe(config.policy, Budget(), lost=lost).rejected
     except SpecInvalid as invalid:
         raise Failed(f"the cluster's objects contradict each other: {invalid}") from None
