@@ -22,6 +22,10 @@ BatchTime = Callable[[int, int], float]
 """Milliseconds of a batch of so many requests that are padded to a bucket, which is given by its position."""
 
 
+FAR_MS = 1e12
+"""A deadline that nothing misses: first come, first served."""
+
+
 class Forming(Protocol):
     """How batches are formed of requests, which are numbers; in milliseconds."""
 
@@ -82,10 +86,6 @@ class AtOnce:
         taken = self._queue.take(now, self._cap, self._batch_ms, self._lengths)
         assert isinstance(taken.shape, Padded)
         return taken.batch, taken.shape.row_shapes[0][0]
-
-
-FAR_MS = 1e12
-"""A deadline that nothing misses: first come, first served."""
 
 
 def simulate_lengths(
