@@ -50,7 +50,11 @@ def test_what_was_tuned_is_kept_and_said_and_served(service: Path, tmp_path: Pat
         "tune", str(service), "--no-compile", "--seconds=0.05", "--state-dir", str(state), "-o", "json"
     )  # fmt: skip
     (found,) = json.loads(told.stdout)
-    assert {each["variant"] for each in found["tried"]} >= {"openvino/fp32", "torch/fp32/channels-last"}
+    assert {each["variant"] for each in found["tried"]} >= {
+        "openvino/fp32",
+        "torch/fp32/channels-last",
+    }
+    assert not [each for each in found["tried"] if each["variant"].startswith("inductor")]
     for each in found["tried"]:
         assert each["promote"] == (each["reason"] == "Faster")
         assert {cell["share"] for cell in each["cells"]} >= {1.0} or not each["cells"]
