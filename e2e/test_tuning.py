@@ -43,7 +43,7 @@ def test_what_is_faster_takes_over_under_load_and_goes_when_tuning_is_switched_o
 ) -> None:
     system = installed
     uri = system.store.put(f"{namespace}/digits.onnx", FILE)
-    wanted = {"mode": "Auto", "tolerance": "1e-3"}
+    wanted = {"mode": "Auto", "tolerance": "0.001"}
     system.apply(model_service(namespace, "digits", {"only": uri}, tuning=wanted))
     service = system.service(namespace, "digits")
     service.wait_until_serving()

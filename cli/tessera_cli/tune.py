@@ -16,6 +16,7 @@ from tessera_cli.services import read_services
 from tessera_cli.tables import table
 from tessera_core.api import ModelService
 from tessera_core.api.members import Member
+from tessera_core.api.modelservice import TuningMode
 from tessera_core.gpu.devices import cpu_class
 from tessera_core.tuning.verdict import Verdict
 from tessera_runtime import server_options
@@ -123,6 +124,8 @@ async def _tune(arguments: argparse.Namespace) -> tuple[_Tuned, ...]:
                     LocalModel(str(model.path), model.digest),
                     where,
                     lambda variant, done, of: bars.measuring(variant, "tuning", done, of),
+                    compiling=not arguments.no_compile,
+                    cell_s=arguments.seconds,
                 )
                 chosen = choice(model.digest, str(place), tried)
             choices.keep(chosen, place)
@@ -132,7 +135,7 @@ async def _tune(arguments: argparse.Namespace) -> tuple[_Tuned, ...]:
 
 
 def _warn(service: ModelService, member: Member) -> None:
-    if service.spec.tuning.mode.value == "Off":
+    if service.spec.tuning.mode is TuningMode.OFF:
         stderr.print(
             f"note: {service.served_name}/{member.name}: spec.tuning.mode is Off, so that it is served untuned",
             highlight=False,

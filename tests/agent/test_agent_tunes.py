@@ -23,6 +23,8 @@ from tessera_core.api.measurements import TuningResult
 from tessera_core.api.runtimenode import InstanceStatus
 from tessera_core.api.tuning import Reason
 
+pytestmark = pytest.mark.slow
+
 SERVICE = "vision.mlp"
 SLICE = "cpu-1@0"
 MODEL = "/mlp.pt2"

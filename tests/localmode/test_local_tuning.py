@@ -54,6 +54,7 @@ def test_what_was_tuned_is_kept_and_said_and_served(service: Path, tmp_path: Pat
         "openvino/fp32",
         "torch/fp32/channels-last",
     }
+    assert not [each for each in found["tried"] if each["variant"].startswith("inductor")]
     for each in found["tried"]:
         assert each["promote"] == (each["reason"] == "Faster")
         assert {cell["share"] for cell in each["cells"]} >= {1.0} or not each["cells"]

@@ -22,6 +22,8 @@ from support.torch_nets import Mlp, export
 from tessera_runtime.dispatch.probation import IN_A_ROW
 from tessera_runtime.target import InstanceReport, InstanceTarget, MemberTarget, ServerTarget
 
+pytestmark = pytest.mark.slow
+
 A_FEW = 60
 """Answers after which the load is known to have met the new state."""
 MISSING = "inductor/fp32"

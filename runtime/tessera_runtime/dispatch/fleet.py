@@ -131,7 +131,7 @@ class Fleet:
         """
         for key, spot in list(self._due.items()):
             others = [(of, instance) for of, instance in self._leaving if of[:2] == key[:2]]
-            returns = any(of == key and instance.spot == spot for of, instance in others)
+            returns = any(of == key and _may_return(instance, spot) for of, instance in others)
             if others and not returns:
                 continue
             del self._due[key]
@@ -141,7 +141,7 @@ class Fleet:
     def _enter(self, key: InstanceKey, spot: Spot) -> None:
         """Want an instance: the one that was leaving, where there is one on this very device and run alike."""
         for index, (of, instance) in enumerate(self._leaving):
-            if of == key and instance.spot == spot:
+            if of == key and _may_return(instance, spot):
                 del self._leaving[index]
                 self.wanted[key] = instance
                 return
@@ -159,3 +159,8 @@ class Fleet:
         # Of this very version: the next one's members are not to join a process of it.
         company = f"{self._service.name} {self._number} {ordinal}" if self._alike else None
         self.wanted[key] = self._start(self._service, index, *spot, company)
+
+
+def _may_return(instance: Instance, spot: Spot) -> bool:
+    """Whether an instance that leaves is what is wanted; one that is faulty takes no batches any more."""
+    return instance.spot == spot and not instance.is_faulty

@@ -38,6 +38,7 @@ def build(file: ModelFile, device: str, variant: Variant, path: str) -> None:
         "worker_start_method": "fork",
         "autotune_in_subproc": False,
         "max_autotune": searched,
+        "max_autotune_report_choices_stats": False,
         "freezing": True,
         "fx_graph_cache": False,
         # Compiled once for one model: headers would never be used again. And what the processor can do it says itself:
