@@ -3,7 +3,7 @@
 The paper gives the batch at the knee of each model and slice, and the time of a batch of audio there. Its other figures are
 drawn as bars without numbers, so what batches take is a law through the knee. Two are looked at, since what waiting is worth
 depends on which it is: a *line*, of which a tenth is there whatever the batch (nine tenths of the best throughput are reached
-at the knee then: how `make bench-*` and the planner define it), and a *floor*, where every batch up to the knee takes as long
+at the knee then, which is how a knee is read from measurements here), and a *floor*, where every batch up to the knee takes as long
 as it, as where launching the kernels takes longer than running them.
 """
 
