@@ -15,7 +15,7 @@ from support.server import Server, children, wait_until
 from support.targets import member, service
 from support.targets import server as server_target
 from support.torch_nets import Mlp, export
-from tessera_runtime.control import ControlClient
+from tessera_runtime.control import ControlClient, ControlError
 from tessera_runtime.supervisor import control_path
 from tessera_runtime.target import DeviceTarget, TuneOutcome, TuneRequest
 
@@ -126,6 +126,11 @@ def test_a_variant_that_cannot_run_is_an_outcome(server, mlp, variant, words) ->
     assert words in outcome.problem
     assert outcome.error == -1
     assert outcome.cells == ()
+
+
+def test_a_request_without_a_share_is_refused(server, mlp) -> None:
+    with pytest.raises(ControlError, match="devices, batches: one or more of each"):
+        tune(server, tuning(mlp, "torch/bf16", devices=()))
 
 
 def test_several_are_tuned_at_once(server, mlp) -> None:

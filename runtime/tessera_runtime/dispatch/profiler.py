@@ -18,7 +18,7 @@ from tessera_runtime.dispatch.arena import InputArena
 from tessera_runtime.dispatch.measured import Bench, Measured, Noise, batch_of
 from tessera_runtime.dispatch.mps import VISIBLE, MpsServers
 from tessera_runtime.dispatch.processes import place_of
-from tessera_runtime.dispatch.workers import OpenedLane, Worker, WorkerPool
+from tessera_runtime.dispatch.workers import LoadFailed, OpenedLane, Worker, WorkerPool
 from tessera_runtime.target import ProfileCell, ProfileReport, ProfileRequest
 from tessera_runtime.worker import messages as m
 
@@ -79,9 +79,11 @@ class _Session:
         worker = await self.bench.worker(self._place)
         self._workers.append(worker)
         request = self._request
-        with self._store.found(
-            key_of(request.member, request.inputs, request.device, request.variant)
-        ) as artefact:
+        try:
+            key = key_of(request.member, request.inputs, request.device, request.variant)
+        except ValueError as error:
+            raise LoadFailed(str(error)) from error
+        with self._store.found(key) as artefact:
             loaded = await self.bench.load(worker, request.variant, artefact)
         self._memory_mib += loaded.memory_mib
         return worker, loaded

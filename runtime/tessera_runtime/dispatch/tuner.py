@@ -50,6 +50,10 @@ async def tune(
 
     Raises LoadFailed where it is the untuned model that cannot be run, WorkerLost, Overloaded.
     """
+    if not request.devices or not request.batches:
+        raise LoadFailed(
+            "devices, batches: one or more of each are needed, the serving share first"
+        )
     measured = Measured(request.member, request.inputs, request.outputs, request.hang_s)
     session = _Session(lambda: Bench(pool, mps, arena, measured), store, measured, request)
     started = time.monotonic()
