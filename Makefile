@@ -83,6 +83,8 @@ bench-control-real: compiled  ## the same policies on real servers of this machi
 .PHONY: bench-preprocess
 bench-preprocess: compiled  ## images decoded in the server beside its parts alone and plain servers; QUICK=1 for a smoke run
 	PYTHONPATH=$(CURDIR)/build/compiled $(RUN)/python bench/preprocess/main.py $(if $(QUICK),--quick) $(BENCH_ARGS)
+	$(RUN)/python bench/preprocess/gpu_decode.py $(if $(QUICK),--quick)
+	$(RUN)/python bench/preprocess/simulated.py $(if $(QUICK),--quick)
 
 .PHONY: bench-tuning
 bench-tuning: env-tuning  ## what tuning gains, at which share it has to be done, and how long it takes; QUICK=1 for a smoke run
