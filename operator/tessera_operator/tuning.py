@@ -22,24 +22,13 @@ from tessera_operator.remembered import place_of
 from tessera_operator.tunable import Want, share_out, wants
 from tessera_operator.tuned import Reported, condition, merged, progressed, reports, slowed
 from tessera_operator.tuning_places import Allows, Ground, to_measure
-from tessera_operator.variants import Choice, Orders, Uses, choose, in_force, turns
-from tessera_operator.versions import Version, latest, profile_names
+from tessera_operator.variants import Choice, Orders, Uses, chosen, in_force, turns
+from tessera_operator.versions import Version
 from tessera_operator.world import World
 from tessera_operator.write import Writer
 
 MANAGER = "tessera-operator-tuning"
 """Of the fields that are written here, as drift has one of its own."""
-
-
-def chosen(world: World) -> Choice:
-    """Which variants are to be used, by what is known now."""
-    named = profile_names(world.profiles)
-    versions = [
-        latest(service, named)
-        for service in world.services
-        if service.metadata.deletion_timestamp is None
-    ]
-    return choose(versions, world.profiles, world.tuned)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +56,7 @@ class Tuning:
 
     def look(self, world: World, heard: Iterable[RuntimeNode]) -> Uses:
         """Choose variants by what is known; those that are in force. ``heard``: nodes that are not lost."""
-        self.choice = chosen(world)
+        self.choice = chosen(world.services, world.profiles, world.tuned)
         return in_force(self.choice.uses, heard)
 
     def orders(self, versions: Iterable[Version], heard: Iterable[RuntimeNode]) -> Orders:

@@ -16,14 +16,14 @@ import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tessera_core.api import Device, Instance, ModelProfile, RuntimeNode
+from tessera_core.api import Device, Instance, ModelProfile, ModelService, RuntimeNode
 from tessera_core.api.meta import ObjectMeta
 from tessera_core.api.tuning import Outcome, Reason, Tuning, TuningMode, TuningPhase, TuningStatus
 from tessera_core.gpu.mig import label
 from tessera_core.tuning.variants import parse
 from tessera_operator.profiling import Place
 from tessera_operator.remembered import place_of
-from tessera_operator.versions import Version
+from tessera_operator.versions import Version, latest, profile_names
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -76,6 +76,17 @@ class Choice:
     uses: Uses
     unmeasured: Uses
     """Variants that are better than what is used, of which nobody has a ModelProfile."""
+
+
+def chosen(
+    services: Iterable[ModelService],
+    profiles: Sequence[ModelProfile],
+    tuned: Iterable[ModelProfile],
+) -> Choice:
+    """Which variants are to be used, by what is known now; as of :func:`choose`."""
+    named = profile_names(profiles)
+    present = (each for each in services if each.metadata.deletion_timestamp is None)
+    return choose([latest(each, named) for each in present], profiles, tuned)
 
 
 def choose(

@@ -112,7 +112,8 @@ class MeasuringNodes(CuttingNodes):
         )
         rows = found.profile.rows
         return ProfileResult(
-            *(task.service, task.member, digest(task.member), place, "torch 2.8.0", "570"), rows
+            *(task.service, task.member, digest(task.member), place, "torch 2.8.0", "570"),
+            rows=rows,
         )
 
 

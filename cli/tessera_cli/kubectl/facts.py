@@ -27,8 +27,7 @@ from tessera_operator.heartbeats import renewals
 from tessera_operator.kinds import Document, Key
 from tessera_operator.recutting import reported, rules_of
 from tessera_operator.traffic import PEAK_S, SCALED_TO_ZERO, Traffic
-from tessera_operator.tuning import chosen
-from tessera_operator.variants import in_force
+from tessera_operator.variants import chosen, in_force
 from tessera_operator.world import World
 
 if TYPE_CHECKING:
@@ -145,7 +144,7 @@ def decide(
         rules = rules_of(world.pools, world.nodes, plans, reported(world.nodes), now)
         decider = Decider(config, world, Reported(now))
         heard = [node for node in world.nodes if node.metadata.name not in lost]
-        uses = in_force(chosen(world).uses, heard)
+        uses = in_force(chosen(world.services, world.profiles, world.tuned).uses, heard)
         decision = decider.decide(0.0, lost, afresh=True, rules=rules, uses=uses)
         rejected = world.observe(config.policy, Budget(), lost=lost).rejected
     except SpecInvalid as invalid:
