@@ -98,7 +98,7 @@ class Api:
         try:
             self._connection.request(method, f"/{path}", data, headers)
             answer = self._connection.getresponse()
-        except (BrokenPipeError, ConnectionResetError):  # it had been idle for long
+        except (ConnectionError, ssl.SSLEOFError):  # it had been idle for long
             self._connection.close()
             self._connection.request(method, f"/{path}", data, headers)
             answer = self._connection.getresponse()
