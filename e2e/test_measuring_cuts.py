@@ -70,7 +70,9 @@ def measured(gpus: Gpus, namespace: str) -> set[tuple[str, str]]:
 def test_services_on_whole_gpus_end_on_slices_of_one_that_was_cut_to_measure(
     gpus: Gpus, namespace: str
 ) -> None:
-    """No interval keeps the second from what was found out for the first: nothing ran on the GPU that was cut."""
+    """No interval keeps the second from what was found out for the first: nothing ran on the GPU that was cut. Once it is known
+    where both are better off they go there, also if one model was not measured on the other's slice yet.
+    """
     services = [serve(gpus, namespace, name) for name in FILES]
     for each in services:
         each.wait_until_serving()
@@ -96,9 +98,8 @@ def test_services_on_whole_gpus_end_on_slices_of_one_that_was_cut_to_measure(
     [slices] = used(gpus).values()
     assert set(slices) <= set(ALLOWED)
     assert {kind for _, kind in measured(gpus, namespace)} == {"full", *ALLOWED}
-    assert len(measured(gpus, namespace)) == len(services) * (1 + len(ALLOWED))
     plans = gpus.system.objects("PlacementPlan")
     scouting = [
         each for each in plans if any(", to measure " in line for line in each["spec"]["diff"])
     ]
-    assert len(scouting) == 1, "one cut measured both models on both kinds of slices"
+    assert len(scouting) == 1, "one cut was enough for both models and both kinds of slices"
