@@ -83,7 +83,9 @@ def target(wire: Wire, ports: Ports, requests: Sequence[bytes], connections: int
 
 
 def answers(targets: Sequence[Target]) -> list[tuple[bytes, ...]]:
-    """Bodies by target, one for each of its requests; all are sent at once, and each has as many. Raises LoadFailed."""
+    """Bodies by target, one for each of its requests in turn; all are sent at once, and each has as many. An answer that comes
+    at once has one more sent. Raises LoadFailed.
+    """
     (count,) = {len(each.requests) for each in targets}
     once = ClosedLoop(count * len(targets), seconds=0.0, warmup_s=0.0)
     plan = LoadPlan(tuple(targets), once, keep_answers=True, answer_timeout_s=ANSWER_TIMEOUT_S)
