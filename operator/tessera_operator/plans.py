@@ -50,7 +50,8 @@ def idle_facts(state: ClusterState) -> ClusterState:
             replace(
                 node,
                 devices=tuple(
-                    replace(device, running=(), geometry=None) for device in node.devices
+                    replace(device, running=(), geometry=None, jpeg_engines=())
+                    for device in node.devices
                 ),
             )
             for node in state.nodes

@@ -42,6 +42,19 @@ def assert_is_as_planned(cluster: CuttingNodes) -> None:
     assert cluster.ready() == {("vision.a", "a"): 2, ("vision.b", "b"): 2, ("vision.c", "c"): 1}
 
 
+def test_a_recut_is_one_plan_from_its_first_step_to_its_last() -> None:
+    """What is only known of the new slices, such as their JPEG engines, calls for no other plan."""
+    cluster = two_of_each()
+    cluster.settle()
+    [plan] = [
+        plan
+        for plan in cluster.plan_objects()
+        if any(step.action is Action.PARTITION for step in plan.spec.steps)
+    ]
+    [applied] = [each for each in plan.status.conditions if each.type == "Applied"]
+    assert (applied.status.value, len(plan.status.cuts)) == ("True", 2)
+
+
 @cache
 def undisturbed() -> tuple[tuple[tuple[str, Action], ...], tuple[frozenset[str], ...]]:
     """Steps of the plan, and by tick those that are under way, where nobody is killed."""

@@ -266,7 +266,13 @@ class CuttingNodes(Operator):
     @staticmethod
     def _slices(uuid: str, found: Gpu) -> tuple[SliceStatus, ...]:
         return tuple(
-            SliceStatus(f"MIG-{uuid}-{each}".replace("@", "-"), each.profile, each.start)
+            # As of an A100, which has one for all of it.
+            SliceStatus(
+                f"MIG-{uuid}-{each}".replace("@", "-"),
+                each.profile,
+                each.start,
+                jpeg_engines=int(each.profile.startswith("7g")),
+            )
             for each in found.geometry
         )
 
