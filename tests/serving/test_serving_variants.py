@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from support.server import Server, children, wait_until
+from support.server import Server, children, running_server, wait_until
 from support.targets import member, service
 from support.targets import server as server_target
 from support.torch_nets import Mlp, export
@@ -23,6 +24,13 @@ SHARE = DeviceTarget("cpu-0", "cpu", cores=(), threads=1)
 HALF = DeviceTarget("cpu-1", "cpu", cores=(), threads=1)
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """With torch there before a worker is: each of these tests starts many."""
+    with running_server(tmp_path_factory.mktemp("variants") / "run", "--preload=torch") as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
