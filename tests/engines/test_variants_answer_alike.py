@@ -63,6 +63,9 @@ def files(models: Path) -> dict[str, ModelFile]:
             (tokens, torch.ones(2, 1), 2),
             dynamic_shapes={"tokens": {0: dim}, "scale": {0: dim}, "power": None},
         ),
+        "bounded": exported(
+            "bounded", Mlp(), (torch.zeros(2, 6),), batch=torch.export.Dim("batch", max=10)
+        ),
         "static": exported("static", Cnn(), (torch.zeros(8, 1, 8, 8),), static=True),
         "onnx": ModelFile(str(linear(models / "variant.onnx")), "ONNX", allow_code=False),
     }
@@ -124,7 +127,7 @@ def assert_alike(ask, closing, file: ModelFile, variant: ModelFile) -> None:
                 np.testing.assert_array_equal(found[name], array)
 
 
-@pytest.mark.parametrize("model", ["mlp", "cnn", "named", "static"])
+@pytest.mark.parametrize("model", ["mlp", "cnn", "named", "bounded", "static"])
 @pytest.mark.parametrize("variant", QUICK)
 def test_a_variant_of_an_export_answers_as_untuned(files, ask, closing, model, variant) -> None:
     assert_alike(ask, closing, files[model], tuned(files[model], variant))
@@ -170,6 +173,20 @@ def test_a_variant_that_was_not_built_is_refused_with_what_to_do(files) -> None:
 def test_a_variant_that_does_not_fit_is_refused(files, model, variant, words) -> None:
     with pytest.raises(LoadRefused, match=words):
         load_engine(tuned(files[model], variant), CPU)
+
+
+@pytest.mark.parametrize(
+    ("model", "variant", "run"),
+    [
+        ("mlp", "openvino/fp32", {1: 1, 3: 3, 8: 8}),
+        ("bounded", "openvino/fp32", {1: 1, 3: 3, 8: 8}),
+        ("bounded", "openvino/fp32/static", {1: 1, 3: 4, 8: 8, 9: 10}),
+        ("static", "openvino/fp32", {1: 8, 8: 8}),
+    ],
+)
+def test_openvino_runs_no_more_rows_than_it_must(files, closing, model, variant, run) -> None:
+    engine = closing(load_engine(tuned(files[model], variant), CPU))
+    assert {rows: engine.rows_run(rows) for rows in run} == run
 
 
 def test_openvino_does_not_phone_home(files, closing) -> None:

@@ -157,7 +157,10 @@ class OpenVinoEngine:
             "ENABLE_CPU_PINNING": False,  # the process is on its cores already
             "INFERENCE_PRECISION_HINT": _HINTS[variant.precision],
         }
-        self._static = variant.option("static") is not None and signature.max_rows is None
+        first = model.inputs[0].get_partial_shape()[0]
+        self._only_rows = 0 if first.is_dynamic else first.get_length()
+        """Of a network in which the batch is no variable."""
+        self._static = variant.option("static") is not None and not self._only_rows
         self._compiling = threading.Lock()
         self._compiled: dict[int, Any] = {}
         """By rows; 0 is a batch of any size."""
@@ -179,7 +182,14 @@ class OpenVinoEngine:
 
     def network_rows(self, rows: int) -> int:
         """Rows of the network that runs a batch of ``rows``; 0: of any size."""
-        return 1 << (rows - 1).bit_length() if self._static else 0
+        if not self._static:
+            return 0
+        power: int = 1 << (rows - 1).bit_length()
+        return min(power, self._signature.max_rows or power)
+
+    def rows_run(self, rows: int) -> int:
+        """Rows that are run for a batch of ``rows``, padding included."""
+        return self._only_rows or self.network_rows(rows) or rows
 
     def compiled(self, rows: int) -> Any:
         """The network for batches of exactly ``rows``, 0: of any size. Lanes warm all that they will need."""
@@ -216,7 +226,7 @@ class OpenVinoLane:
         self._staging = Staging(
             signature,
             max_batch,
-            lambda rows: signature.max_rows or engine.network_rows(rows) or rows,
+            engine.rows_run,
             lambda full: [openvino.Tensor(each, shared_memory=True) for each in full.values()],
         )
         self._staged: Staged | None = None
