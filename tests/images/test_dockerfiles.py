@@ -80,9 +80,10 @@ def installed(file: str) -> set[str]:
     """The packages that uv takes from the lock file for an image, on any platform."""
     dependencies = stage(file, "dependencies")
     [sync] = [run for run in dependencies.all("RUN") if "uv sync" in run]
-    [optional] = [each.partition("=")[2].strip('"') for each in dependencies.all("ARG")]
+    arguments = dict(each.split("=", 1) for each in dependencies.all("ARG"))
+    optional = arguments["EXTRAS"].strip('"')
     extras = set(re.findall(r"--extra (\w+)", sync))
-    left_out = set(re.findall(r"--no-install-package (\S+)", sync))
+    left_out = set(re.findall(r"--no-install-package ([\w-]+)", sync))
     packages: dict[str, list[dict]] = {}
     for package in LOCKED:
         packages.setdefault(package["name"], []).append(package)
