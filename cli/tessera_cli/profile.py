@@ -75,7 +75,6 @@ async def _measure(arguments: argparse.Namespace) -> tuple[ModelProfile, ...]:
         cpu_cores=core_counts("--cpu-cores", arguments.cpu_cores),
         instances=core_counts("--instances", arguments.instances),
         allow_code=not arguments.no_code,
-        measure_again=arguments.again,
         hang_s=arguments.hang_timeout,
         mps=mps.processes(arguments),
     )
@@ -83,7 +82,7 @@ async def _measure(arguments: argparse.Namespace) -> tuple[ModelProfile, ...]:
         with Bars() as bars:
             agent = LocalAgent(services, inventory(), control, options, bars.callbacks)
             await agent.fetch()
-            return await agent.measure(())
+            return await agent.measure((), again=arguments.again)
 
 
 def _table(profiles: tuple[ModelProfile, ...]) -> Table:

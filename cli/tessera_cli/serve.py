@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from tessera_cli.output import fail, stderr, stdout
 from tessera_cli.services import read_services
 from tessera_cli.status import status_table
 from tessera_core.api import ModelProfile, ModelService
-from tessera_core.plan.decision import Plan
+from tessera_core.plan.decision import Plan, Why
 from tessera_core.plan.explain import explain
 from tessera_core.plan.state import Goal, Policy
 from tessera_runtime import mps, server_options
@@ -201,8 +201,7 @@ async def _bring_up_and_run(
             prepared.services, prepared.seen, control, prepared.options, bars.callbacks
         )
         await agent.fetch()
-        await agent.measure(prepared.profiles)
-        plan = agent.replan()
+        plan = await _placed(agent, prepared.profiles)
         _check_placed(plan)
         await agent.apply()
         status = await _until_ready(agent)
@@ -215,6 +214,20 @@ async def _bring_up_and_run(
     served = ", ".join(service.served_name for service in prepared.services)
     stdout.print(f"ready: {served} on {status.http} and grpc {status.grpc}", highlight=False)
     await agent.run(_draw if arguments.live else _ignore)
+
+
+async def _placed(agent: LocalAgent, given: Sequence[ModelProfile]) -> Plan:
+    """What one bad moment of this machine made too slow is measured once more before it is refused."""
+    await agent.measure(given)
+    plan = agent.replan()
+    if not (agent.relies_on_earlier and any(r.why is Why.INFEASIBLE for _, _, r in plan.refused)):
+        return plan
+    stderr.print(
+        "warning: too slow for its target by what an earlier run measured; measuring again",
+        highlight=False,
+    )
+    await agent.measure(given, again=True)
+    return agent.replan()
 
 
 async def _until_ready(agent: LocalAgent) -> LocalStatus:

@@ -8,6 +8,7 @@ import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,6 +91,38 @@ def test_a_profile_is_measured_once_and_kept(service: Path) -> None:
     assert len(profiles) == 2
     assert {row["batch"] for row in profiles[0]["status"]["rows"]} >= {1, 2, 4, 8}
     assert json.loads(again.stdout) == profiles, "equal to the last digit: read, not measured"
+
+
+def slowed(profile: dict[str, Any]) -> dict[str, Any]:
+    """As it would have been measured while the machine was stalled."""
+    for row in profile["status"]["rows"]:
+        row["p50"], row["p99"] = "40s", "50s"
+    profile["status"].pop("fit", None)
+    return profile
+
+
+def test_what_an_earlier_run_measured_as_too_slow_is_measured_again(service: Path) -> None:
+    state = service.parent / "state"
+    measured = tessera("profile", "-f", str(service), "--state-dir", str(state))
+    assert measured.returncode == 0, measured.stderr
+    kept = sorted((state / "profiles").glob("*.json"))
+    kept[0].write_text(json.dumps(slowed(json.loads(kept[0].read_text()))))
+    with serving(service):
+        pass
+    assert "measuring again" in (service.parent / "serve.log").read_text()
+    rows = json.loads(kept[0].read_text())["status"]["rows"]
+    assert all(row["p99"] != "50s" for row in rows), "later runs have the new figures"
+
+
+def test_what_a_given_profile_says_is_too_slow_is_refused(service: Path) -> None:
+    state = str(service.parent / "s")
+    found = tessera("profile", "-f", str(service), "--state-dir", state, "-o", "json")
+    path = service.parent / "given.json"
+    path.write_text(json.dumps(slowed(json.loads(found.stdout)[0])))
+    found = tessera("serve", "-f", str(service), "--state-dir", state, "--http=0", "--grpc=0",
+                    "--metrics=0", f"--profile={path}")  # fmt: skip
+    assert found.returncode == 1
+    assert "Infeasible" in found.stderr
 
 
 def test_a_given_profile_is_used_instead_of_measuring(service: Path) -> None:

@@ -73,8 +73,6 @@ class Options:
     instances: tuple[int, ...] = (1,)
     """Instance counts per CPU device that are measured; GPUs are measured with 1, 2 and 4."""
     allow_code: bool = True
-    measure_again: bool = False
-    """Measure also what a kept profile says already."""
     host: str = "127.0.0.1"
     tls: bool = False
     """Whether the server speaks TLS, as those are told who want to know where it is."""
@@ -120,6 +118,10 @@ class LocalAgent:
         self._site = Site(seen, options.allow_code, options.gpus_on_cores, options.mps)
         self._models: dict[ModelKey, CachedModel] = {}
         self._profiles: list[ModelProfile] = []
+        self._fresh: set[tuple[str, DeviceClass]] = set()
+        """What this agent has measured itself."""
+        self.relies_on_earlier = False
+        """Whether something of what was measured is of an earlier run."""
         self._live = Window(LIVE_WINDOW_S)
         self._slo = Window(max(s.spec.slo.objectives[0].window_s for s in services))
         self.state = ClusterState()
@@ -144,9 +146,14 @@ class LocalAgent:
                 partial(self._progress.fetching, member.name),
             )
 
-    async def measure(self, given: Sequence[ModelProfile]) -> tuple[ModelProfile, ...]:
-        """Find or measure a profile of every model on every kind of place here. Raises ControlError."""
+    async def measure(
+        self, given: Sequence[ModelProfile], *, again: bool = False
+    ) -> tuple[ModelProfile, ...]:
+        """Find or measure a profile of every model on every kind of place here; ``again``: find none of earlier runs.
+        Raises ControlError.
+        """
         self._profiles = list(given)
+        self.relies_on_earlier = False
         known = {(p.spec.model_digest, p.spec.device_class) for p in given}
         work = [
             (service, member, spot)
@@ -160,7 +167,7 @@ class LocalAgent:
                 continue
             known.add((digest, place))
             self._progress.measuring(member.name, str(place), done, len(work))
-            self._profiles.append(await self._profile(service, member, digest, spot))
+            self._profiles.append(await self._profile(service, member, digest, spot, again))
         self._progress.measuring("", "", len(work), len(work))
         return tuple(self._profiles)
 
@@ -254,14 +261,16 @@ class LocalAgent:
         return [(service, member) for service in self._services for member in service.spec.placed]
 
     async def _profile(
-        self, service: ModelService, member: Member, digest: str, spot: Spot
+        self, service: ModelService, member: Member, digest: str, spot: Spot, again: bool
     ) -> ModelProfile:
         variant = self._variant(digest, spot.place)
         engine = engine_version(member.model.format, spot.place.product)
         if variant:
             engine = f"{engine_of(parse(variant).backend)} {variant}"
         found = self._store.find(digest, spot.place, engine)
-        if found is not None and not self._options.measure_again:
+        fresh = (digest, spot.place) in self._fresh
+        if found is not None and (fresh or not again):
+            self.relies_on_earlier |= not fresh
             return found
         model = self._models[service.served_name, member.name]
         request = profile_request(
@@ -283,6 +292,7 @@ class LocalAgent:
             report = msgspec.structs.replace(report, engine=engine)
         profile = to_profile(digest, spot.place, report, self._site.driver or None)
         self._store.keep(profile)
+        self._fresh.add((digest, spot.place))
         return profile
 
     def _variant(self, digest: str, place: DeviceClass) -> str:
