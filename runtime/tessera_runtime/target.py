@@ -324,6 +324,11 @@ class TuneCell(msgspec.Struct, frozen=True):
     untuned_p50_ms: float
     untuned_p99_ms: float
     untuned_throughput: float
+    turns: int
+    """That either had."""
+    p99_wins: int
+    """Turns in which the variant's p99 was shorter than that of the untuned one's turn beside it."""
+    throughput_wins: int
 
 
 class TuneOutcome(msgspec.Struct, frozen=True):

@@ -14,7 +14,7 @@ from tessera_runtime.target import TuneCell, TuneOutcome
 def outcome(variant: str, *p99s: float, error: float = 0.0) -> TuneOutcome:
     """On shares one after the other, each beside an untuned model of 10 ms."""
     cells = tuple(
-        TuneCell(device, 1, 1, p99 / 2, p99, 100.0, 5.0, 10.0, 100.0)
+        TuneCell(device, 1, 1, p99 / 2, p99, 100.0, 5.0, 10.0, 100.0, 5, 5 * (p99 < 10.0), 0)
         for device, p99 in enumerate(p99s)
     )
     return TuneOutcome(variant, "", "engine", "", error, cells)

@@ -1,8 +1,9 @@
 """Whether a variant takes the place of the untuned model.
 
-Promoted is what answers alike and is faster at the share that serves: p99 or throughput better by :data:`GAIN` there, the other
-not worse by as much. What was measured at other shares decides nothing, since it is not what serves, but a loss there is said:
-the share may change.
+Promoted is what answers alike and is faster at the share that serves: p99 or throughput better by :data:`GAIN` there, in the
+median over sizes of batches, the other not worse by as much. A gain with one size counts as none unless it was there in more
+of its turns than chance would have it (:data:`MOST_CHANCE`). What was measured at other shares decides nothing, since it is not
+what serves, but a loss there is said: the share may change.
 
 Every figure of a variant stands beside one of the untuned model of the same minutes: both ran in turns.
 """
@@ -16,7 +17,12 @@ from enum import StrEnum
 from statistics import median
 
 GAIN = 0.03
-"""Least improvement that is worth another way of running a model; noise of paired medians is below."""
+"""Least improvement that is worth another way of running a model."""
+
+MOST_CHANCE = 0.05
+"""How likely two that are equally fast may win so many turns: the one-sided sign test (Gibbons and Chakraborti, *Nonparametric
+Statistical Inference*, section 5.4). On a busy machine p99 of a variant that changes nothing is 10 % shorter now and then.
+"""
 
 SHARES = (0.5, 1.0, 2.0)
 """Of the serving share, that are measured where there are such."""
@@ -42,6 +48,11 @@ class Paired:
     instances: int
     variant: Figures
     untuned: Figures
+    turns: int
+    """That either had."""
+    p99_wins: int
+    """Turns in which the variant's p99 was shorter."""
+    throughput_wins: int
 
     @property
     def p99_ratio(self) -> float:
@@ -101,9 +112,11 @@ def judge(
         for share, ratio in ratios.items()
         if share != 1.0 and _worse(*ratio)
     )
-    gains = p99 <= 1 - GAIN or throughput >= 1 + GAIN
     words = _words(p99, throughput)
-    if not gains or _worse(p99, throughput):
+    if not _better(p99, throughput) or _worse(p99, throughput):
+        return Verdict(variant, False, Reason.NOT_FASTER, words, p99, throughput, losses)
+    if not _better(*_certain([cell for cell in cells if cell.share == 1.0])):
+        words = f"{words}, which may be chance: not in enough turns with enough sizes of batches"
         return Verdict(variant, False, Reason.NOT_FASTER, words, p99, throughput, losses)
     if losses:
         words = f"{words}; slower {'; '.join(losses)}"
@@ -120,11 +133,43 @@ def best(verdicts: Sequence[Verdict]) -> Verdict | None:
     )
 
 
+def chance(wins: int, turns: int) -> float:
+    """How likely it is to win so many turns or more against somebody who is equally fast."""
+    return sum(math.comb(turns, count) for count in range(wins, turns + 1)) / 2.0**turns
+
+
 def _ratios(cells: Sequence[Paired]) -> tuple[float, float]:
     return (
         median(cell.p99_ratio for cell in cells),
         median(cell.throughput_ratio for cell in cells),
     )
+
+
+def _certain(cells: Sequence[Paired]) -> tuple[float, float]:
+    """The same ratios, where a gain that may be chance counts as none."""
+
+    def counted(ratio: float, gains: bool, wins: int, turns: int) -> float:
+        return 1.0 if gains and chance(wins, turns) > MOST_CHANCE else ratio
+
+    return (
+        median(
+            counted(cell.p99_ratio, cell.p99_ratio < 1.0, cell.p99_wins, cell.turns)
+            for cell in cells
+        ),
+        median(
+            counted(
+                cell.throughput_ratio,
+                cell.throughput_ratio > 1.0,
+                cell.throughput_wins,
+                cell.turns,
+            )
+            for cell in cells
+        ),
+    )
+
+
+def _better(p99: float, throughput: float) -> bool:
+    return p99 <= 1 - GAIN or throughput >= 1 + GAIN
 
 
 def _worse(p99: float, throughput: float) -> bool:

@@ -137,6 +137,9 @@ def paired(outcome: TuneOutcome, shares: Sequence[float]) -> tuple[Paired, ...]:
             cell.instances,
             Figures(cell.p50_ms, cell.p99_ms, cell.throughput),
             Figures(cell.untuned_p50_ms, cell.untuned_p99_ms, cell.untuned_throughput),
+            cell.turns,
+            cell.p99_wins,
+            cell.throughput_wins,
         )
         for cell in outcome.cells
     )

@@ -214,6 +214,9 @@ class _Session:
             other.p50_ms,
             other.p99_ms,
             other.throughput,
+            rounds,
+            sum(mine.p99_ms < its.p99_ms for mine, its in zip(tuned, plain, strict=True)),
+            sum(mine.throughput > its.throughput for mine, its in zip(tuned, plain, strict=True)),
         )
 
     async def _turn(self, bench: Bench, lane: OpenedLane, run: m.Run) -> _Turn:
