@@ -115,11 +115,23 @@ def closed(
     used_s = cpu_s(asked.leader) - before
     seen = summarise(samples, 0.0, seconds)
     return {
-        "rate_per_s": seen.rate_per_s / asked.parts,
+        "rate_per_s": arrival_rate(samples.done, seconds) / asked.parts,
         "p50_ms": seen.p50_ms,
         "p99_ms": seen.p99_ms,
         "cpu_ms": 1e3 * used_s * asked.parts / len(samples.done),
     }
+
+
+def arrival_rate(done: npt.NDArray[np.float64], seconds: float) -> float:
+    """Answers per second of those that came within ``[0, seconds)``: the slope of their count over the times at which they came.
+
+    They come in batches, of which a count within fixed limits takes in one more or less: 7 % of five seconds. Where
+    they came in less than half of the time, too few for a slope, it is their count.
+    """
+    came = np.sort(done[(done >= 0) & (done < seconds)])
+    if len(came) < 2 or np.ptp(came) < seconds / 2:
+        return len(came) / seconds
+    return float(np.polyfit(came, np.arange(len(came)), 1)[0])
 
 
 def poisson(

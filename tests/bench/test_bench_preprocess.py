@@ -16,6 +16,7 @@ from bench.harness import Row
 from bench.lines import CASE, WHO, misses
 from bench.peers.base import Wire
 from bench.preprocess import main
+from bench.preprocess.asking import arrival_rate
 from bench.preprocess.cases import (
     ABLATION,
     ALONE,
@@ -54,6 +55,17 @@ def test_photographs_are_jpegs_of_the_sizes_that_are_promised() -> None:
     assert all(LEAST <= len(each) <= MOST for each in found)
     assert {Image.open(io.BytesIO(each)).format for each in found} == {"JPEG"}
     assert len({Image.open(io.BytesIO(each)).size for each in found}) >= 5
+
+
+@pytest.mark.parametrize("first", [0.0, 0.1, 0.31])
+def test_a_rate_does_not_depend_on_where_batches_fall(first: float) -> None:
+    batches = np.repeat(np.arange(first - 1.0, 6.0, 1 / 3), 32)
+    assert arrival_rate(batches, 5.0) == pytest.approx(96.0, rel=0.01)
+
+
+def test_a_rate_of_a_single_batch_is_its_count() -> None:
+    assert arrival_rate(np.array([2.0, 2.0, 2.001, np.nan, 7.0]), 5.0) == pytest.approx(3 / 5)
+    assert arrival_rate(np.array([]), 5.0) == 0.0
 
 
 def test_the_plain_server_does_what_torchvision_does() -> None:
