@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 import tritonclient.grpc as grpc_client
@@ -58,34 +60,25 @@ class Crowd:
         self.client.close()
 
 
-class Load:
-    """A closed loop of several clients over HTTP and gRPC, from entry to exit of the ``with`` block.
+class CheckedLoad(ABC):
+    """Clients on threads of their own, from entry to exit of the ``with`` block.
 
     Every answer is compared with ``answers``: any of these functions of the input may be the right one,
     since versions change meanwhile.
     """
 
-    def __init__(
-        self,
-        ports: Ports,
-        model: str,
-        *answers: Callable[[np.ndarray], np.ndarray],
-        clients: int = 4,
-    ) -> None:
+    def __init__(self, answers: Sequence[Callable[[np.ndarray], np.ndarray]], clients: int) -> None:
         self.answered = 0
         self.problems: list[str] = []
-        self._ports = ports
-        self._model = model
         self._answers = answers
         self._stop = threading.Event()
-        self._lock = threading.Lock()
-        self._moved = threading.Condition(self._lock)
+        self._moved = threading.Condition()
         self._threads = [
             threading.Thread(target=self._run, args=(number,), name=f"load-{number}")
             for number in range(clients)
         ]
 
-    def __enter__(self) -> Load:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self
@@ -110,6 +103,38 @@ class Load:
         assert self.problems == []
         assert self.answered > 0
 
+    @abstractmethod
+    def _run(self, number: int) -> None:
+        """Until ``_stop`` is set."""
+
+    def _ask(self, who: object, infer: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> None:
+        try:
+            y = infer(x)
+            problem = "" if any(np.array_equal(y, f(x)) for f in self._answers) else f"{x}→{y}"
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}"
+        with self._moved:
+            if problem:
+                self.problems.append(f"{type(who).__name__}: {problem}")
+            else:
+                self.answered += 1
+            self._moved.notify_all()
+
+
+class Load(CheckedLoad):
+    """A closed loop of clients, half of them over HTTP, half over gRPC."""
+
+    def __init__(
+        self,
+        ports: Ports,
+        model: str,
+        *answers: Callable[[np.ndarray], np.ndarray],
+        clients: int = 4,
+    ) -> None:
+        super().__init__(answers, clients)
+        self._ports = ports
+        self._model = model
+
     def _run(self, number: int) -> None:
         if number % 2:
             client = grpc_client.InferenceServerClient(f"127.0.0.1:{self._ports.grpc}")
@@ -119,23 +144,16 @@ class Load:
                 f"127.0.0.1:{self._ports.http}", network_timeout=PATIENCE_S
             )
             infer = infer_http
-        sent = 0
-        while not self._stop.is_set():
-            x = rows(number * 1000 + sent % 1000, 1 + sent % 3)
-            sent += 1
-            try:
-                result = infer(client, self._model, x)
-                response = result.get_response()
-                outputs = response["outputs"] if isinstance(response, dict) else response.outputs
-                first = outputs[0]["name"] if isinstance(response, dict) else outputs[0].name
-                y = result.as_numpy(first)
-                problem = "" if any(np.array_equal(y, f(x)) for f in self._answers) else f"{x}→{y}"
-            except Exception as error:
-                problem = repr(error)
-            with self._moved:
-                if problem:
-                    self.problems.append(problem)
-                else:
-                    self.answered += 1
-                self._moved.notify_all()
+
+        def first(x: np.ndarray) -> np.ndarray:
+            result = infer(client, self._model, x)
+            response = result.get_response()
+            outputs = response["outputs"] if isinstance(response, dict) else response.outputs
+            name = outputs[0]["name"] if isinstance(response, dict) else outputs[0].name
+            return result.as_numpy(name)
+
+        for sent in itertools.count():
+            if self._stop.is_set():
+                break
+            self._ask(client, first, rows(number * 1000 + sent % 1000, 1 + sent % 3))
         client.close()

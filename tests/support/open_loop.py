@@ -11,11 +11,12 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import tritonclient.grpc as grpc_client
 
-from support.clients import PATIENCE_S, infer_grpc
+from support.clients import PATIENCE_S, CheckedLoad, infer_grpc
 from support.model_files import rows
 from support.server import Server
 from tessera_runtime.target import Ports
@@ -92,8 +93,8 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         writer.close()
 
 
-class OpenLoad:
-    """Half of the clients speak HTTP, half gRPC; every answer is compared with ``answers``: any may be right."""
+class OpenLoad(CheckedLoad):
+    """Half of the clients speak HTTP, half gRPC."""
 
     def __init__(
         self,
@@ -103,41 +104,10 @@ class OpenLoad:
         clients: int = 8,
         interval_s: float = 0.04,
     ) -> None:
-        self.answered = 0
-        self.problems: list[str] = []
+        super().__init__(answers, clients)
         self._endpoints = endpoints
         self._model = model
-        self._answers = answers
         self._interval_s = interval_s
-        self._stop = threading.Event()
-        self._moved = threading.Condition()
-        self._threads = [
-            threading.Thread(target=self._run, args=(number,)) for number in range(clients)
-        ]
-
-    def __enter__(self) -> OpenLoad:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(PATIENCE_S)
-        assert not any(thread.is_alive() for thread in self._threads), "a request hangs"
-
-    def wait_answers(self, more: int) -> None:
-        with self._moved:
-            wanted = self.answered + more
-            moved = self._moved.wait_for(
-                lambda: self.answered >= wanted or self.problems, PATIENCE_S
-            )
-        assert moved, f"{self.answered} of {wanted} answers came"
-
-    def check(self) -> None:
-        """No request failed and no answer was wrong."""
-        assert not self.problems, self.problems
-        assert self.answered > 0
 
     def _run(self, number: int) -> None:
         client = _GrpcClient(self._endpoints) if number % 2 else _HttpClient(self._endpoints)
@@ -147,17 +117,7 @@ class OpenLoad:
                 break
             due += self._interval_s
             x = rows(number * 1000 + sent % 1000, 1 + sent % 3)
-            try:
-                y = client.infer(self._model, x)
-                problem = "" if any(np.array_equal(y, f(x)) for f in self._answers) else f"{x}→{y}"
-            except Exception as error:
-                problem = f"{type(error).__name__}: {error}"
-            with self._moved:
-                if problem:
-                    self.problems.append(f"{type(client).__name__}: {problem}")
-                else:
-                    self.answered += 1
-                self._moved.notify_all()
+            self._ask(client, partial(client.infer, self._model), x)
         client.close()
 
 
