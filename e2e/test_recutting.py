@@ -58,8 +58,8 @@ SLOW = ";".join(
     for call in ("nvmlDeviceCreateGpuInstanceWithPlacement", "nvmlGpuInstanceDestroy")
 )
 """As slow as real drivers are, so that there is a middle to be killed in."""
-REFUSED = "nvmlDeviceCreateGpuInstanceWithPlacement 1 1000000 fail 4"
-"""NVML_ERROR_NO_PERMISSION, which no further try changes."""
+REFUSED = "nvmlDeviceCreateGpuInstanceWithPlacement 2 2 fail 4"
+"""The second slice of every cut is refused (NVML_ERROR_NO_PERMISSION), which ends it half way; putting one slice back works."""
 
 pytestmark = pytest.mark.timeout(240, func_only=True)
 

@@ -44,7 +44,9 @@ def test_what_is_faster_takes_over_under_load_and_goes_when_tuning_is_switched_o
     system = installed
     uri = system.store.put(f"{namespace}/digits.onnx", FILE)
     wanted = {"mode": "Auto", "tolerance": "0.001"}
-    system.apply(model_service(namespace, "digits", {"only": uri}, tuning=wanted))
+    # Nobody is refused for being late here: what is asked is whether trials and swaps fail requests.
+    slo = {"objectives": [{"target": "15s", "percent": "99"}]}
+    system.apply(model_service(namespace, "digits", {"only": uri}, tuning=wanted, slo=slo))
     service = system.service(namespace, "digits")
     service.wait_until_serving()
     with Load(service.target(), X, {"right": answer(FILE, X)}) as load:

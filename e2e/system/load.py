@@ -3,6 +3,9 @@
 Requests take turns over four ways: HTTP and gRPC, each over connections that are kept and over one that is made for
 it. Nothing is tried a second time, and every answer is compared with what the models say, so that what is counted
 is what a client would see. Rates are meant to be low: it is failures that are counted here, not throughput.
+
+What fails because this machine itself was taken away says nothing of the system on it, and is counted apart; see
+:attr:`Result.excused`.
 """
 
 from __future__ import annotations
@@ -23,13 +26,21 @@ import aiohttp
 import numpy as np
 import tritonclient.grpc as grpc_client
 from e2e.system.models import INPUT, OUTPUT, Array
+from e2e.system.stolen import Reading, taken_away, within
 
 KEPT_HTTP, NEW_HTTP, KEPT_GRPC, NEW_GRPC = "http", "http, new", "grpc", "grpc, new"
 WAYS = (KEPT_HTTP, KEPT_GRPC, NEW_HTTP, NEW_GRPC)
 _TOLERANCE = 1e-4
 _SHOWN = 12
+_WRONG = "wrong answer"
 _CONNECT_S = 5.0
 _POLL_S = 0.1
+_LOOK_S = 0.5
+"""Between two looks at what was stolen."""
+_STALLED_S = 0.5
+"""A request that fails is excused if the machine was away for so much of its time: what fails at once never is."""
+_MOST_EXCUSED = 0.1
+"""Of all requests: beyond it nothing was tested."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +77,21 @@ class Result:
     """All outcomes, in the order of the requests."""
 
     outcomes: tuple[Outcome, ...]
+    away: tuple[tuple[float, float], ...] = ()
+    """From when to when this machine was taken away, in seconds since the load began."""
 
     @property
     def failures(self) -> tuple[Outcome, ...]:
-        return tuple(each for each in self.outcomes if each.problem)
+        return tuple(each for each in self.outcomes if each.problem and not self._excuses(each))
+
+    @property
+    def excused(self) -> tuple[Outcome, ...]:
+        """What got no answer while the machine was taken away. A wrong answer is never excused."""
+        return tuple(each for each in self.outcomes if each.problem and self._excuses(each))
+
+    def _excuses(self, each: Outcome) -> bool:
+        gone_s = within(self.away, each.at_s, each.at_s + each.seconds)
+        return gone_s >= _STALLED_S and not each.problem.startswith(_WRONG)
 
     def answers(self, since_s: float = 0.0) -> set[str]:
         """Which answers came to requests of then and later."""
@@ -91,6 +113,9 @@ class Result:
             )
             counted = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
             lines.append(f"{way:10} {counted}; {spread}")
+        if self.away:
+            gone_s = sum(last - first for first, last in self.away)
+            lines.append(f"machine taken away for {gone_s:.1f} s; excused: {len(self.excused)}")
         return "\n".join(lines)
 
 
@@ -111,6 +136,10 @@ def zero_failures(result: Result) -> None:
         ]
     )
     assert result.outcomes, "no request was sent"
+    assert len(result.excused) <= _MOST_EXCUSED * len(result.outcomes), (
+        f"the machine was taken away for so long that {len(result.excused)} of "
+        f"{len(result.outcomes)} requests failed: nothing was tested"
+    )
 
 
 @dataclass
@@ -132,6 +161,7 @@ class Load:
 
     def __post_init__(self) -> None:
         self._outcomes: list[tuple[int, Outcome]] = []
+        self._away: list[tuple[float, float]] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="load")
         document = {
@@ -156,7 +186,8 @@ class Load:
         self._stop.set()
         self._thread.join(self.timeout_s + _CONNECT_S + 10)
         assert not self._thread.is_alive(), "requests go on after their time"
-        self.result = Result(tuple(each for _, each in sorted(self._outcomes, key=lambda o: o[0])))
+        outcomes = tuple(each for _, each in sorted(self._outcomes, key=lambda o: o[0]))
+        self.result = Result(outcomes, tuple(self._away))
         if error is not None:
             error.add_note(f"load until then:\n{self.result}")
 
@@ -182,6 +213,7 @@ class Load:
         )
         channel = self._channel()
         requests: set[asyncio.Task[None]] = set()
+        watching = asyncio.create_task(self._watch())
         try:
             number = 0
             while not self._stop.is_set() and number < self.rate * self.longest_s:
@@ -200,9 +232,25 @@ class Load:
                 number += 1
             await asyncio.gather(*requests)
         finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
             await kept.close()
             await fresh.close()
             channel.close()
+
+    async def _watch(self) -> None:
+        """Until cancelled, and then once more: a request that failed just now is to find its excuse."""
+        before, since_s = Reading.now(), self.now_s
+        ending = False
+        while not ending:
+            try:
+                await asyncio.sleep(_LOOK_S)
+            except asyncio.CancelledError:
+                ending = True
+            after, until_s = Reading.now(), self.now_s
+            if taken_away(before, after, until_s - since_s):
+                self._away.append((since_s, until_s))
+            before, since_s = after, until_s
 
     async def _one(self, number: int, way: str, due_s: float, ask: Any) -> None:
         answer, problem = "", ""
@@ -217,7 +265,7 @@ class Load:
         for name, expected in self.expected.items():
             if found.shape == expected.shape and np.allclose(found, expected, atol=_TOLERANCE):
                 return name, ""
-        return "", f"wrong answer {found.ravel()[:4]}"
+        return "", f"{_WRONG} {found.ravel()[:4]}"
 
     async def _http(self, session: aiohttp.ClientSession) -> Array:
         url = f"http://{self.target.address}:{self.target.http}/v2/models/{self.target.model}/infer"
