@@ -158,6 +158,38 @@ async def test_a_start_is_not_given_up_while_another_waits_for_it(workers: Worke
     await worker.lost
 
 
+LOADS = """
+import torch
+
+class Model:
+    inputs = {{"x": ("FP32", (4,))}}
+    outputs = {{"y": ("FP32", (4,))}}
+
+    def __call__(self, batch):
+        return {{"y": batch["x"]}}
+
+def load(device, options):
+    {does}
+    return Model()
+"""
+
+
+async def test_threads_that_computed_for_a_load_end_with_it(workers: Workers, tmp_path: Path):
+    """Pools of OpenMP wait actively only while all of them together are no more than the cores."""
+    pytest.importorskip("torch")
+    [worker] = await acquire(workers, "a")
+
+    async def load(does: str) -> int:
+        path = tmp_path / f"model-{len(does)}.py"
+        path.write_text(LOADS.format(does=does))
+        await worker.load(m.Load(str(path), str(path), "Python", True, (), ()))
+        return len(threads(worker))
+
+    before = await load("torch.set_num_threads(3)")  # starts a pool that all share
+    await load("torch.ones(1 << 20).add_(1.0)")
+    assert await eventually(lambda: len(threads(worker)) == before, PATIENCE_S)
+
+
 async def test_models_of_a_process_are_loaded_in_turns(workers: Workers, tmp_path: Path):
     slow, quick = ModelFile(tmp_path / "slow.py"), ModelFile(tmp_path / "quick.py")
     [worker] = await acquire(workers, "a", company="c")

@@ -16,9 +16,11 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from tessera_runtime.engines.base import (
     Engine,
@@ -37,6 +39,8 @@ from tessera_runtime.worker.part import Part
 
 COPY_BYTES = 1 << 20
 """Of a model that is copied: at a time."""
+
+T = TypeVar("T")
 
 
 def run_worker(
@@ -105,7 +109,8 @@ class _Worker:
                 if later and files and not _readable(path):
                     path = copies.enter_context(_copied(files[0], Path(path).suffix))
                 artefact = copies.enter_context(_copied(fds[-1], ".pt2")) if load.built else ""
-                engine = load_engine(_model_file(load, path, artefact), self._device)
+                file = _model_file(load, path, artefact)
+                engine = _aside(lambda: load_engine(file, self._device))
         except LoadRefused as error:
             end_if_lost(error)
             reason = str(error)
@@ -129,7 +134,8 @@ class _Worker:
         self._confine(load)
         path = tempfile.mktemp(suffix=".pt2")
         try:
-            engine = build_artefact(_model_file(load, load.path), self._device, path)
+            file = _model_file(load, load.path)
+            engine = _aside(lambda: build_artefact(file, self._device, path))
             artefact = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except Exception as error:  # a compiler's errors are of many kinds
             end_if_lost(error)
@@ -199,6 +205,17 @@ class _Worker:
             return
         self._tell(m.LaneOpen(opening.lane, size, warm), (fd,))
         lane.serve()
+
+
+def _aside(work: Callable[[], T]) -> T:
+    """``work()`` on a thread that ends with it. Raises what it raises.
+
+    OpenMP keeps a pool of threads for every thread that ever computed, and as soon as all pools together are more than there
+    are cores, none waits actively any more (libgomp, ``GOMP_SPINCOUNT``): beside a pool that is left from loading, each
+    operator of a lane on most of the cores took several times as long.
+    """
+    with ThreadPoolExecutor(1, "load") as thread:
+        return thread.submit(work).result()
 
 
 @contextmanager
