@@ -119,6 +119,7 @@ def share_rows(
             if name in compiled:
                 built = run(server, path, COMPILED, order, cores, measure, says)
                 found.append((built, paired(built, order, tuned)))
+                rows += compiled_rows(name, built, order)
             variant = chosen(found)
             if variant == COMPILED:  # of each share another one
                 again, measured = run(server, path, variant, order, cores, measure, says), order
@@ -144,6 +145,17 @@ def share_rows(
             labels = {"part": "variants", "network": name, "variant": each.variant}
             rows.append(Row(labels, ({**figures, "error": each.error},)))
         yield rows
+
+
+def compiled_rows(network: str, built: TuneOutcome, order: Sequence[int]) -> Iterator[Row]:
+    """What was compiled for the first of the shares, on each of them, whether it is chosen or not; nothing where it failed."""
+    if not built.problem:
+        tuned = order[0]
+        cells = paired(built, order, tuned)
+        for served in order:
+            labels = {"network": network, "tuned": str(tuned), "served": str(served)}
+            figures = {**ratios(cells, served / tuned), "error": built.error}
+            yield Row({"part": "compiled", **labels}, (figures,))
 
 
 def run(
@@ -217,25 +229,13 @@ def worker_rows(
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
-    """As they are printed: shares, gains, workers."""
-    shares = Table(
-        title="p99 of untuned, median (worst) of networks, by where it was tuned and is served"
-    )
+    """As they are printed: shares, what was compiled for them, gains, workers."""
     found = [row for row in rows if row.labels["part"] == "shares"]
     served = sorted({row.labels["served"] for row in found})
-    shares.add_column("tuned at")
-    for size in served:
-        shares.add_column(f"served at {size}", justify="right")
-    for tuned in sorted({row.labels["tuned"] for row in found}):
-        cells = [
-            [
-                row.medians["p99"]
-                for row in found
-                if (row.labels["tuned"], row.labels["served"]) == (tuned, size)
-            ]
-            for size in served
-        ]
-        shares.add_row(tuned, *(f"{median(cell):.2f} ({max(cell):.2f})" for cell in cells))
+    crossed = [
+        _crossed("of what is chosen", found),
+        _crossed("compiled", [row for row in rows if row.labels["part"] == "compiled"]),
+    ]
     gains = Table(title="what the choice does on the least share, beside untuned")
     for column in ("network", "variant", "p50", "p99", "throughput", "error"):
         gains.add_column(column)
@@ -260,14 +260,36 @@ def tables(rows: Sequence[Row]) -> list[Table]:
                 f"{row.medians['seconds']:.0f}",
                 f"{row.medians['of_one']:.2f}",
             )
-    return [table for table in (shares, gains, times) if table.row_count]
+    return [table for table in (*crossed, gains, times) if table.row_count]
+
+
+def _crossed(what: str, rows: Sequence[Row]) -> Table:
+    """p99 by the share where it was tuned and the one that serves."""
+    table = Table(
+        title=f"p99 of untuned, {what}: median (worst) of networks, by where tuned and served"
+    )
+    served = sorted({row.labels["served"] for row in rows})
+    table.add_column("tuned at")
+    for size in served:
+        table.add_column(f"served at {size}", justify="right")
+    for tuned in sorted({row.labels["tuned"] for row in rows}):
+        cells = [
+            [
+                row.medians["p99"]
+                for row in rows
+                if (row.labels["tuned"], row.labels["served"]) == (tuned, size)
+            ]
+            for size in served
+        ]
+        table.add_row(tuned, *(f"{median(cell):.2f} ({max(cell):.2f})" for cell in cells))
+    return table
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--networks", default=",".join(NETWORKS), metavar="NAME,…")
     parser.add_argument(
-        "--compiled", default="cnn", metavar="NAME,…", help=f"networks that {COMPILED} is built of"
+        "--compiled", default="cnn,mlp,encoder", metavar="NAME,…", help=f"networks that {COMPILED} is built of"
     )
     parser.add_argument("--only", choices=("shares", "workers"))
     options = parser.parse_args(argv)

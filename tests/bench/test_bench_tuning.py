@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from bench.tuning.main import UNTUNED, chosen, main, paired, ratios, sizes
+from bench.tuning.main import UNTUNED, chosen, compiled_rows, main, paired, ratios, sizes
 
 from tessera_runtime.target import TuneCell, TuneOutcome
 
@@ -43,6 +43,18 @@ def test_ratios_are_of_one_share() -> None:
     cells = paired(outcome("torch/bf16", 5.0, 20.0), (1, 2), 1)
     assert ratios(cells, 1.0) == {"p50": 0.5, "p99": 0.5, "throughput": 1.0}
     assert ratios(cells, 2.0) == {"p50": 2.0, "p99": 2.0, "throughput": 1.0}
+
+
+def test_what_was_compiled_for_one_share_stands_beside_untuned_on_each() -> None:
+    built = outcome("inductor/fp32", 5.0, 20.0)
+    rows = list(compiled_rows("cnn", built, (2, 1)))
+    assert [(row.labels["tuned"], row.labels["served"]) for row in rows] == [("2", "2"), ("2", "1")]
+    assert [row.medians["p99"] for row in rows] == [0.5, 2.0]
+
+
+def test_what_failed_to_compile_has_no_figures() -> None:
+    failed = TuneOutcome("inductor/fp32", "", "", "no compiler", 0.0, ())
+    assert not list(compiled_rows("cnn", failed, (1,)))
 
 
 @pytest.mark.slow

@@ -126,7 +126,10 @@ def test_a_variant_whose_process_ends_batch_after_batch_is_told(swapping, net, f
     client = swapping.http()
     for _ in range(IN_A_ROW):
         assert instances(swapping).faulty == {}
-        swapping.wait_for(lambda report: report.instances[0].ready, "the instance")
+        swapping.wait_for(
+            lambda report: report.instances[0].ready and len(report.workers) == 1,
+            "the instance, and the end of those before it",
+        )
         (pid,) = swapping.worker_pids()
         os.kill(pid, signal.SIGSTOP)
         with pytest.raises(InferenceServerException):  # it is in the stopped process
