@@ -34,6 +34,7 @@ STEPS = 7
 
 ONE = "padded to the longest"
 APART = "equal lengths only"
+BY_ELEMENTS = "at once, spaced, costs not learnt"
 AT_ONCE = "at once"
 OURS = "at once, spaced"
 WAITS = "waits (PREBA)"
@@ -49,7 +50,9 @@ class Case:
     arrivals: str
     knee_ms: float
     sizes: tuple[float, ...]
-    """By bucket: work of a row, of the longest."""
+    """By bucket: elements of a row, over those of the longest."""
+    costs: tuple[float, ...]
+    """By bucket: work of a row, over that of the longest."""
     knees: tuple[int, ...]
     """By bucket: rows at the knee."""
     knee_work: float
@@ -63,7 +66,7 @@ class Case:
         return paper.SLICES[self.cut]
 
     def batch_ms(self, rows: float, bucket: int) -> float:
-        return self.work_ms(rows * self.sizes[bucket])
+        return self.work_ms(rows * self.costs[bucket])
 
     def work_ms(self, work: float) -> float:
         return paper.LAWS[self.law](self.knee_ms)(work / self.knee_work)
@@ -85,7 +88,12 @@ class Case:
         of_one_size = {AT_ONCE: self._mixed, OURS: self._spaced, WAITS: self._waits}
         if len(self.sizes) == 1:
             return of_one_size
-        return {ONE: self._one, APART: self._apart, **of_one_size}
+        return {
+            ONE: self._one,
+            APART: self._apart,
+            BY_ELEMENTS: self._by_elements,
+            **of_one_size,
+        }
 
     def _one(self, _: float) -> tuple[Forming, bool]:
         cap = self.knees[-1]
@@ -100,11 +108,23 @@ class Case:
     def _spaced(self, _: float) -> tuple[Forming, bool]:
         return self._at_once(self.instances, self.instances), False
 
-    def _at_once(self, mixing: int, spaced: int = 1) -> AtOnce:
-        mean = float(self.shares @ np.array(self.sizes))
-        lengths = Lengths(mean, max(self.knees), mixing)
-        cap = round(self.knee_work / mean)
-        return AtOnce(self.sizes, cap, lengths, lambda rows: self.work_ms(rows * mean), spaced)
+    def _by_elements(self, _: float) -> tuple[Forming, bool]:
+        return self._at_once(self.instances, self.instances, learns=False), False
+
+    def _at_once(self, mixing: int, spaced: int = 1, learns: bool = True) -> AtOnce:
+        mean_cost, mean_size = (
+            float(self.shares @ np.array(each)) for each in (self.costs, self.sizes)
+        )
+        return AtOnce(
+            self.sizes,
+            round(
+                self.knee_work / mean_cost
+            ),  # which a policy finds by what rows as they come take
+            Lengths(mean_size, max(self.knees), mixing),
+            lambda rows: self.work_ms(rows * mean_cost),
+            spaced,
+            self.batch_ms if learns else None,
+        )
 
     def _waits(self, rate_per_s: float) -> tuple[Forming, bool]:
         return Waiting(
@@ -154,22 +174,31 @@ def cases(requests: int) -> Iterator[Case]:
                 for model in paper.IMAGES:
                     rows = model.knees[cut]
                     ms = paper.knee_ms(model.knee_ms, cut, rows / model.knees["7 x 1g"])
+                    one = (1.0,)
                     yield Case(
-                        model.name, cut, law, arrivals, ms, (1.0,), (rows,), rows, nothing, each
+                        model.name, cut, law, arrivals, ms, one, one, (rows,), rows, nothing, each
                     )
-                work_s = paper.AUDIO_KNEE_S[cut]
-                yield Case(
-                    "audio",
-                    cut,
-                    law,
-                    arrivals,
-                    paper.knee_ms(paper.AUDIO_KNEE_MS, cut, work_s / paper.AUDIO_KNEE_S["7 x 1g"]),
-                    tuple((ends / paper.LONGEST_S).tolist()),
-                    tuple(int(work_s / end) for end in ends),
-                    work_s / paper.LONGEST_S,
-                    lengths,
-                    each,
-                )
+                work = paper.AUDIO_KNEE_S[cut] / paper.LONGEST_S
+                for kind, square in paper.AUDIO.items():
+                    sizes = ends / paper.LONGEST_S
+                    costs = (1 - square) * sizes + square * sizes**2
+                    yield Case(
+                        kind,
+                        cut,
+                        law,
+                        arrivals,
+                        paper.knee_ms(
+                            paper.AUDIO_KNEE_MS,
+                            cut,
+                            paper.AUDIO_KNEE_S[cut] / paper.AUDIO_KNEE_S["7 x 1g"],
+                        ),
+                        tuple(sizes.tolist()),
+                        tuple(costs.tolist()),
+                        tuple((work / costs + 1e-9).astype(int).tolist()),
+                        work,
+                        lengths,
+                        each,
+                    )
 
 
 def _lengths(count: int, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -190,7 +219,7 @@ def measure(quick: bool) -> dict[str, object]:
     loads = (0.5, 0.9) if quick else LOADS
     rows: list[dict[str, Any]] = []
     for case in cases(1_000 if quick else 20_000):
-        if quick and case.kind not in (paper.IMAGES[0].name, "audio"):
+        if quick and case.kind not in (paper.IMAGES[0].name, *paper.AUDIO):
             continue
         for way in case.ways():
             at: dict[str, dict[str, float]] = {}
@@ -223,7 +252,7 @@ def _beside(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each way over ours, of each kind, cut and law: geometric means of p99, least and largest, and carried."""
     found: dict[tuple[str, str, str, str], list[dict[str, Any]]] = {}
     for row in rows:
-        lengths = "audio" if row["kind"] == "audio" else "images"
+        lengths = row["kind"] if row["kind"] in paper.AUDIO else "images"
         found.setdefault((lengths, row["cut"], row["law"], row["way"]), []).append(row)
     beside = []
     for (lengths, cut, law, way), each in found.items():
@@ -258,7 +287,7 @@ def _beside(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def lines(record: Mapping[str, Any]) -> list[str]:
     """The record as text: p99 in batches at the knee, and the load that is carried within the SLO."""
     loads = record["loads"]
-    head = f"{'':19}{'':8}{'':7}{'':9}{'':23}" + "".join(f"{load:>7}" for load in loads)
+    head = f"{'':19}{'':8}{'':7}{'':9}{'':35}" + "".join(f"{load:>7}" for load in loads)
     said = [
         f"Batches that wait and batches that do not, simulated: p{PERCENTILE:g} in times of a batch at the knee, by load",
         f"{head}   carried at {SLO_KNEES:g}",
@@ -266,13 +295,13 @@ def lines(record: Mapping[str, Any]) -> list[str]:
     for row in record["rows"]:
         p99 = [row["loads"][load]["p99_ms"] / row["knee_ms"] for load in loads]
         said.append(
-            f"{row['kind']:19}{row['cut']:8}{row['law']:7}{row['arrivals']:9}{row['way']:23}"
+            f"{row['kind']:19}{row['cut']:8}{row['law']:7}{row['arrivals']:9}{row['way']:35}"
             + "".join(f"{each:7.2f}" for each in p99)
             + f"   {row['carried']:10.2f}"
         )
     said += ["", f"Over '{OURS}': p99 (mean, least, most), and what is carried"]
     said += [
-        f"{each['lengths']:8}{each['cut']:8}{each['law']:7}{each['way']:23}{each['p99_over_ours']:7.2f}"
+        f"{each['lengths']:19}{each['cut']:8}{each['law']:7}{each['way']:35}{each['p99_over_ours']:7.2f}"
         f"{each['least']:7.2f}{each['most']:8.2f}{each['carried_over_ours']:8.2f}"
         for each in record["beside"]
     ]

@@ -50,6 +50,11 @@ IMAGES = (
     Images("Swin-T", {"7 x 1g": 2, "1 x 7g": 16}, 12.0),  # DenseNet121: 2 rows, 12 ms
 )
 
+AUDIO = {"audio": 0.0, "audio, attention": 0.5}
+"""How much of the work of the longest recording grows with the square of the length, as attention does. None in the paper, which says
+one time at the knee for all lengths; half of it is assumed beside that.
+"""
+
 AUDIO_KNEE_MS = 35.0
 """Of a batch at the knee on 1g, for every length. Source: the paper, of all three audio models."""
 

@@ -289,7 +289,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--networks", default=",".join(NETWORKS), metavar="NAME,…")
     parser.add_argument(
-        "--compiled", default="cnn,mlp,encoder", metavar="NAME,…", help=f"networks that {COMPILED} is built of"
+        "--compiled",
+        default="cnn,mlp,encoder",
+        metavar="NAME,…",
+        help=f"networks that {COMPILED} is built of",
     )
     parser.add_argument("--only", choices=("shares", "workers"))
     options = parser.parse_args(argv)

@@ -90,3 +90,32 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         simulate_lengths(forming, lambda *_: 1.0, 1, np.zeros(2), none)
     with pytest.raises(ValueError, match="arrivals_ms"):
         simulate_lengths(forming, lambda *_: 1.0, 1, np.array([2.0, 1.0]), np.zeros(2, dtype=int))
+
+
+def test_full_batches_of_all_lengths_come_to_take_equally_long() -> None:
+    sizes, costs = (0.25, 0.5, 1.0), (0.1, 0.3, 1.0)
+    buckets = np.random.default_rng(7).integers(0, 3, 20_000)
+    took: dict[int, list[float]] = {0: [], 1: [], 2: []}
+
+    def batch_ms(rows: int, bucket: int) -> float:
+        return law(rows * costs[bucket])
+
+    def seen_ms(rows: int, bucket: int) -> float:
+        took[bucket].append(batch_ms(rows, bucket))
+        return took[bucket][-1]
+
+    mean = float(np.mean(sizes))
+    queue = AtOnce(
+        sizes,
+        32,
+        Lengths(mean, 1000, 0),
+        lambda rows: law(rows * mean),
+        took_ms=batch_ms,
+    )
+    simulate_lengths(queue, seen_ms, 1, np.zeros(len(buckets)), buckets)
+    before, after = (
+        [float(np.mean(took[bucket][part])) for bucket in took]
+        for part in (slice(0, 5), slice(-20, -5))
+    )
+    assert max(before) / min(before) > 1.5
+    assert max(after) / min(after) < 1.1

@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from math import inf
+from types import MappingProxyType
 from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -49,11 +50,13 @@ class Lengths(NamedTuple):
     """What batches of :class:`Padded` shapes are formed by."""
 
     mean: float
-    """Size of the rows that ``cap`` and the service time count in."""
+    """Cost of the rows that ``cap`` and the service time count in."""
     most: int
     """Rows of a batch, however short they are."""
     mixing: int
     """Instances that take from the queue; 0: only work of equal shape shares a batch."""
+    costs: Mapping[Padded, float] = MappingProxyType({})
+    """Of a row, over one of the longest, where it is known; elsewhere it is the row's size."""
 
 
 class _Terms(NamedTuple):
@@ -64,14 +67,18 @@ class _Terms(NamedTuple):
     service_time: ServiceTime
     lengths: Lengths
 
+    def cost(self, shape: Padded) -> float:
+        """Of a row of ``shape``, in rows of the mean length."""
+        return self.lengths.costs.get(shape, shape.size) / self.lengths.mean
+
     def limit(self, shape: Padded) -> int:
         """Rows of ``shape`` that take as long as ``cap`` of the mean length, to the nearest: one at least."""
-        rows = int(self.cap * self.lengths.mean / shape.size + 0.5)
+        rows = int(self.cap / self.cost(shape) + 0.5)
         return max(1, min(self.lengths.most, rows))
 
     def work(self, rows: int, shape: Padded) -> float:
         """So many rows of ``shape`` in rows of the mean length."""
-        return rows * shape.size / self.lengths.mean
+        return rows * self.cost(shape)
 
     def seconds(self, rows: int, shape: Padded) -> float:
         """That they are expected to take; none take nothing."""

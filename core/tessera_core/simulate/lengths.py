@@ -7,12 +7,13 @@ from which a queue that waits for company gives a batch. Nothing is dropped: the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from heapq import heapreplace
+from heapq import heappop, heappush, heapreplace
 from math import inf
 from typing import Protocol
 
 import numpy as np
 
+from tessera_core.batching.pace import Pace
 from tessera_core.batching.policy import EdfQueue, Lengths, Padded
 from tessera_core.batching.preba import Limit, WaitingQueue
 from tessera_core.batching.spacing import Spacing
@@ -66,26 +67,48 @@ class AtOnce:
         lengths: Lengths,
         batch_ms: Callable[[float], float],
         spaced: int = 1,
+        took_ms: BatchTime | None = None,
     ) -> None:
         """``sizes``: of a row of each bucket; ``batch_ms``: of so many rows of the mean size; ``spaced``: instances whose
-        batches are kept apart.
+        batches are kept apart. ``took_ms``: what batches take, of which it learns what rows cost; without, they cost
+        their sizes.
         """
         self._queue: EdfQueue[int] = EdfQueue(limit=1 << 62)
         self._shapes = [Padded(size, ((bucket,),)) for bucket, size in enumerate(sizes)]
         self._cap, self._lengths, self._batch_ms = cap, lengths, batch_ms
         self._spacing, self._spaced = Spacing(), spaced
+        self._took_ms, self._pace = took_ms, Pace(lengths.mean)
+        self._buckets: dict[int, int] = {}
+        self._running: list[tuple[float, float, float, Padded, bool]] = []
+        """End, milliseconds, those of the profile, shape and whether it is half full, the first to end at the top."""
 
     def push(self, request: int, bucket: int, now: float) -> None:
+        self._buckets[request] = bucket
         self._queue.push(request, now + FAR_MS, 1, self._shapes[bucket])
 
     def due(self) -> float:
         return self._spacing.due(self._queue.rows >= self._cap) if self._queue else inf
 
     def take(self, now: float) -> tuple[Sequence[int], int]:
-        self._spacing.started(now, self._batch_ms(0.0), self._spaced)
-        taken = self._queue.take(now, self._cap, self._batch_ms, self._lengths)
+        lengths = self._lengths
+        if self._took_ms is not None:
+            while self._running and self._running[0][0] <= now:
+                self._pace.saw(*heappop(self._running)[1:])
+            lengths = lengths._replace(mean=self._pace.mean, costs=self._pace.costs)
+        self._spacing.started(now, self._likely_ms(0.0), self._spaced)
+        taken = self._queue.take(now, self._cap, self._likely_ms, lengths)
         assert isinstance(taken.shape, Padded)
-        return taken.batch, taken.shape.row_shapes[0][0]
+        bucket = taken.shape.row_shapes[0][0]
+        if self._took_ms is not None:
+            for request in taken.batch:
+                self._pace.came(self._shapes[self._buckets[request]], 1)
+            took_ms = self._took_ms(taken.rows, bucket)
+            ran = took_ms, self._batch_ms(taken.work), taken.shape, 2 * taken.work >= self._cap
+            heappush(self._running, (now + took_ms, *ran))
+        return taken.batch, bucket
+
+    def _likely_ms(self, rows: float) -> float:
+        return self._pace.ratio * self._batch_ms(rows)
 
 
 def simulate_lengths(

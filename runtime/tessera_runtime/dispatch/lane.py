@@ -51,6 +51,8 @@ class Lane:
         """Of what it ran last."""
         self.work = 0.0
         """The same in rows of the mean length."""
+        self.shape: Hashable = None
+        """What its inputs were padded to, where lengths vary."""
         self.began = 0.0
         """When it was sent that, monotonic seconds."""
         self.leaving = False

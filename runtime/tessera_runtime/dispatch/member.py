@@ -17,12 +17,12 @@ import numpy as np
 
 from tessera_core.batching.admission import Admission, done_after
 from tessera_core.batching.arrivals import Arrivals
+from tessera_core.batching.pace import Pace
 from tessera_core.batching.policy import EdfQueue, Lengths, Padded
 from tessera_core.batching.spacing import Spacing
 from tessera_core.perf.histogram import Histogram
 from tessera_runtime.dispatch.lane import Lane, descriptors_of
 from tessera_runtime.dispatch.lanes import Lanes
-from tessera_runtime.dispatch.pace import Pace
 from tessera_runtime.dispatch.request import InputNames, Work
 from tessera_runtime.dispatch.signatures import Signature
 from tessera_runtime.dispatch.statistics import MemberStatistics
@@ -226,7 +226,9 @@ class Member:
                 return
             instances = len(self.lanes.taking)
             lengths = (
-                Lengths(self.pace.size, self.largest, instances if self.mixes else 0)
+                Lengths(
+                    self.pace.mean, self.largest, instances if self.mixes else 0, self.pace.costs
+                )
                 if self.varies
                 else None
             )
@@ -246,11 +248,14 @@ class Member:
                 names = taken.batch[0].request.names or self.input_names
                 descriptors = descriptors_of(taken.batch, names, taken.shape)
                 self.count_gathered(sum([sum(each.nbytes) for each in descriptors]))
-                lane.rows, lane.work = taken.rows, taken.work
+                lane.rows, lane.work, lane.shape = taken.rows, taken.work, taken.shape
                 lane.send(taken.batch, descriptors, now, self.expected_s(taken.work))
                 self._spacing.started(now, self.likely_s(0.0), instances)
                 if isinstance(taken.shape, Padded):
-                    self.pace.sent(taken.shape.size)
+                    for work in taken.batch:
+                        shape = work.request.shape
+                        if isinstance(shape, Padded):
+                            self.pace.came(shape, work.request.rows)
             self.statistics.lost += len(taken.dropped)
             for work in taken.dropped:
                 work.request.service.late(work)
@@ -393,7 +398,8 @@ class Member:
         """The batch that came back, with the next one sent. What it took is what later ones are expected to."""
         now = time.monotonic()
         took_s = now - lane.began
-        self.pace.saw(took_s, self.expected_s(lane.work))
+        full = 2.0 * lane.work >= self.cap_of(lane)
+        self.pace.saw(took_s, self.expected_s(lane.work), lane.shape, full)
         self.recent.append((lane, lane.rows, took_s))
         batch = self._next(lane)
         observe = self.statistics.latency.observe
