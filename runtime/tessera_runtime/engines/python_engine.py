@@ -21,7 +21,7 @@ Rules of a call: inputs have the batch as first dimension and are valid only unt
 has been read (they are the lane's memory: do not keep them); outputs have the same number of rows and
 exactly the stated datatypes; BYTES are object arrays of ``bytes``; an exception fails the batch and nothing
 else. Calls of one model are serialised: Python code shares one interpreter lock, and few models are
-written for several threads.
+written for several threads. ``load`` and the calls run on threads that are not the main one: no signal handlers.
 
 The module runs as this process, which is confined where the kernel can: it writes into ``TMPDIR``, reads nothing of others
 and makes no connections. It is loaded only where code is allowed; a hang or a crash is the dispatcher's to notice.
