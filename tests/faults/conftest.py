@@ -9,6 +9,7 @@ from support.clients import Crowd
 from support.fault_load import Counts, FaultLoad
 from support.model_files import ModelFile
 from support.server import Server, running_server
+from support.targets import server as target
 
 _COUNTED: dict[str, Counts] = {}
 """What became of the requests of each test with an open loop."""
@@ -38,11 +39,19 @@ OPTIONS = ("--hang-timeout=2", "--load-timeout=5", "--worker-growth-mib=48")
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for the folder: every test leaves it serving, or the next one fails."""
     run_dir = tmp_path_factory.mktemp("faults") / "run"
     with running_server(run_dir, *OPTIONS) as server:
         yield server
+
+
+@pytest.fixture
+def server(shared: Server) -> Server:
+    """It, without the processes of the test before, which end a moment after what runs in them."""
+    shared.apply(target())
+    shared.wait_for(lambda report: not report.workers, "the processes of the test before to end")
+    return shared
 
 
 @pytest.fixture
